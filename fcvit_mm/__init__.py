@@ -1,0 +1,24 @@
+"""FCViT (arXiv 2212.12552) for OpenMMLab: a backbone for detection and segmentation.
+
+Importing this package registers `FCViT` in MMEngine's registry, stands in for mmcv's compiled
+operators where there are none, and makes MMEngine read checkpoints safely.
+"""
+
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+
+if find_spec("mmengine") is None:
+    raise ImportError(
+        "fcvit_mm needs OpenMMLab, which is not installed: pip install 'fcvit-mm[openmmlab]' "
+        "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
+    )
+
+from . import mmcv_ops
+from .backbone import FCViT
+from .checkpoint import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
+
+mmcv_ops.install()
+make_mmengine_safe()
+
+__all__ = ["CheckpointError", "FCViT", "__version__", "load_pretrained", "read_checkpoint"]
