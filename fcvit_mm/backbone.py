@@ -98,6 +98,8 @@ class FCViT(BaseModule):
         drop_path_rate = _check_rate("drop_path_rate", drop_path_rate)
         if not (is_int(frozen_stages) and -1 <= frozen_stages <= NUM_STAGES):
             raise ValueError(f"frozen_stages={frozen_stages!r} must be an integer from -1 to 4")
+        if not isinstance(layer_scale_init, int | float):
+            raise ValueError(f"layer_scale_init={layer_scale_init!r} must be a number")
         super().__init__(init_cfg)
 
         self.frozen_stages = frozen_stages

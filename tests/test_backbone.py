@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS
+from numpy.random import RandomState
 from released import GOLDEN, KEYS, fill, golden_input, imagenet_state_dict
 
 from fcvit_mm import FCViT
@@ -70,7 +71,7 @@ def test_training_pass_equals_the_released_network(dtype, with_cp):
     x = golden_input(1, 2, 64, 64).to(dtype).requires_grad_()
     outs = model(x)
     loss = sum(
-        (out * torch.from_numpy(weights(99 + i, out.shape)).to(dtype)).mean()
+        (out * torch.from_numpy(RandomState(99 + i).standard_normal(out.shape)).to(dtype)).mean()
         for i, out in enumerate(outs, 1)
     )
     loss.backward()
@@ -92,7 +93,180 @@ def test_training_pass_equals_the_released_network(dtype, with_cp):
     assert checked == 43
 
 
-def weights(seed: int, shape: tuple[int, ...]):
-    import numpy as np
+# ------------------------------------------------------------- the contract of every variant
 
-    return np.random.RandomState(seed).standard_normal(shape)
+
+@EVERY_ARCH
+def test_parameters_are_those_of_the_released_files(arch):
+    released = {k: s for k, s in KEYS[arch].items() if not k.startswith(("norm.", "head."))}
+    model = FCViT(arch)
+    assert {
+        k: list(v.shape) for k, v in model.state_dict().items() if not k.startswith("norm")
+    } == released
+    # The head of the classifier and its norm make up the rest of the published count.
+    dim = model.out_channels[-1]
+    count = sum(p.numel() for p in model.parameters()) - 2 * sum(model.out_channels[:-1])
+    published = {"tiny": 4_784_752, "b12": 14_701_832, "b24": 26_960_232, "b48": 51_477_032}
+    assert count + 1001 * dim - dim == published[arch]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 160), (75, 34)], ids=str)
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 3), (-1,), 2, (3, 0)], ids=str)
+def test_outputs_have_the_published_channels_and_strides(out_indices, size):
+    model = small(out_indices=out_indices).eval()
+    outs = model(torch.randn(1, 3, *size))
+    assert isinstance(outs, tuple) and len(outs) == len(model.out_channels) == len(model.strides)
+    for out, channels, stride in zip(outs, model.out_channels, model.strides, strict=True):
+        assert out.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"kernel_size": (5, 7)},
+        {"global_context": False},
+        {"weighted_context": False},
+        {"with_cp": True},
+        {"drop_rate": 0.1, "drop_path_rate": 0.1},
+    ],
+    ids=str,
+)
+def test_every_gradient_is_there(arguments):
+    model = small(**arguments).train()
+    sum((out**3).sum() for out in model(torch.randn(2, 3, 64, 64))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_checkpointing_gives_the_same_gradients_also_with_dropped_paths():
+    gradients = []
+    for with_cp in (False, True):
+        model = small(with_cp=with_cp, drop_path_rate=0.5, drop_rate=0.2).double().train()
+        torch.manual_seed(3)
+        x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+        sum(out.square().sum() for out in model(x)).backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("arch", ["tiny", "s12"])
+def test_autocast_is_finite_and_close_to_float32(arch, dtype):
+    model = fill(FCViT(arch)).eval()
+    x = golden_input(0, 2, 64, 96)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", dtype=dtype):
+            half = model(x)
+    for out, reference in zip(half, exact, strict=True):
+        assert out.isfinite().all()
+        assert (out.float() - reference).abs().max() <= 2e-2 * reference.abs().max()
+
+
+def test_the_similarity_is_normalised_in_float32():
+    # In half precision the inner products of these values overflow.
+    layer = small().network[0][0].token_mixer.gc1.half()
+    x = (200 + torch.randn(1, 16, 8, 8)).half()
+    sim = layer.similarity(x, x.mean((2, 3)))
+    assert sim.dtype == torch.float32 and sim.isfinite().all()
+
+
+def test_drop_path_grows_linearly_over_all_blocks():
+    model = FCViT("tiny", drop_path_rate=0.6)
+    rates = [block.drop_path.p for stage in model.network[::2] for block in stage]
+    torch.testing.assert_close(rates, torch.linspace(0, 0.6, 13).tolist())
+
+
+@pytest.mark.parametrize("stages", [-1, 0, 1, 3, 4])
+def test_frozen_stages(stages):
+    model = small(frozen_stages=stages).train()
+    names = ["patch_embed."] if stages >= 0 else []
+    names += [f"network.{i}." for i in range(2 * stages - 1)]
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+    sum((out**3).sum() for out in model(torch.randn(2, 3, 64, 64))).backward()
+    optimizer.step()
+    for key, value in model.state_dict().items():
+        frozen = key.startswith(tuple(names)) if names else False
+        assert torch.equal(value, before[key]) == frozen, key
+
+
+def test_norm_eval_keeps_running_statistics_and_trains_the_rest():
+    model = small(norm_eval=True)
+    assert model.train() is model and model.eval() is model
+    model.train()
+    before = model.patch_embed.norm.running_mean.clone()
+    model(torch.randn(2, 3, 64, 64))
+    assert torch.equal(model.patch_embed.norm.running_mean, before)
+    assert model.network[0].training and not model.network[1].norm.training
+
+
+def test_torch_compile():
+    model, x = small().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        for out, reference in zip(torch.compile(model)(x), expected, strict=True):
+            torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_export_with_dynamic_batch_and_size():
+    model, dim = small().eval(), torch.export.Dim
+    shapes = {"x": {0: dim("batch", max=8), 2: dim("h", min=33), 3: dim("w", min=33)}}
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
+    x = torch.randn(3, 3, 75, 101)
+    for out, reference in zip(program.module()(x), model(x), strict=True):
+        torch.testing.assert_close(out, reference)
+
+
+# ------------------------------------------------------------------------- how it is named
+
+
+def test_it_is_in_the_registry_with_s12_as_default():
+    model = MODELS.build(dict(type="FCViT"))
+    assert isinstance(model, FCViT)
+    assert [len(stage) for stage in model.network[::2]] == [2, 2, 6, 2]
+    assert MODELS.build(dict(type="FCViT", arch="s24")).out_channels == (64, 128, 320, 512)
+
+
+def test_building_a_variant_changes_no_other():
+    table = copy.deepcopy(ARCHS)
+    out_indices = [0, -1]
+    FCViT(SMALL, out_indices=out_indices)
+    assert table == ARCHS and out_indices == [0, -1]
+    assert all(get_arch(alias) is get_arch(name) for alias, name in ALIASES.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(arch="s13"), ["'s13'", "tiny, s12, s24, s48, b12", "nearest name is 's12'"]),
+        (dict(arch="small"), ["'small'", "nearest"]),
+        (dict(arch={**SMALL, "dims": (16, 16, 20, 32)}), ["dims", "multiples of 8", "20"]),
+        (dict(arch={**SMALL, "layers": (1, 1, 1)}), ["layers", "four positive", "(1, 1, 1)"]),
+        (dict(arch={"layers": (1, 1, 1, 1)}), ["dims", "mlp_ratios"]),
+        (dict(arch="tiny", out_indices=(0, 4)), ["(0, 4)", "0 to 3"]),
+        (dict(arch="tiny", out_indices=(3, -1)), ["(3, -1)", "twice"]),
+        (dict(arch="tiny", out_indices=()), ["()", "0 to 3"]),
+        (dict(arch="tiny", kernel_size=4), ["4", "odd"]),
+        (dict(arch="tiny", kernel_size=(3, 5, 7)), ["(3, 5, 7)", "two"]),
+        (dict(arch="tiny", drop_path_rate=1.5), ["drop_path_rate=1.5", "[0, 1)"]),
+        (dict(arch="tiny", drop_rate=-0.1), ["drop_rate=-0.1", "[0, 1)"]),
+        (dict(arch="tiny", frozen_stages=5), ["frozen_stages=5", "-1 to 4"]),
+        (dict(arch="tiny", layer_scale_init="big"), ["layer_scale_init='big'", "number"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(arguments, words):
+    with pytest.raises(ValueError) as error:
+        FCViT(**arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("arguments", [dict(depth=50), dict(arch=12), dict(norm_cfg=None)], ids=str)
+def test_an_unknown_argument_or_type_is_a_type_error(arguments):
+    with pytest.raises(TypeError):
+        FCViT(**arguments)
