@@ -1,0 +1,3 @@
+_base_ = "./semantic_fpn_fcvit_s12_ade20k.py"
+
+model = dict(backbone=dict(arch="s48", init_cfg=dict(checkpoint="pretrained/fcvit_s48.pth")))

@@ -1,0 +1,18 @@
+"""UperNet with an FCViT-S12 backbone on ADE20K, 160k iterations.
+
+Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
+Hardware:  8 GPUs, 2 pictures each
+Run:       tools/dist_train.sh configs/segmentation/upernet_fcvit_s12_ade20k.py 8
+Published: none; this is the recipe of peers of these sizes, untried with FCViT's weights
+"""
+
+_base_ = [
+    "../_base_/models/upernet_fcvit.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/adamw_160k.py",
+    "../_base_/runtime_segmentation.py",
+]
+
+# peers drop 0.2 to 0.3: the lower end for tiny and s12, the upper one for the deeper s24 and s48
+model = dict(backbone=dict(drop_path_rate=0.2))
+train_dataloader = dict(batch_size=2)

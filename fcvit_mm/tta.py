@@ -1,0 +1,66 @@
+"""Test-time augmentation for instance segmentation.
+
+MMDetection's DetTTAModel merges the boxes of several views of a picture and refuses masks; this one
+lets each box that survives the merging keep the mask it was predicted with. Importing this module
+needs MMDetection, and registers the class.
+"""
+
+import torch
+from mmcv.ops import batched_nms
+from mmdet.models.test_time_augs import DetTTAModel
+from mmdet.structures import DetDataSample
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
+
+# the axes of masks (n, height, width) that undo a flip of the picture
+_FLIPPED_AXES = {"horizontal": [-1], "vertical": [-2], "diagonal": [-2, -1]}
+
+
+@MODELS.register_module()
+class InstanceSegTTAModel(DetTTAModel):
+    """A detector whose predictions of flipped and resized views are merged, masks included.
+
+    Args:
+        tta_cfg: `nms`, the settings of `mmcv.ops.batched_nms`, and `max_per_img`, the number of
+            instances to keep.
+        module: the detector, as a config or a module.
+    """
+
+    def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
+        """Merge the views of one picture.
+
+        Args:
+            data_samples: one a view, with boxes, scores, labels and masks in `pred_instances`, in
+                the size of the original picture, still flipped where the view was.
+
+        Returns:
+            The first view's sample, its `pred_instances` replaced by the merged ones: bboxes
+            (n, 4), scores (n), best first, labels (n) and masks (n, height, width).
+        """
+        views = [sample.pred_instances for sample in data_samples]
+        metas = [sample.metainfo for sample in data_samples]
+        boxes, scores = self.merge_aug_bboxes(
+            [view.bboxes for view in views], [view.scores for view in views], metas
+        )
+        if len(boxes) == 0:
+            return data_samples[0]
+        labels = torch.cat([view.labels for view in views])
+        masks = torch.cat(
+            [
+                view.masks.flip(_FLIPPED_AXES[meta["flip_direction"]])
+                if meta["flip"]
+                else view.masks
+                for view, meta in zip(views, metas, strict=True)
+            ]
+        )
+        detections, kept = batched_nms(boxes, scores, labels, self.tta_cfg["nms"])
+        kept = kept[: self.tta_cfg["max_per_img"]]
+        detections = detections[: self.tta_cfg["max_per_img"]]
+        merged = data_samples[0]
+        merged.pred_instances = InstanceData(
+            bboxes=detections[:, :4],
+            scores=detections[:, 4],
+            labels=labels[kept],
+            masks=masks[kept],
+        )
+        return merged
