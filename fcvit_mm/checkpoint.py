@@ -72,6 +72,11 @@ def _safe_globals() -> list:
     ]
 
 
+def is_url(filename: str) -> bool:
+    """Whether a checkpoint is named by a URL or by a scheme of MMEngine's, not by a path."""
+    return "://" in filename
+
+
 def fetch(filename: str) -> Path:
     """Resolve a local path or an http(s) URL (kept in torch.hub's directory) to a local file.
 
@@ -277,8 +282,7 @@ def load_pretrained(
     # A file may have been trained with more or fewer outputs than this backbone has.
     given = {key: v for key, v in given.items() if key in wanted or not OUTPUT_NORM.match(key)}
     kept = sorted(key for key in wanted.keys() - given.keys() if OUTPUT_NORM.match(key))
-    if problems := _misfits(given, {key: v for key, v in wanted.items() if key not in kept}):
-        raise CheckpointError(_diagnose(filename, weights, given, wanted) + " " + problems)
+    check_fit(filename, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
     print_log(
         f"FCViT: loaded {len(given)} tensors, all but {len(kept)} of the output norms, from "
@@ -313,35 +317,27 @@ def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     )
 
 
-def _diagnose(
-    filename: str,
-    weights: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-) -> str:
-    """Say what the file seems to be, and what to set."""
-    whole = "a detector or segmentor whose backbone is " if _has_heads(weights) else ""
-    theirs, ours = infer_arguments(given), infer_arguments(wanted)
+def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare a file's state dict with a model's; each a whole model or an FCViT alone.
+
+    Raises:
+        CheckpointError: keys or shapes differ; says what the file seems to be, what to set, and
+            which tensors are missing, unexpected or of another shape.
+    """
+    if not (problems := _misfits(given, wanted)):
+        return
+    theirs, ours = (infer_arguments(backbone_weights(w, None)) for w in (given, wanted))
     if theirs is None or ours is None:
-        advice = "give a file of FCViT weights, or set prefix to that of the backbone's keys"
-        return f"{filename} does not fit: it seems to be {whole}not an FCViT; {advice}."
-    differences = [name for name in ours if theirs[name] != ours[name]]
-    if not differences:
-        return f"{filename} does not fit: it seems to be {whole}a damaged FCViT; get it again."
-    # Sizes of both sides and the setting to change, for each.
-    return (
-        f"{filename} does not fit: it seems to be {whole}"
-        + " and ".join(
+        seems = "not an FCViT, or one under another prefix; give FCViT's weights, or set prefix"
+    elif differences := [name for name in ours if theirs[name] != ours[name]]:
+        seems = " and ".join(
             f"an FCViT with {name}={theirs[name]!r} where the model has {name}={ours[name]!r} "
             f"(set {name}={theirs[name]!r} in the backbone)"
             for name in differences
         )
-        + "."
-    )
-
-
-def _has_heads(weights: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("backbone.") for key in weights)
+    else:
+        seems = "the same FCViT, but for the tensors that follow; compare the rest of the config"
+    raise CheckpointError(f"{filename} does not fit the model: it seems to be {seems}. {problems}")
 
 
 # ------------------------------------------------------------ the same under MMEngine

@@ -1,0 +1,355 @@
+"""What every tool needs between a config file and a Runner: checks first, then the machine.
+
+A config is written for GPUs, with mixed precision and SyncBN; `adapt` changes what this machine
+can't do. `check_files` names missing weights and data before anything is built. `run_tool` turns
+what a user can mend into one sentence and exit status 2.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+from torch.distributed import init_process_group
+
+from .arch import ALIASES
+from .checkpoint import CheckpointError, check_fit, fetch, is_url
+
+# The authors' shared drive, a folder a model; there is no direct link to the files.
+DRIVE = "https://drive.google.com/drive/folders/"
+RELEASED_WEIGHTS = {
+    "tiny": DRIVE + "1YSa8tkXkUQT94mgo-L7q4pv5KiHRTAaR",
+    "s12": DRIVE + "1QuyalIGhJeD2pxcVxR0_gJNrk2mZ8WEb",
+    "s24": DRIVE + "1II2v1rhNe9sgLJtoSR-cgSh2mpPQMt4t",
+    "s48": DRIVE + "16joP1cQwbx4oICL-WbPC1SqGNoc4-NZm",
+}
+
+# Where each data set of our configs comes from, by its data_root.
+DATA_SOURCES = {
+    "data/coco": "Download train2017, val2017 and the annotations from https://cocodataset.org "
+    "and unpack them there",
+    "data/ade/ADEChallengeData2016": "Download ADEChallengeData2016.zip (scene parsing) from "
+    "http://sceneparsing.csail.mit.edu and unpack it in data/ade",
+    "data/shapes": "Generate it: make data, or python -m fcvit_mm.shapes data/shapes",
+    "data/coins": "Generate it: make data, or python -m fcvit_mm.coins data/coins",
+}
+
+
+class ConfigError(ValueError):
+    """A config, or what it names, can't be used; the message says what, where and the way out."""
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool's main function; end with one sentence and status 2 where a user can mend it."""
+    try:
+        main()
+    except (CheckpointError, ConfigError) as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# ------------------------------------------------------------------------------- configs
+
+
+def load_config(
+    filename: str, options: dict | None = None, work_dir: str | None = None, launcher: str = "none"
+) -> Config:
+    """Read a config file as MMEngine does, with a user's changes.
+
+    Args:
+        filename: path of a config.
+        options: `--cfg-options`, dotted keys and their values.
+        work_dir: overrides the config's; the default is work_dirs/NAME_OF_THE_CONFIG.
+        launcher: none, pytorch, slurm or mpi.
+
+    Raises:
+        ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
+    """
+    if not Path(filename).is_file():
+        raise ConfigError(f"{filename}: there is no such config; see configs/ for those there are")
+    try:
+        cfg = Config.fromfile(filename)
+    except Exception as error:  # a config is a program and may fail in any way
+        raise ConfigError(f"{filename} can't be read as a config: {_first_line(error)}") from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ConfigError(f"--cfg-options does not fit {filename}: {_first_line(error)}") from error
+    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}"
+    cfg.launcher = launcher
+    return cfg
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that train.py and test.py share."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="changes to the config, such as model.backbone.arch=s24 or key='[a,b]'",
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision (`--amp`); an error where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError("--amp needs a GPU, and this machine has none; leave it out")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate to the actual batch size (`--auto-scale-lr`)."""
+    if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+        raise ConfigError(
+            f"--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size; add it"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def enable_tta(cfg: Config) -> None:
+    """Test with test-time augmentation (`--tta`): wrap the model, exchange the pipeline."""
+    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+        raise ConfigError(f"--tta: {cfg.filename} has no tta_model and tta_pipeline; add both")
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def dump_predictions(cfg: Config, filename: str) -> None:
+    """Have a test write its predictions to a file as OpenMMLab does (`--out`)."""
+    if Path(filename).suffix not in (".pkl", ".pickle"):
+        raise ConfigError(f"--out {filename} must end in .pkl or .pickle")
+    if not Path(filename).absolute().parent.is_dir():
+        raise ConfigError(f"--out {filename}: its directory does not exist; make it first")
+    metric = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+    evaluators = cfg.test_evaluator
+    cfg.test_evaluator = [
+        *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
+        dict(type=metric, out_file_path=filename),
+    ]
+
+
+def draw_predictions(cfg: Config, directory: str) -> None:
+    """Have a test draw every picture's prediction into a directory (`--show-dir`)."""
+    hook = cfg.default_hooks.get("visualization")
+    if hook is None:
+        raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")
+    hook.draw, hook.interval = True, 1
+    if cfg.get("default_scope") == "mmdet":
+        hook.test_out_dir = str(Path(directory).absolute())
+    else:
+        cfg.visualizer.save_dir = directory
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every dict in a config with its dotted path, parents first."""
+    if isinstance(node, dict):
+        yield path, node
+        items = list(node.items())
+    elif isinstance(node, list | tuple):
+        items = list(enumerate(node))
+    else:
+        return
+    for key, value in items:
+        yield from _dicts(value, f"{path}.{key}" if path else str(key))
+
+
+def adapt(cfg: Config) -> list[str]:
+    """Change in a config, in place, what this machine or launcher can't run.
+
+    Without a GPU: float32 for mixed precision, gloo for nccl. Without a GPU, or in one process:
+    BN for SyncBN. Elsewhere nothing.
+
+    Returns:
+        A line for each change.
+    """
+    cuda, distributed = torch.cuda.is_available(), cfg.get("launcher", "none") != "none"
+    changes = []
+    if not (cuda and distributed):
+        for path, node in _dicts(cfg._cfg_dict):
+            if node.get("type") in ("SyncBN", "MMSyncBN"):
+                node["type"] = "BN"
+                changes.append(f"{path}: BN for SyncBN, which needs GPUs and several processes")
+    if cuda:
+        return changes
+    optim_wrapper = cfg.get("optim_wrapper", {})
+    if optim_wrapper.get("type") == "AmpOptimWrapper":
+        optim_wrapper.type = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            optim_wrapper.pop(key, None)
+        changes.append("optim_wrapper: float32 for mixed precision, which needs a GPU")
+    if distributed:
+        cfg.env_cfg.dist_cfg = dict(backend="gloo")
+        cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None)
+        changes.append("env_cfg: gloo for nccl, which needs a GPU")
+    return changes
+
+
+# ----------------------------------------------------------------- what must be there first
+
+
+def check_checkpoint(filename: str) -> None:
+    """Make sure that a checkpoint to load, resume or test is there; a URL is tried later.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    if not is_url(filename):
+        fetch(filename)
+
+
+def check_files(cfg: Config, loaders: tuple[str, ...], pretrained: bool) -> None:
+    """Make sure that weights and data are there before anything is built.
+
+    Args:
+        cfg: a config.
+        loaders: which of train_dataloader, val_dataloader and test_dataloader will be used.
+        pretrained: whether `init_cfg` will be used (not in a test, or with a checkpoint).
+
+    Raises:
+        ConfigError: something is missing; the message says where to get it and to put it.
+    """
+    if pretrained:
+        for path, node in _dicts(cfg.model, "model"):
+            if node.get("type") == "Pretrained":
+                _check_weights(str(node.get("checkpoint")), path, cfg)
+    for loader in loaders:
+        for path, node in _dicts(cfg.get(loader) or {}, loader):
+            if "ann_file" in node or "data_prefix" in node:
+                _check_dataset(node, path)
+
+
+def _check_weights(checkpoint: str, path: str, cfg: Config) -> None:
+    if is_url(checkpoint) or Path(checkpoint).expanduser().is_file():
+        return
+    owner: Any = cfg
+    for key in path.split(".")[:-1]:
+        owner = owner[int(key)] if key.isdigit() else owner[key]
+    arch = owner.get("arch", "s12")
+    source = RELEASED_WEIGHTS.get(ALIASES.get(arch, arch)) if isinstance(arch, str) else None
+    where = f" Download FCViT-{arch} from {source} and save the file there." if source else ""
+    raise ConfigError(
+        f"{path}: the pretrained weights {checkpoint} do not exist.{where} To start from random "
+        f"weights instead, add --cfg-options {path}=None."
+    )
+
+
+def _check_dataset(dataset: dict, path: str) -> None:
+    root = dataset.get("data_root") or ""
+    prefix = dataset.get("data_prefix") or {}
+    for name in (dataset.get("ann_file"), *prefix.values()):
+        # Not all data sets have each; a prefix may be a part of file names, and a URL no file.
+        if not isinstance(name, str) or not name or is_url(name) or is_url(root):
+            continue
+        wanted = Path(root, name)
+        if not wanted.exists():
+            remedy = DATA_SOURCES.get(root.rstrip("/"), "Put it there")
+            raise ConfigError(
+                f"{path}: {wanted} does not exist. {remedy}, or set {path}.data_root to where "
+                "the data are."
+            )
+
+
+# -------------------------------------------------------------------------------- a Runner
+
+
+class CompleteCheckpointHook(Hook):
+    """Refuse a checkpoint that does not fit, where MMEngine would only warn in its log.
+
+    In test and on resume every tensor must fit; in training with `load_from` the backbone must,
+    while heads of other classes may differ.
+    """
+
+    def __init__(self, filename: str, whole: bool) -> None:
+        self.filename = filename
+        self.whole = whole
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the keys and shapes of the file with the model's, before they are loaded."""
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        weights = checkpoint.get("state_dict", checkpoint)
+        given = {key.removeprefix("module."): value for key, value in weights.items()}
+        wanted = model.state_dict()
+        if not self.whole:
+            given, wanted = (
+                {key: value for key, value in state.items() if key.startswith("backbone.")}
+                for state in (given, wanted)
+            )
+        check_fit(self.filename, given, wanted)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Adapt a config to this machine and build its Runner.
+
+    Raises:
+        ConfigError: something that the config names can't be built.
+    """
+    changes = adapt(cfg)
+    if cfg.launcher != "none" and not torch.cuda.is_available():
+        if cfg.launcher != "pytorch":
+            raise ConfigError(
+                f"--launcher {cfg.launcher} needs GPUs; on CPUs use --launcher pytorch"
+            )
+        # MMEngine's own initialisation selects a CUDA device first.
+        init_process_group("gloo")
+    try:
+        runner = Runner.from_cfg(cfg)
+    except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"the config can't be built: {_first_line(error)}") from error
+    for change in changes:
+        runner.logger.info(f"adapted to this machine: {change}")
+    if cfg.get("load_from"):
+        hook = CompleteCheckpointHook(cfg.load_from, whole=cfg.resume or not cfg.get("train_cfg"))
+        runner.register_hook(hook)
+    return runner
+
+
+def train(cfg: Config) -> Runner:
+    """Train by a config, validation included.
+
+    Raises:
+        ConfigError, CheckpointError: before the first iteration, see `check_files` and
+            `build_runner`.
+    """
+    if cfg.get("load_from"):
+        check_checkpoint(cfg.load_from)
+    loaders = (
+        ("train_dataloader", "val_dataloader") if cfg.get("val_cfg") else ("train_dataloader",)
+    )
+    check_files(cfg, loaders, pretrained=not cfg.get("load_from"))
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def test(cfg: Config) -> dict[str, float]:
+    """Test the checkpoint `cfg.load_from` by a config; returns the metrics.
+
+    Raises:
+        ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
+    """
+    check_checkpoint(cfg.load_from)
+    check_files(cfg, ("test_dataloader",), pretrained=False)
+    # What belongs to training must not be needed, nor built.
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
+                "val_dataloader", "val_cfg", "val_evaluator"):  # fmt: skip
+        cfg.pop(key, None)
+    return build_runner(cfg).test()

@@ -1,0 +1,28 @@
+"""Write the weights of an FCViT checkpoint, and nothing else, to a .pth or .safetensors file."""
+
+import argparse
+
+from fcvit_mm.checkpoint import convert_checkpoint
+from fcvit_mm.runtime import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", metavar="SRC", help="path or URL of a checkpoint")
+    parser.add_argument("target", metavar="DST", help="file to write, .pth or .safetensors")
+    parser.add_argument(
+        "--no-ema",
+        dest="ema",
+        action="store_false",
+        help="take the plain weights where the file has averaged ones too",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    print(convert_checkpoint(args.source, args.target, args.ema))
+
+
+if __name__ == "__main__":
+    run_tool(main)

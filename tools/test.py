@@ -1,0 +1,36 @@
+"""Measure mAP or mIoU of a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
+
+import argparse
+
+from fcvit_mm import runtime
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure mAP or mIoU of a checkpoint.")
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument("--work-dir", help="logs (default: work_dirs/CONFIG)")
+    parser.add_argument("--out", metavar="FILE", help="write the predictions to this .pkl file")
+    parser.add_argument(
+        "--show-dir", metavar="DIR", help="draw the predictions into this directory"
+    )
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    runtime.add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg.load_from = args.checkpoint
+    if args.tta:
+        runtime.enable_tta(cfg)
+    if args.out:
+        runtime.dump_predictions(cfg, args.out)
+    if args.show_dir:
+        runtime.draw_predictions(cfg, args.show_dir)
+    runtime.test(cfg)
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)

@@ -1,0 +1,43 @@
+"""Train a detector or segmentor: python tools/train.py CONFIG."""
+
+import argparse
+
+from fcvit_mm import runtime
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a detector or segmentor.")
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("--work-dir", help="logs and checkpoints (default: work_dirs/CONFIG)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="go on from this checkpoint, or from the newest of the work directory",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate from the config's base batch size to the actual one",
+    )
+    runtime.add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    if args.amp:
+        runtime.enable_amp(cfg)
+    if args.auto_scale_lr:
+        runtime.enable_auto_scale_lr(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    runtime.train(cfg)
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
