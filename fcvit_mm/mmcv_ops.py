@@ -26,25 +26,24 @@ computed in float32 and rounded once, at the end; float64 stays float64.
 Letters of shapes: B images, C channels, H x W pixels, K boxes, P x Q bins of a box.
 """
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import module_from_spec
+from logging import INFO, WARNING
 from multiprocessing import parent_process
 from types import ModuleType
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 _EXTENSION = "mmcv._ext"
 _OPERATORS: dict[str, Callable[..., Any]] = {}
-_logger = logging.getLogger("fcvit_mm")
 
 
 def install() -> None:
@@ -67,7 +66,7 @@ class _ExtensionFinder(MetaPathFinder):
         if fullname != _EXTENSION:
             return None
         compiled = PathFinder.find_spec(fullname, path)
-        origin = __name__ if compiled is None else compiled.origin
+        origin = compiled.origin if compiled else __name__
         return ModuleSpec(fullname, _ExtensionLoader(compiled), origin=origin)
 
 
@@ -78,55 +77,50 @@ class _ExtensionLoader(Loader):
         self.compiled = compiled
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        if self.compiled is None:
-            if _speaks_for_this_machine():
-                _logger.info(
-                    "mmcv has no compiled operators here: %s, built on torchvision's, stands in "
-                    "for them. To compile them: %s",
-                    __name__,
-                    _build_command(),
-                )
+        if self.compiled is None or self.compiled.loader is None:
+            _say(
+                INFO,
+                f"mmcv has no compiled operators here: {__name__}, built on torchvision's, stands "
+                f"in for them. To compile them: {_build_command()}",
+            )
             return None
-        assert self.compiled.loader is not None  # what PathFinder finds for a name with a file
         try:
             module = module_from_spec(self.compiled)
             self.compiled.loader.exec_module(module)
+            return module
         except (ImportError, OSError) as error:
-            if _speaks_for_this_machine():
-                warnings.warn(
-                    f"mmcv's compiled operators, {self.compiled.origin}, cannot be loaded ({error}): "
-                    f"most often they were built for another PyTorch than the installed "
-                    f"{torch.__version__}. {__name__}, built on torchvision's operators, stands "
-                    f"in for them. To rebuild them: {_build_command()}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            spec.origin = __name__
-            self.compiled = None
+            _say(
+                WARNING,
+                f"mmcv's compiled operators ({self.compiled.origin}) cannot be loaded: {error}. "
+                f"Most often they were built for another PyTorch than the installed "
+                f"{torch.__version__}. {__name__}, built on torchvision's, stands in for them. "
+                f"To rebuild them: {_build_command()}",
+            )
+            self.compiled, spec.origin = None, __name__
             return None
-        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        if self.compiled is not None:
-            return
-        import torchvision  # noqa: F401  registers torch.ops.torchvision
+        if self.compiled is None:
+            import torchvision  # noqa: F401  registers torch.ops.torchvision
 
-        vars(module).update(_OPERATORS, __doc__=__doc__, __getattr__=_unimplemented)
+            vars(module).update(_OPERATORS, __doc__=__doc__, __getattr__=_unimplemented)
 
 
-def _speaks_for_this_machine() -> bool:
-    """False in all but one of a machine's distributed processes, and in their worker processes."""
-    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    return local_rank == "0" and parent_process() is None
+def _say(level: int, message: str) -> None:
+    """Log in one process of each machine: not in its other ranks, nor in worker processes."""
+    rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    if rank == "0" and parent_process() is None:
+        print_log(message, logger="current", level=level)
 
 
 def _build_command() -> str:
-    options = "--no-build-isolation --no-cache-dir --no-deps --force-reinstall"
+    # neither what pip builds in isolation nor the wheel in its cache would fit the installed torch
+    pip = "pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary"
     try:
-        # neither pip's isolated build nor the wheel in its cache would fit the installed torch
-        return f"pip install {options} --no-binary onedl-mmcv onedl-mmcv=={version('onedl-mmcv')}"
+        return f"{pip} onedl-mmcv onedl-mmcv=={version('onedl-mmcv')}"
     except PackageNotFoundError:
-        return f"pip uninstall -y mmcv-lite && pip install {options} --no-binary mmcv mmcv==2.1.0"
+        # mmcv 2.1.0 is the last that mmdet 3.3.0 and mmsegmentation 1.2.2 accept
+        return f"pip uninstall -y mmcv-lite; pip install 'setuptools<82'; {pip} mmcv mmcv==2.1.0"
 
 
 def _unimplemented(name: str) -> Callable[..., Any]:
@@ -136,12 +130,11 @@ def _unimplemented(name: str) -> Callable[..., Any]:
 
     def operator(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f"mmcv's compiled operator '{name}' is called, which {__name__} does not provide. "
+            f"mmcv's compiled operator '{name}' was called, which {__name__} does not provide. "
             f"To compile mmcv for the installed PyTorch {torch.__version__} (with a C++ compiler, "
-            f"and nvcc for CUDA): {_build_command()}"
+            f"for CUDA also nvcc): {_build_command()}"
         )
 
-    operator.__name__ = operator.__qualname__ = name
     return operator
 
 
@@ -168,13 +161,14 @@ def get_compiling_cuda_version() -> str:
 
 @_operator
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices (int64) of the boxes (K, 4) kept, by falling score."""
-    # the extension knows float32 alone, of the threshold too: an IoU of 3/10 isn't above 0.3
-    boxes, scores = boxes.float(), scores.float()
+    """Indices (int64) of the kept of the boxes (K, 4), by falling score."""
+    order = scores.sort(descending=True).indices  # like the extension's: not stable
+    falling = torch.arange(len(order), 0, -1, dtype=torch.float32, device=boxes.device)
+    # the extension computes in float32, the threshold too: an IoU of 3/10 is not above 0.3
+    boxes = boxes[order].float()
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    if offset:
-        boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    return torch.ops.torchvision.nms(boxes, scores, threshold)
+    boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
+    return order[torch.ops.torchvision.nms(boxes, falling, threshold)]
 
 
 @_operator
@@ -188,50 +182,47 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Indices (int64) of the boxes kept; boxes and lowered scores go into the first rows of dets.
+    """Indices (int64) of the kept of the boxes (K, 4), by falling lowered score.
 
-    method: 0 naive, 1 linear, 2 gaussian (Bodla et al., arXiv 1704.04503).
+    The first rows of dets (K, 5) take these boxes and scores. method: 0 naive, 1 linear,
+    2 gaussian (Bodla et al., arXiv 1704.04503).
     """
     rest = torch.cat((boxes, scores[:, None]), dim=1).float()
-    rest_index = torch.arange(len(boxes), device=boxes.device)
-    kept, kept_index = [], []
+    index = torch.arange(len(boxes), device=boxes.device)
+    kept, kept_index = [rest[:0]], [index[:0]]
     while len(rest):
-        # equal scores: the extension takes the first, puts it in front, and what was in front
-        # into its place
+        # the order of equal scores follows from how the extension moves boxes: the first box
+        # goes to the place of the best one, boxes from the end to the places of discarded ones
         best = int(rest[:, 4].argmax())
-        swapped = rest_index.new_tensor([best, *range(1, len(rest))])
-        kept.append(rest[best])
-        kept_index.append(rest_index[best])
-        if best:
-            swapped[best] = 0
-        rest, rest_index = rest[swapped[1:]], rest_index[swapped[1:]]
+        kept.append(rest[best : best + 1].clone())
+        kept_index.append(index[best : best + 1].clone())
+        rest[best], index[best] = rest[0], index[0]
+        rest, index = rest[1:], index[1:]
 
         overlap = _iou(kept[-1], rest, offset)
         if method == 0:
-            weight = (overlap < iou_threshold).to(overlap)
+            weight = (~(overlap >= iou_threshold)).to(overlap)
         elif method == 1:
             weight = torch.where(overlap >= iou_threshold, 1 - overlap, 1)
         else:
             weight = torch.exp(-(overlap * overlap) / sigma)
         rest[:, 4] *= weight
-        # it fills the place of a discarded box with the last one
-        survives = ~(rest[:, 4] < min_score)
-        count = int(survives.sum())
-        order = torch.arange(len(rest), device=boxes.device)
-        order[:count][~survives[:count]] = order[count:][survives[count:]].flip(0)
-        rest, rest_index = rest[order[:count]], rest_index[order[:count]]
-    if kept:
-        dets[: len(kept)] = torch.stack(kept).to(dets)
-        return torch.stack(kept_index)
-    return rest_index
+        stays = ~(rest[:, 4] < min_score)
+        count = int(stays.sum())
+        for rows in (rest, index):
+            rows[:count][~stays[:count]] = rows[count:][stays[count:]].flip(0)
+        rest, index = rest[:count], index[:count]
+    lowered = torch.cat(kept)
+    dets[: len(lowered)] = lowered.to(dets)
+    return torch.cat(kept_index)
 
 
 def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    width = torch.minimum(box[2], boxes[:, 2]) - torch.maximum(box[0], boxes[:, 0]) + offset
-    height = torch.minimum(box[3], boxes[:, 3]) - torch.maximum(box[1], boxes[:, 1]) + offset
-    shared = width.clamp(min=0) * height.clamp(min=0)
-    area = (box[2] - box[0] + offset) * (box[3] - box[1] + offset)
-    areas = (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+    """IoU (K,) of one box (1, 4) with boxes (K, 4) whose sides are x2 - x1 + offset."""
+    top_left = torch.maximum(box[:, :2], boxes[:, :2])
+    bottom_right = torch.minimum(box[:, 2:4], boxes[:, 2:4])
+    shared = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
+    area, areas = ((b[:, 2:4] - b[:, :2] + offset).prod(dim=1) for b in (box, boxes))
     return shared / (area + areas - shared)
 
 
@@ -252,41 +243,30 @@ def roi_align_forward(
     """input (B, C, H, W), rois (K, 5), output (K, C, P, Q); pool_mode: 0 maximum, 1 average.
 
     For the maximum, argmax_y and argmax_x (K, C, P, Q) take the position of each bin's greatest
-    sample, -1 where it has none (the output is 0 then).
+    sample, -1 where a box without extent has no samples and the output is 0.
     """
     features, boxes = _widen(input, rois)
     if pool_mode == 1:
+        grid = (spatial_scale, aligned_height, aligned_width)
         output.copy_(
-            torch.ops.torchvision.roi_align(
-                features,
-                boxes,
-                spatial_scale,
-                aligned_height,
-                aligned_width,
-                sampling_ratio,
-                aligned,
-            )
+            torch.ops.torchvision.roi_align(features, boxes, *grid, sampling_ratio, aligned)
         )
         return
 
-    shift = 0.5 if aligned else 0.0
-
     def samples(first: int, last: int, bins: int) -> tuple[Callable[[int], Tensor], Tensor]:
+        shift = 0.5 if aligned else 0.0
         start = boxes[:, first, None] * spatial_scale - shift
         extent = boxes[:, last, None] * spatial_scale - shift - start
-        if not aligned:
-            extent = extent.clamp(min=1)
-        size = extent / bins
-        count = size.new_tensor(sampling_ratio) if sampling_ratio > 0 else size.ceil()
+        size = (extent if aligned else extent.clamp(min=1)) / bins
+        count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
         origin = start + torch.arange(bins, device=size.device) * size
         return lambda i: origin + (i + 0.5) * size / count, count.expand_as(origin)
 
-    values, y, x = _greatest_samples(
+    greatest = _greatest_samples(
         features, boxes, *samples(2, 4, aligned_height), *samples(1, 3, aligned_width)
     )
-    output.copy_(values)
-    argmax_y.copy_(y)
-    argmax_x.copy_(x)
+    for target, result in zip((output, argmax_y, argmax_x), greatest, strict=True):
+        target.copy_(result)
 
 
 @_operator
@@ -304,28 +284,16 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     grad, boxes = _widen(grad_output, rois)
-    batch, channels, height, width = grad_input.shape
     if pool_mode == 1:
-        grad_input.copy_(
-            torch.ops.torchvision._roi_align_backward(
-                grad,
-                boxes,
-                spatial_scale,
-                aligned_height,
-                aligned_width,
-                batch,
-                channels,
-                height,
-                width,
-                sampling_ratio,
-                aligned,
-            )
+        grid = (spatial_scale, aligned_height, aligned_width)
+        result = torch.ops.torchvision._roi_align_backward(
+            grad, boxes, *grid, *grad_input.shape, sampling_ratio, aligned
         )
-        return
-    y, x = argmax_y.to(grad), argmax_x.to(grad)
-    position, weight = _corners(y, x, height, width)
-    weight = weight * (y != -1)
-    grad_input.copy_(_scatter(weight * grad, position, boxes, grad_input.shape))
+    else:
+        y, x = argmax_y.to(grad), argmax_x.to(grad)
+        pixel, weight = _corners(y, x, *grad_input.shape[2:])
+        result = _scatter(grad * weight * (y != -1), pixel, boxes, grad_input.shape)
+    grad_input.copy_(result)
 
 
 @_operator
@@ -340,27 +308,26 @@ def roi_pool_forward(
 ) -> None:
     """input (B, C, H, W), rois (K, 5), output (K, C, P, Q).
 
-    argmax (K, C, P, Q) takes the flat position of each bin's greatest value, -1 in an empty bin.
+    argmax (K, C, P, Q) takes the flat position of each bin's greatest pixel, -1 where the bin has
+    none and the output is 0.
     """
     features, boxes = _widen(input, rois)
+    height, width = input.shape[2:]
 
     def samples(
         first: int, last: int, bins: int, limit: int
     ) -> tuple[Callable[[int], Tensor], Tensor]:
         start = boxes[:, first, None] * spatial_scale
         extent = (boxes[:, last, None] + 1) * spatial_scale - start
-        size = extent / bins
-        edge = torch.arange(bins + 1, device=size.device) * size + start
-        low = edge[:, :-1].floor().clamp(0, limit)
-        high = edge[:, 1:].ceil().clamp(0, limit)
+        edges = torch.arange(bins + 1, device=boxes.device) * (extent / bins) + start
+        low = edges[:, :-1].floor().clamp(0, limit)
+        high = edges[:, 1:].ceil().clamp(0, limit)
         return lambda i: low + i, (high - low) * (extent > 0)
 
-    height, width = input.shape[2:]
-    values, y, x = _greatest_samples(
-        features, boxes, *samples(2, 4, pooled_height, height), *samples(1, 3, pooled_width, width)
-    )
-    output.copy_(values)
-    argmax.copy_(torch.where(y < 0, -1, y * width + x))
+    rows, columns = samples(2, 4, pooled_height, height), samples(1, 3, pooled_width, width)
+    value, y, x = _greatest_samples(features, boxes, *rows, *columns)
+    output.copy_(value)
+    argmax.copy_(torch.where(y < 0, -1, y.long() * width + x.long()))
 
 
 @_operator
@@ -374,44 +341,41 @@ def roi_pool_backward(
     spatial_scale: float,
 ) -> None:
     grad, boxes = _widen(grad_output, rois)
-    position = argmax.long()
-    grad_input.copy_(
-        _scatter(grad * (position >= 0), position.clamp(min=0), boxes, grad_input.shape)
-    )
+    pixel = argmax.long().clamp(min=0)
+    grad_input.copy_(_scatter(grad * (argmax >= 0), pixel, boxes, grad_input.shape))
 
 
 def _greatest_samples(
     features: Tensor,
     boxes: Tensor,
     y_at: Callable[[int], Tensor],
-    count_y: Tensor,
+    y_count: Tensor,
     x_at: Callable[[int], Tensor],
-    count_x: Tensor,
+    x_count: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, y and x (K, C, P, Q) of the first of each bin's greatest samples.
+    """Value, y and x, (K, C, P, Q) each, of the first of each bin's greatest samples.
 
-    y_at(i) (K, P) are the rows of the bins' i-th samples, of which there are count_y (K, P); x_at
-    and count_x (K, Q) their columns. A bin without samples has value 0 and position -1.
+    y_at(i) (K, P) are the rows of the bins' i-th samples, of which there are y_count (K, P); x_at
+    and x_count (K, Q) their columns. A bin without samples gets value 0 and position -1.
     """
-    channels, height, width = features.shape[1:]
+    _, channels, height, width = features.shape
     pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    start = boxes[:, 0].long() * (height * width)
-    bins = (*count_y.shape, count_x.shape[1], channels)
+    image = boxes[:, 0].long() * (height * width)
+    bins = (*y_count.shape, x_count.shape[1], channels)
     value = pixels.new_full(bins, -torch.inf)
     best_y, best_x = pixels.new_full(bins, -1), pixels.new_full(bins, -1)
-    # sample by sample over all boxes: memory does not grow with the boxes' sizes
-    for i in range(int(count_y.max()) if len(boxes) else 0):
-        for j in range(int(count_x.max())):
-            exists = (i < count_y)[:, :, None] & (j < count_x)[:, None, :]
+    # one sample of all bins at a time: memory does not grow with the boxes' sizes
+    for i in range(int(y_count.max()) if len(boxes) else 0):
+        for j in range(int(x_count.max())):
+            exists = (i < y_count)[:, :, None] & (j < x_count)[:, None, :]
             k, p, q = exists.nonzero(as_tuple=True)
             y, x = y_at(i)[k, p], x_at(j)[k, q]
-            position, weight = _corners(y, x, height, width)
-            sample = (pixels[start[k] + position] * weight[..., None]).sum(0)
+            pixel, weight = _corners(y, x, height, width)
+            sample = (pixels[image[k] + pixel] * weight[..., None]).sum(dim=0)
             greater = sample > value[k, p, q]
-            value[k, p, q] = torch.where(greater, sample, value[k, p, q])
-            best_y[k, p, q] = torch.where(greater, y[:, None], best_y[k, p, q])
-            best_x[k, p, q] = torch.where(greater, x[:, None], best_x[k, p, q])
-    value = value.masked_fill(best_y == -1, 0)
+            for best, new in ((value, sample), (best_y, y[:, None]), (best_x, x[:, None])):
+                best[k, p, q] = torch.where(greater, new, best[k, p, q])
+    value.masked_fill_(value == -torch.inf, 0)
     return value.permute(0, 3, 1, 2), best_y.permute(0, 3, 1, 2), best_x.permute(0, 3, 1, 2)
 
 
@@ -425,32 +389,26 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Ten
     top, left = y.floor(), x.floor()
     bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
     down, across = y - top, x - left
-    position = torch.stack([r * width + c for r in (top, bottom) for c in (left, right)]).long()
+    pixel = torch.stack([r * width + c for r in (top, bottom) for c in (left, right)]).long()
     weight = torch.stack([v * h for v in (1 - down, down) for h in (1 - across, across)])
-    return position, weight * inside
+    return pixel, weight * inside
 
 
-def _scatter(grad: Tensor, position: Tensor, boxes: Tensor, shape: torch.Size) -> Tensor:
-    """Sum gradients (..., K, C, P, Q) into an image of shape (B, C, H, W) at flat positions."""
+def _scatter(grad: Tensor, pixel: Tensor, boxes: Tensor, shape: torch.Size) -> Tensor:
+    """Sum the boxes' gradients (..., K, C, P, Q) into pixels, flat positions, of (B, C, H, W)."""
     _, channels, height, width = shape
-    image = boxes[:, 0].long()[:, None] * channels + torch.arange(channels, device=grad.device)
-    position = position + image[:, :, None, None] * (height * width)
+    plane = boxes[:, 0, None].long() * channels + torch.arange(channels, device=grad.device)
+    pixel = pixel + plane[:, :, None, None] * (height * width)
     summed = grad.new_zeros(shape.numel())
-    return summed.index_add_(0, position.flatten(), grad.flatten()).view(shape)
+    return summed.index_add_(0, pixel.flatten(), grad.flatten()).view(shape)
 
 
 @_operator
 def deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    **geometry: int,
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *buffers: Tensor, **geometry: int
 ) -> None:
-    operands = _deform_operands(input, weight, offset)
-    output.copy_(torch.ops.torchvision.deform_conv2d(*operands, *_deform_geometry(geometry)))
+    operands = _plain_operands(input, weight, offset, geometry)
+    output.copy_(torch.ops.torchvision.deform_conv2d(*operands))
 
 
 @_operator
@@ -461,13 +419,11 @@ def deform_conv_backward_input(
     grad_input: Tensor,
     grad_offset: Tensor,
     weight: Tensor,
-    columns: Tensor,
+    *buffers: Tensor,
     **geometry: int,
 ) -> None:
-    operands = _deform_operands(input, weight, offset)
-    grads = torch.ops.torchvision._deform_conv2d_backward(
-        grad_output.to(operands[0]), *operands, *_deform_geometry(geometry)
-    )
+    operands = _plain_operands(input, weight, offset, geometry)
+    grads = torch.ops.torchvision._deform_conv2d_backward(grad_output.to(operands[0]), *operands)
     grad_input.copy_(grads[0])
     grad_offset.copy_(grads[2])
 
@@ -478,31 +434,24 @@ def deform_conv_backward_parameters(
     offset: Tensor,
     grad_output: Tensor,
     grad_weight: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    scale: float,
+    *buffers: Tensor,
     **geometry: int,
 ) -> None:
-    # the kernels of a convolution with this gradient: its values do not enter
-    weight = torch.zeros_like(grad_weight)
-    operands = _deform_operands(input, weight, offset)
-    grads = torch.ops.torchvision._deform_conv2d_backward(
-        grad_output.to(operands[0]), *operands, *_deform_geometry(geometry)
-    )
-    grad_weight.add_(grads[1], alpha=scale)
+    # the weight's gradient does not depend on the weight, which the extension is not handed here
+    operands = _plain_operands(input, torch.zeros_like(grad_weight), offset, geometry)
+    grads = torch.ops.torchvision._deform_conv2d_backward(grad_output.to(operands[0]), *operands)
+    grad_weight.add_(grads[1], alpha=geometry["scale"])
 
 
-def _deform_operands(input: Tensor, weight: Tensor, offset: Tensor) -> list[Tensor]:
-    """Input, weight, offset, no mask and no bias, as torchvision takes them."""
-    return _widen(
-        input, weight, offset, input.new_zeros(len(input), 1), weight.new_zeros(len(weight))
-    )
-
-
-def _deform_geometry(geometry: dict[str, int]) -> tuple[int | bool, ...]:
-    # im2col_step only bounds the memory of the extension's kernels; kW, kH are the weight's
-    names = ("dH", "dW", "padH", "padW", "dilationH", "dilationW", "group", "deformable_group")
-    return (*(geometry[name] for name in names), False)
+def _plain_operands(
+    input: Tensor, weight: Tensor, offset: Tensor, geometry: dict[str, int]
+) -> list[Any]:
+    """The arguments of torchvision's deform_conv2d: no mask and no bias."""
+    axes = ("dH", "dW", "padH", "padW", "dilationH", "dilationW")
+    # im2col_step is left out: it bounds memory and changes no result
+    scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
+    mask, bias = input.new_zeros(len(input), 1), weight.new_zeros(len(weight))
+    return [*_widen(input, weight, offset, mask, bias), *scalars, False]
 
 
 @_operator
@@ -518,7 +467,7 @@ def modulated_deform_conv_forward(
     **geometry: int,
 ) -> None:
     operands = _modulated_operands(input, weight, offset, mask, bias, geometry)
-    output.copy_(torch.ops.torchvision.deform_conv2d(*operands, *_modulated_geometry(geometry)))
+    output.copy_(torch.ops.torchvision.deform_conv2d(*operands))
 
 
 @_operator
@@ -539,14 +488,14 @@ def modulated_deform_conv_backward(
     **geometry: int,
 ) -> None:
     operands = _modulated_operands(input, weight, offset, mask, bias, geometry)
-    grads = torch.ops.torchvision._deform_conv2d_backward(
-        grad_output.to(operands[0]), *operands, *_modulated_geometry(geometry)
+    *grads, bias_grad = torch.ops.torchvision._deform_conv2d_backward(
+        grad_output.to(operands[0]), *operands
     )
-    targets = [grad_input, grad_weight, grad_offset, grad_mask]
-    if geometry["with_bias"]:
-        targets.append(grad_bias)
-    for target, grad in zip(targets, grads, strict=False):
+    targets = (grad_input, grad_weight, grad_offset, grad_mask)
+    for target, grad in zip(targets, grads, strict=True):
         target.copy_(grad)
+    if geometry["with_bias"]:
+        grad_bias.copy_(bias_grad)
 
 
 def _modulated_operands(
@@ -556,15 +505,13 @@ def _modulated_operands(
     mask: Tensor,
     bias: Tensor,
     geometry: dict[str, int],
-) -> list[Tensor]:
+) -> list[Any]:
+    """The arguments of torchvision's deform_conv2d, with mask."""
     if not geometry["with_bias"]:
         bias = weight.new_zeros(len(weight))
-    return _widen(input, weight, offset, mask, bias)
-
-
-def _modulated_geometry(geometry: dict[str, int]) -> tuple[int | bool, ...]:
-    names = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
-    return (*(geometry[name] for name in (*names, "group", "deformable_group")), True)
+    axes = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
+    scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
+    return [*_widen(input, weight, offset, mask, bias), *scalars, True]
 
 
 @_operator
@@ -576,18 +523,15 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """value (B, keys, heads, D), locations (B, queries, heads, levels, points, 2) -> (B, queries,
-    heads * D)."""
+    """value (B, keys, heads, D), sampling_locations (B, queries, heads, levels, points, 2) as x, y
+    in 0..1, attention_weights without the last axis -> (B, queries, heads * D)."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    levels = value_spatial_shapes.tolist()
-    starts = value_level_start_index.tolist()
-    wide, locations, weights = _widen(value, sampling_locations, attention_weights)
-    wide = torch.cat(
-        [wide[:, start : start + h * w] for start, (h, w) in zip(starts, levels, strict=True)],
-        dim=1,
-    )
-    return multi_scale_deformable_attn_pytorch(wide, levels, locations, weights).to(value)
+    wide, *where = _widen(value, sampling_locations, attention_weights)
+    starts, levels = value_level_start_index.tolist(), value_spatial_shapes.tolist()
+    # mmcv's form takes the levels to lie one after the other; the extension goes by their starts
+    parts = [wide[:, s : s + h * w] for s, (h, w) in zip(starts, levels, strict=True)]
+    return multi_scale_deformable_attn_pytorch(torch.cat(parts, dim=1), levels, *where).to(value)
 
 
 @_operator
@@ -603,20 +547,13 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    inputs = [
-        tensor.detach().requires_grad_()
-        for tensor in _widen(value, sampling_locations, attention_weights)
-    ]
+    wide = _widen(value, sampling_locations, attention_weights)
+    value, locations, weights = (tensor.detach().requires_grad_() for tensor in wide)
     with torch.enable_grad():
         output = ms_deform_attn_forward(
-            inputs[0],
-            value_spatial_shapes,
-            value_level_start_index,
-            inputs[1],
-            inputs[2],
-            im2col_step,
+            value, value_spatial_shapes, value_level_start_index, locations, weights, im2col_step
         )
-    grads = torch.autograd.grad(output, inputs, grad_output.to(output))
+    grads = torch.autograd.grad(output, (value, locations, weights), grad_output.to(output))
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)
 
@@ -627,36 +564,38 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """input (N, classes) logits, target (N,), weight (classes,) or empty, output (N, classes).
 
-    Lin et al., arXiv 1708.02002, equation 5.
+    Lin et al., arXiv 1708.02002, equation 5. A target of no class is background.
     """
-    p, log_p, log_1p, positive, scale = _focal_terms(input, target, weight)
-    loss = torch.where(
-        positive, -alpha * (1 - p) ** gamma * log_p, -(1 - alpha) * p**gamma * log_1p
-    )
-    output.copy_(loss * scale)
+    right, wrong, log_right, factor, _ = _focal_terms(input, target, weight, alpha)
+    output.copy_(-factor * wrong**gamma * log_right)
 
 
 @_operator
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    p, log_p, log_1p, positive, scale = _focal_terms(input, target, weight)
-    grad = torch.where(
-        positive,
-        -alpha * (1 - p) ** gamma * (1 - p - gamma * p * log_p),
-        -(1 - alpha) * p**gamma * (gamma * (1 - p) * log_1p - p),
-    )
-    grad_input.copy_(grad * scale)
+    right, wrong, log_right, factor, sign = _focal_terms(input, target, weight, alpha)
+    grad_input.copy_(-sign * factor * wrong**gamma * (wrong - gamma * right * log_right))
 
 
 def _focal_terms(
-    input: Tensor, target: Tensor, weight: Tensor
+    input: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """p, log p, log (1 - p), whether target, (N, classes) each, and the factor of each row."""
-    logits, factors = _widen(input, weight)
+    """Of each logit: probability of what is true, of what is not, log of the first, factor, and
+    the direction (1 or -1) in which the logit raises the first."""
+    logits, weights = _widen(input, weight)
+    classes = torch.arange(input.shape[1], device=input.device)
+    positive = target[:, None] == classes
     p = logits.sigmoid()
-    # the extension's guard against log 0 is C's FLT_MIN, for every type
-    smallest = torch.finfo(torch.float32).tiny
-    positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
-    scale = factors[target][:, None] if len(factors) else p.new_ones(1)
-    return p, p.clamp(min=smallest).log(), (1 - p).clamp(min=smallest).log(), positive, scale
+    right, wrong = torch.where(positive, p, 1 - p), torch.where(positive, 1 - p, p)
+    factor = torch.full_like(p, 1 - alpha).masked_fill_(positive, alpha)
+    if len(weights):
+        if not positive.any(dim=1).all():
+            raise ValueError(
+                "sigmoid_focal_loss has no weight for a target that is none of the "
+                f"{len(weights)} classes: leave weight out where there is background"
+            )
+        factor = factor * weights[target][:, None]
+    # the extension guards log against 0 with C's FLT_MIN, whatever the type
+    log_right = right.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return right, wrong, log_right, factor, torch.where(positive, 1, -1)
