@@ -201,7 +201,7 @@ def softnms(
 
         overlap = _iou(kept[-1], rest, offset)
         if method == 0:
-            weight = (~(overlap >= iou_threshold)).to(overlap)
+            weight = (overlap < iou_threshold).to(overlap)
         elif method == 1:
             weight = torch.where(overlap >= iou_threshold, 1 - overlap, 1)
         else:
@@ -218,12 +218,15 @@ def softnms(
 
 
 def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """IoU (K,) of one box (1, 4) with boxes (K, 4) whose sides are x2 - x1 + offset."""
+    """IoU (K,) of one box (1, 4) with boxes (K, 4) whose sides are x2 - x1 + offset.
+
+    0 for two boxes without extent, where the extension goes on with nan.
+    """
     top_left = torch.maximum(box[:, :2], boxes[:, :2])
     bottom_right = torch.minimum(box[:, 2:4], boxes[:, 2:4])
     shared = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
     area, areas = ((b[:, 2:4] - b[:, :2] + offset).prod(dim=1) for b in (box, boxes))
-    return shared / (area + areas - shared)
+    return (shared / (area + areas - shared)).nan_to_num(nan=0)
 
 
 @_operator

@@ -1,0 +1,1027 @@
+"""The stand-in for mmcv's compiled operators: how it is installed, and what it computes.
+
+The figures of tests/data/mmcv_ops.npz are those of a compiled mmcv 2.3.6 on the CPU. What they
+leave out is held against loops written from the operators' definitions, in float64 where types
+allow, and against finite differences. Operators are called as users call them, through mmcv.ops.
+"""
+
+import importlib
+import importlib.util
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from fcvit_mm import mmcv_ops
+
+# not by an import statement, which a sorter of imports would put before that of fcvit_mm
+ops = importlib.import_module("mmcv.ops")
+ROOT = Path(__file__).parents[1]
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+HALVES = [torch.float16, torch.bfloat16]
+HALF_EPS = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(ROOT / "tests/data/mmcv_ops.npz") as file:
+        return dict(file)
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape)).to(dtype)
+
+
+def uniform(seed: int, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).uniform(low, high, shape))
+
+
+def assert_close(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float = 1e-5) -> None:
+    expected = torch.as_tensor(expected)
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(
+        actual.detach().cpu().to(expected.dtype), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+# ---------------------------------------------------------------------------------- installing
+
+
+def run_python(code: str, **env: str) -> str:
+    """What a fresh process prints, on both channels; it must succeed."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def lines_about_operators(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "compiled operators" in line]
+
+
+def test_without_compiled_operators_everything_imports_and_one_line_says_so() -> None:
+    output = run_python(
+        "import fcvit_mm, importlib.util, sys\n"
+        "assert not {'mmcv.ops', 'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules)\n"
+        "assert importlib.util.find_spec('mmcv._ext').origin == 'fcvit_mm.mmcv_ops'\n"
+        "from mmengine.utils.dl_utils import mmcv_full_available\n"
+        "assert mmcv_full_available()\n"
+        "import mmcv.ops, mmdet.models, mmdet.apis, mmseg.apis\n"
+        "from mmcv.utils import collect_env\n"
+        "print(collect_env()['MMCV Compiler'])\n"
+    )
+    (line,) = lines_about_operators(output)
+    assert "INFO" in line and "no compiled operators" in line and "pip install" in line
+    assert "none (fcvit_mm.mmcv_ops)" in output
+
+
+BROKEN_OR_FAKE = (
+    "import fcvit_mm, mmcv, warnings\n"
+    "mmcv.__path__.append({folder!r})\n"
+    "import mmcv.ops, mmcv._ext, torch\n"
+    "print('kept', mmcv.ops.nms(torch.tensor([[0., 0, 9, 9]]), torch.ones(1), 0.5)[1].tolist())\n"
+    "print('module', mmcv._ext.__file__ if hasattr(mmcv._ext, '__file__') else 'stand-in')\n"
+)
+
+
+def test_compiled_operators_that_do_not_load_are_replaced_with_one_warning(tmp_path: Path) -> None:
+    library = tmp_path / f"_ext{EXTENSION_SUFFIXES[0]}"
+    library.write_bytes(b"no library at all")
+    output = run_python(BROKEN_OR_FAKE.format(folder=str(tmp_path)))
+    (line,) = lines_about_operators(output)
+    assert "WARNING" in line and str(library) in line and torch.__version__ in line
+    assert "--no-build-isolation" in line and "--no-cache-dir" in line
+    assert "kept [0]" in output and "module stand-in" in output
+
+
+def test_compiled_operators_that_load_win(tmp_path: Path) -> None:
+    (tmp_path / "_ext.py").write_text(
+        "import torch\n"
+        "def nms(boxes, scores, iou_threshold, offset):\n"
+        "    return torch.tensor([0, 0, 0])\n"
+        "def __getattr__(name):\n"
+        "    if name.startswith('__'): raise AttributeError(name)\n"
+        "    return None\n"
+    )
+    output = run_python(BROKEN_OR_FAKE.format(folder=str(tmp_path)))
+    assert lines_about_operators(output) == []
+    assert "kept [0, 0, 0]" in output and f"module {tmp_path / '_ext.py'}" in output
+
+
+class Said(list[tuple[int, str]]):
+    """Stands in for MMEngine's print_log."""
+
+    def __call__(self, message: str, logger: str, level: int) -> None:
+        assert logger == "current"
+        self.append((level, message))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Said:
+    monkeypatch.setattr(mmcv_ops, "print_log", said := Said())
+    return said
+
+
+def load_extension(folder: Path) -> ModuleType:
+    """Load mmcv._ext once more, looking for a compiled one in folder, without publishing it."""
+    spec = mmcv_ops._ExtensionFinder().find_spec("mmcv._ext", [str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_install_twice_is_install_once() -> None:
+    before = list(sys.meta_path)
+    mmcv_ops.install()
+    assert sys.meta_path == before
+    assert sum(isinstance(finder, mmcv_ops._ExtensionFinder) for finder in before) == 1
+
+
+def test_without_mmcv_nothing_happens(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "mmcv"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mmcv", None)
+    with pytest.raises(ModuleNotFoundError, match="mmcv"):
+        importlib.import_module("mmcv._ext")
+    assert said == []
+
+
+def test_only_the_extension_is_found() -> None:
+    finder = mmcv_ops._ExtensionFinder()
+    assert finder.find_spec("mmcv.ops", []) is None
+    assert finder.find_spec("_ext", []) is None
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError])
+def test_any_failure_to_load_is_named(tmp_path: Path, said: Said, error: type[Exception]) -> None:
+    reason = "undefined symbol: _ZN3c10"
+    (tmp_path / "_ext.py").write_text(f"raise {error.__name__}({reason!r})")
+    module = load_extension(tmp_path)
+    ((level, message),) = said
+    assert level == logging.WARNING and reason in message
+    assert module.nms is mmcv_ops.nms
+
+
+def test_other_errors_of_an_extension_are_not_hidden(tmp_path: Path, said: Said) -> None:
+    (tmp_path / "_ext.py").write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load_extension(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("env", "is_worker"),
+    [({"LOCAL_RANK": "1"}, False), ({"SLURM_LOCALID": "3"}, False), ({"LOCAL_RANK": "0"}, True)],
+)
+def test_other_ranks_and_worker_processes_are_silent(
+    tmp_path: Path,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    env: dict[str, str],
+    is_worker: bool,
+) -> None:
+    load_extension(tmp_path)
+    assert len(said) == 1
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mmcv_ops, "parent_process", lambda: object() if is_worker else None)
+    load_extension(tmp_path)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [
+        ("onedl-mmcv", "--no-binary onedl-mmcv onedl-mmcv==2.3.6"),
+        ("mmcv-lite", "pip uninstall -y mmcv-lite; .* --no-binary mmcv mmcv==2.1.0"),
+    ],
+)
+def test_the_way_out_suits_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, installed: str, command: str
+) -> None:
+    def version(name: str) -> str:
+        if name != installed:
+            raise mmcv_ops.PackageNotFoundError(name)
+        return "2.3.6"
+
+    monkeypatch.setattr(mmcv_ops, "version", version)
+    assert re.search(command, mmcv_ops._build_command())
+
+
+# ---------------------------------------------------------------- operators that are not provided
+
+
+def test_every_name_that_mmcv_uses_is_there() -> None:
+    extension = importlib.import_module("mmcv._ext")
+    folder = Path(ops.__path__[0])
+    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    asked = {
+        name
+        for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", source, re.DOTALL)
+        for name in re.findall(r"'(\w+)'", names)
+    }
+    assert len(asked) > 100 and set(mmcv_ops._OPERATORS) < asked
+    for name in asked:
+        assert hasattr(extension, name)
+    for name in asked - set(mmcv_ops._OPERATORS):
+        with pytest.raises(NotImplementedError, match=f"'{name}' .*--no-build-isolation"):
+            getattr(extension, name)(torch.ones(1), anything=3)
+
+
+def test_a_missing_operator_is_named_through_mmcvs_function() -> None:
+    with pytest.raises(NotImplementedError, match="'nms_rotated'.*pip install"):
+        ops.nms_rotated(torch.tensor([[5.0, 5, 4, 4, 0]]), torch.ones(1), 0.5)
+
+
+def test_no_special_name_is_made_up() -> None:
+    extension = importlib.import_module("mmcv._ext")
+    for name in ("__path__", "__wrapped__", "_private"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(extension, name)
+
+
+# --------------------------------------------------------------------------------- suppression
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nms_equals_compiled(golden: dict[str, np.ndarray], device: str) -> None:
+    boxes, scores, classes = (
+        torch.from_numpy(golden[f"nms/{name}"]).to(device)
+        for name in ("boxes", "scores", "classes")
+    )
+    for offset, threshold in product((0, 1), (0.3, 0.5, 0.7)):
+        dets, keep = ops.nms(boxes, scores, threshold, offset)
+        assert_same_indices(keep, golden[f"nms/offset{offset}/iou{threshold}/keep"])
+        assert torch.equal(dets, torch.cat((boxes, scores[:, None]), 1)[keep])
+    keep = ops.nms(boxes, scores, 0.5, score_threshold=0.3, max_num=10)[1]
+    assert_same_indices(keep, golden["nms/score0.3_max10/keep"])
+    dets, keep = ops.batched_nms(boxes, scores, classes, {"type": "nms", "iou_threshold": 0.5})
+    assert_same_indices(keep, golden["batched_nms/keep"])
+    assert_close(dets, golden["batched_nms/dets"])
+
+
+def assert_same_indices(actual: Tensor, expected: np.ndarray | list[int]) -> None:
+    assert actual.dtype == torch.int64
+    assert actual.tolist() == list(expected)
+
+
+def iou(a: np.ndarray, b: np.ndarray, offset: int) -> np.float32:
+    """In float32, as the extension computes it; 0 for two boxes without extent."""
+    one = np.float32(offset)
+    width = max(np.float32(0), min(a[2], b[2]) - max(a[0], b[0]) + one)
+    height = max(np.float32(0), min(a[3], b[3]) - max(a[1], b[1]) + one)
+    shared = width * height
+    areas = [(box[2] - box[0] + one) * (box[3] - box[1] + one) for box in (a, b)]
+    union = areas[0] + areas[1] - shared
+    return np.float32(shared / union) if union else np.float32(0)
+
+
+def crowded_boxes(seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """Boxes of small whole numbers, some without extent, and few different scores: full of ties."""
+    random = np.random.RandomState(seed)
+    corner, size = random.randint(0, 8, (n, 2)), random.randint(0, 7, (n, 2))
+    boxes = np.concatenate((corner, corner + size), axis=1).astype(np.float32)
+    return torch.from_numpy(boxes), torch.from_numpy(random.randint(1, 6, n) / 5).float()
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1 / 3, 0.5, 0.7, 1.0])
+def test_nms_equals_loop(offset: int, threshold: float) -> None:
+    for seed, n in enumerate((1, 2, 5, 17, 60)):
+        boxes, scores = crowded_boxes(seed, n)
+        rows = boxes.numpy()
+        kept: list[int] = []
+        for i in scores.sort(descending=True).indices.tolist():
+            overlaps = [iou(rows[j], rows[i], offset) for j in kept]
+            if not any(overlap > np.float32(threshold) for overlap in overlaps):
+                kept.append(i)
+        assert_same_indices(ops.nms(boxes, scores, threshold, offset)[1], kept)
+
+
+def test_nms_keeps_an_overlap_that_equals_the_threshold() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1], [0, 0, 7, 1]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    # the second shares 3/10 with the first, and the third 3/7 with the second, 7/10 with the first
+    assert_same_indices(ops.nms(boxes, scores, 0.3)[1], [0, 1])
+    assert_same_indices(ops.nms(boxes, scores, 0.29)[1], [0])
+    assert_same_indices(ops.nms(boxes, scores, 0.7)[1], [0, 1, 2])
+
+
+def test_the_first_of_equal_boxes_is_kept() -> None:
+    boxes, scores = torch.tensor([[1.0, 1, 5, 5]]).repeat(4, 1), torch.full((4,), 0.5)
+    assert_same_indices(ops.nms(boxes, scores, 0.5)[1], [0])
+    assert_same_indices(ops.soft_nms(boxes, scores, 0.5, method="naive")[1], [0])
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_suppression_of_nothing(kind: str) -> None:
+    boxes, scores = torch.zeros(0, 4), torch.zeros(0)
+    inputs: tuple[Any, Any] = (
+        (boxes, scores) if kind == "tensor" else (boxes.numpy(), scores.numpy())
+    )
+    for function in (ops.nms, ops.soft_nms):
+        dets, keep = function(*inputs, 0.5)
+        assert type(dets) is type(inputs[0]) and dets.shape == (0, 5) and keep.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+def test_suppression_takes_every_type(golden: dict[str, np.ndarray], dtype: torch.dtype) -> None:
+    boxes = torch.from_numpy(golden["nms/boxes"]).to(dtype)
+    scores = torch.from_numpy(golden["nms/scores"]).to(dtype)
+    dets, keep = ops.nms(boxes, scores, 0.3)
+    assert dets.dtype == dtype
+    assert torch.equal(keep, ops.nms(boxes.float(), scores.float(), 0.3)[1])
+    dets, keep = ops.soft_nms(boxes, scores, 0.3)
+    expected, expected_keep = ops.soft_nms(boxes.float(), scores.float(), 0.3)
+    assert dets.dtype == dtype
+    assert torch.equal(keep, expected_keep) and torch.equal(dets, expected.to(dtype))
+
+
+def test_suppression_of_boxes_with_gaps_in_memory(golden: dict[str, np.ndarray]) -> None:
+    boxes = torch.from_numpy(golden["nms/boxes"]).T.contiguous().T
+    scores = torch.from_numpy(np.repeat(golden["nms/scores"], 2))[::2]
+    assert not boxes.is_contiguous() and not scores.is_contiguous()
+    assert_same_indices(ops.nms(boxes, scores, 0.3)[1], golden["nms/offset0/iou0.3/keep"])
+    keep = ops.soft_nms(boxes, scores, 0.3, 0.5, 0.01, "linear")[1]
+    assert_same_indices(keep, golden["soft_nms/linear/offset0/keep"])
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
+def test_soft_nms_equals_compiled(golden: dict[str, np.ndarray], method: str, offset: int) -> None:
+    boxes, scores = (torch.from_numpy(golden[f"nms/{name}"]) for name in ("boxes", "scores"))
+    dets, keep = ops.soft_nms(boxes, scores, 0.3, 0.5, 0.01, method, offset)
+    assert_same_indices(keep, golden[f"soft_nms/{method}/offset{offset}/keep"])
+    assert_close(dets, golden[f"soft_nms/{method}/offset{offset}/dets"])
+
+
+def soft_nms_loop(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    sigma: float,
+    min_score: float,
+    method: str,
+    offset: int,
+) -> tuple[np.ndarray, list[int]]:
+    """Selection sort that lowers what overlaps; discarded places are filled from the end."""
+    rows = [(i, boxes[i], np.float32(scores[i])) for i in range(len(boxes))]
+    i = 0
+    while i < len(rows):
+        best = max(range(i, len(rows)), key=lambda j: (rows[j][2], -j))
+        rows[i], rows[best] = rows[best], rows[i]
+        j = i + 1
+        while j < len(rows):
+            index, box, score = rows[j]
+            overlap = iou(rows[i][1], box, offset)
+            if method == "gaussian":
+                score = score * np.exp(-(overlap * overlap) / np.float32(sigma))
+            elif overlap >= np.float32(threshold):
+                score = score * (np.float32(0) if method == "naive" else 1 - overlap)
+            if score < np.float32(min_score):
+                rows[j] = rows[-1]
+                rows.pop()
+            else:
+                rows[j] = (index, box, score)
+                j += 1
+        i += 1
+    return np.array([[*box, score] for _, box, score in rows]), [index for index, _, _ in rows]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
+def test_soft_nms_equals_loop(method: str, offset: int) -> None:
+    for seed, n in enumerate((1, 2, 5, 17, 60)):
+        boxes, scores = crowded_boxes(seed, n)
+        settings = (0.3, 0.5, 0.15, method, offset)
+        dets, keep = ops.soft_nms(boxes, scores, *settings)
+        expected, expected_keep = soft_nms_loop(boxes.numpy(), scores.numpy(), *settings)
+        assert_same_indices(keep, expected_keep)
+        assert_close(dets, expected)
+
+
+# ------------------------------------------------------------------------------------- regions
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("sampling", [0, 2])
+@pytest.mark.parametrize("aligned", [0, 1])
+def test_roi_align_equals_compiled(
+    golden: dict[str, np.ndarray], aligned: int, sampling: int, mode: str, device: str
+) -> None:
+    features = torch.from_numpy(golden["roi/input"]).to(device).requires_grad_()
+    rois = torch.from_numpy(golden["roi/rois"]).to(device)
+    output = ops.RoIAlign(7, 0.25, sampling, mode, bool(aligned))(features, rois)
+    expected = f"roi_align/aligned{aligned}/sampling{sampling}/{mode}"
+    assert_close(output, golden[f"{expected}/output"])
+    output.backward(normal(5, *output.shape).to(output))
+    assert features.grad is not None
+    assert_close(features.grad, golden[f"{expected}/grad_input"])
+
+
+HEIGHT, WIDTH = 10, 12
+# whole and broken coordinates, partly and entirely outside, thin ones, one without extent
+ROIS = torch.tensor(
+    [
+        [0.0, 2.3, 3.1, 30.7, 25.2],
+        [1.0, -9.0, -7.5, 12.6, 21.9],
+        [1.0, 20.2, 11.7, 70.3, 60.1],
+        [0.0, 13.4, 5.3, 15.2, 37.8],
+        [1.0, 4.1, 17.3, 45.8, 18.0],
+        [0.0, 300.0, 300.0, 340.0, 330.0],
+        [0.0, 9.7, 9.7, 9.7, 9.7],
+    ],
+    dtype=torch.float64,
+)
+
+
+def bilinear(image: np.ndarray, y: float, x: float) -> tuple[float, dict[tuple[int, int], float]]:
+    """Value at a point and the pixels' shares in it; nothing beyond one pixel outside."""
+    height, width = image.shape
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return 0.0, {}
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    shares: dict[tuple[int, int], float] = {}
+    for row, column in product((math.floor(y), math.ceil(y)), (math.floor(x), math.ceil(x))):
+        shares[row, column] = (1 - abs(y - row)) * (1 - abs(x - column))
+    return sum(image[at] * share for at, share in shares.items()), shares
+
+
+def roi_align_max_loop(
+    features: np.ndarray,
+    rois: np.ndarray,
+    grad: np.ndarray,
+    size: tuple[int, int],
+    scale: float,
+    sampling: int,
+    aligned: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    output, grad_input = np.zeros(grad.shape), np.zeros(features.shape)
+    for k, (image, *corners) in enumerate(rois):
+        x1, y1, x2, y2 = (c * scale - 0.5 * aligned for c in corners)
+        w, h = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1.0), max(y2 - y1, 1.0))
+        bin_h, bin_w = h / size[0], w / size[1]
+        n_y, n_x = (sampling, sampling) if sampling else (math.ceil(bin_h), math.ceil(bin_w))
+        for c, p, q in product(range(features.shape[1]), range(size[0]), range(size[1])):
+            samples = [
+                bilinear(
+                    features[int(image), c],
+                    y1 + p * bin_h + (i + 0.5) * bin_h / n_y,
+                    x1 + q * bin_w + (j + 0.5) * bin_w / n_x,
+                )
+                for i, j in product(range(n_y), range(n_x))
+            ]
+            if samples:
+                output[k, c, p, q], shares = max(samples, key=lambda sample: sample[0])
+                for (row, column), share in shares.items():
+                    grad_input[int(image), c, row, column] += grad[k, c, p, q] * share
+    return output, grad_input
+
+
+@pytest.mark.parametrize("sampling", [0, 3])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align_max_equals_loop(aligned: bool, sampling: int) -> None:
+    features = normal(0, 2, 3, HEIGHT, WIDTH).requires_grad_()
+    settings = ((3, 2), 0.25, sampling)
+    output = ops.roi_align(features, ROIS, *settings, "max", aligned)
+    grad = normal(1, *output.shape)
+    output.backward(grad)
+    expected = roi_align_max_loop(
+        features.detach().numpy(), ROIS.numpy(), grad.numpy(), *settings, aligned
+    )
+    assert features.grad is not None
+    assert_close(output, expected[0], 1e-12)
+    assert_close(features.grad, expected[1], 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align_gradient(aligned: bool, mode: str) -> None:
+    features = normal(2, 2, 2, 6, 7).requires_grad_()
+    assert gradcheck(
+        lambda features: ops.roi_align(features, ROIS[:5], (2, 2), 0.2, 2, mode, aligned), features
+    )
+
+
+def roi_pool_loop(
+    features: np.ndarray, rois: np.ndarray, grad: np.ndarray, size: tuple[int, int], scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    height, width = features.shape[2:]
+    output, grad_input = np.zeros(grad.shape), np.zeros(features.shape)
+    for k, (image, x1, y1, x2, y2) in enumerate(rois):
+        x1, y1, x2, y2 = x1 * scale, y1 * scale, (x2 + 1) * scale, (y2 + 1) * scale
+        bin_h, bin_w = (y2 - y1) / size[0], (x2 - x1) / size[1]
+        for c, p, q in product(range(features.shape[1]), range(size[0]), range(size[1])):
+            rows = range(
+                max(math.floor(y1 + p * bin_h), 0), min(math.ceil(y1 + (p + 1) * bin_h), height)
+            )
+            columns = range(
+                max(math.floor(x1 + q * bin_w), 0), min(math.ceil(x1 + (q + 1) * bin_w), width)
+            )
+            if pixels := list(product(rows, columns)) if bin_h > 0 and bin_w > 0 else []:
+                plane = features[int(image), c]
+                best = max(pixels, key=lambda pixel: plane[pixel])
+                output[k, c, p, q] = plane[best]
+                grad_input[(int(image), c, *best)] += grad[k, c, p, q]
+    return output, grad_input
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.3])
+def test_roi_pool_equals_loop(scale: float) -> None:
+    features = normal(3, 2, 3, HEIGHT, WIDTH).requires_grad_()
+    upside_down = torch.tensor([[0.0, 20.0, 20.0, 10.0, 9.0]], dtype=torch.float64)
+    rois = torch.cat((ROIS, upside_down))
+    output = ops.RoIPool((3, 2), scale)(features, rois)
+    grad = normal(4, 2, *output.shape)[0]
+    output.backward(grad)
+    expected = roi_pool_loop(features.detach().numpy(), rois.numpy(), grad.numpy(), (3, 2), scale)
+    assert features.grad is not None
+    assert_close(output, expected[0], 1e-12)
+    assert_close(features.grad, expected[1], 1e-12)
+
+
+def test_roi_pool_takes_the_first_of_equal_pixels() -> None:
+    features = torch.ones(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[0.0, 0, 0, 3, 3]], dtype=torch.float64)
+    ops.roi_pool(features, rois, (2, 2)).sum().backward()
+    assert features.grad is not None
+    assert features.grad[0, 0].nonzero().tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
+
+
+def test_roi_pool_gradient() -> None:
+    features = normal(5, 2, 2, 6, 7).requires_grad_()
+    assert gradcheck(lambda features: ops.roi_pool(features, ROIS[:5], (2, 2), 0.2), features)
+
+
+REGION_OPERATORS = {
+    "align avg": lambda features, rois: ops.roi_align(features, rois, (3, 2), 0.25, 0, "avg", True),
+    "align max": lambda features, rois: ops.roi_align(features, rois, (3, 2), 0.25, 0, "max", True),
+    "pool": lambda features, rois: ops.roi_pool(features, rois, (3, 2), 0.25),
+}
+
+
+@pytest.mark.parametrize("name", REGION_OPERATORS)
+def test_regions_without_boxes(name: str) -> None:
+    features = normal(6, 2, 3, 5, 5, dtype=torch.float32).requires_grad_()
+    output = REGION_OPERATORS[name](features, torch.zeros(0, 5))
+    assert output.shape == (0, 3, 3, 2)
+    output.sum().backward()
+    assert features.grad is not None and not features.grad.any()
+
+
+@pytest.mark.parametrize("name", REGION_OPERATORS)
+def test_regions_of_features_with_gaps_in_memory(name: str) -> None:
+    plain = normal(7, 2, 3, HEIGHT, WIDTH).requires_grad_()
+    gaps = plain.detach().to(memory_format=torch.channels_last).requires_grad_()
+    outputs = [
+        REGION_OPERATORS[name](features, rois)
+        for features, rois in ((plain, ROIS), (gaps, ROIS.T.contiguous().T))
+    ]
+    grad = normal(8, *outputs[0].shape)
+    outputs[0].backward(grad)
+    outputs[1].backward(grad.transpose(0, 3).contiguous().transpose(0, 3))
+    assert plain.grad is not None and gaps.grad is not None
+    assert torch.equal(*outputs) and torch.equal(plain.grad, gaps.grad)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", REGION_OPERATORS)
+def test_regions_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    half = normal(9, 2, 3, HEIGHT, WIDTH).to(dtype).requires_grad_()
+    wide = half.detach().float().requires_grad_()
+    rois = ROIS.to(dtype)
+    outputs = [REGION_OPERATORS[name](half, rois), REGION_OPERATORS[name](wide, rois.float())]
+    assert outputs[0].dtype == dtype
+    assert_close(outputs[0], outputs[1].detach(), HALF_EPS[dtype])
+    grad = normal(10, *outputs[0].shape).to(dtype)
+    outputs[0].backward(grad)
+    outputs[1].backward(grad.float())
+    assert half.grad is not None and wide.grad is not None and half.grad.dtype == dtype
+    if name == "align max":  # the positions of the greatest samples are kept in the input's type
+        assert (half.grad.float() - wide.grad).norm() < 10 * HALF_EPS[dtype] * wide.grad.norm()
+    else:
+        assert_close(half.grad, wide.grad, HALF_EPS[dtype])
+
+
+# ---------------------------------------------------------------------- deformable convolution
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_deform_conv_equals_compiled(golden: dict[str, np.ndarray], device: str) -> None:
+    leaves = {
+        name: torch.from_numpy(golden[f"dcn/{name}"]).to(device).requires_grad_()
+        for name in ("input", "offset", "weight")
+    }
+    output = ops.deform_conv2d(*leaves.values(), 1, 1, 1, 1, 1)
+    assert_close(output, golden["deform_conv2d/output"])
+    output.backward(normal(6, *output.shape).to(output))
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert_close(leaf.grad, golden[f"deform_conv2d/grad_{name}"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_modulated_deform_conv_equals_compiled(golden: dict[str, np.ndarray], device: str) -> None:
+    leaves = {
+        name: torch.from_numpy(golden[f"dcn/{name}"]).to(device).requires_grad_()
+        for name in ("input", "offset", "mask", "weight", "bias")
+    }
+    output = ops.modulated_deform_conv2d(*leaves.values(), 1, 1, 1, 1, 1)
+    assert_close(output, golden["modulated_deform_conv2d/output"])
+    output.backward(normal(6, *output.shape).to(output))
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert_close(leaf.grad, golden[f"modulated_deform_conv2d/grad_{name}"])
+
+
+# stride, padding, dilation (rows, columns each), groups, deformable groups
+GEOMETRIES = [
+    ((1, 1), (1, 1), (1, 1), 1, 1),
+    ((2, 1), (1, 2), (1, 2), 2, 1),
+    ((1, 2), (0, 1), (2, 1), 1, 2),
+    ((1, 1), (2, 0), (1, 1), 2, 4),
+]
+
+
+def deform_tensors(geometry: tuple, batch: int = 4) -> dict[str, Tensor]:
+    """Input with 4 channels, kernels 3 x 2 for 6, and offsets that reach over the border."""
+    stride, padding, dilation, groups, deform_groups = geometry
+    size, kernel = (6, 7), (3, 2)
+    out = [
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    taps = deform_groups * kernel[0] * kernel[1]
+    return {
+        "input": normal(11, batch, 4, *size),
+        "offset": 1.5 * normal(12, batch, 2 * taps, *out),
+        "mask": uniform(13, batch, taps, *out),
+        "weight": normal(14, 6, 4 // groups, *kernel),
+        "bias": normal(15, 6),
+    }
+
+
+def zero_padded(plane: np.ndarray, y: float, x: float) -> float:
+    """Bilinear value at a point of a plane that goes on in zeros."""
+    height, width = plane.shape
+    top, left = math.floor(y), math.floor(x)
+    return sum(
+        plane[row, column] * (1 - abs(y - row)) * (1 - abs(x - column))
+        for row, column in product((top, top + 1), (left, left + 1))
+        if 0 <= row < height and 0 <= column < width
+    )
+
+
+def deform_conv_loop(
+    input: np.ndarray,
+    offset: np.ndarray,
+    mask: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    geometry: tuple,
+) -> np.ndarray:
+    stride, padding, dilation, groups, deform_groups = geometry
+    channels, (out_channels, per_group, kernel_h, kernel_w) = input.shape[1], weight.shape
+    output = np.zeros((len(input), out_channels, *offset.shape[2:]))
+    for n, o, y, x in np.ndindex(*output.shape):
+        output[n, o, y, x] = bias[o]
+        for c, i, j in product(range(per_group), range(kernel_h), range(kernel_w)):
+            channel = o // (out_channels // groups) * per_group + c
+            tap = channel // (channels // deform_groups) * kernel_h * kernel_w + i * kernel_w + j
+            row = y * stride[0] - padding[0] + i * dilation[0] + offset[n, 2 * tap, y, x]
+            column = x * stride[1] - padding[1] + j * dilation[1] + offset[n, 2 * tap + 1, y, x]
+            value = zero_padded(input[n, channel], row, column)
+            output[n, o, y, x] += weight[o, c, i, j] * mask[n, tap, y, x] * value
+    return output
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_deform_conv_equals_loop(geometry: tuple) -> None:
+    tensors = deform_tensors(geometry)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    assert_close(
+        ops.modulated_deform_conv2d(*tensors.values(), *geometry),
+        deform_conv_loop(**arrays, geometry=geometry),
+        1e-12,
+    )
+    without_bias = {**tensors, "bias": None}
+    arrays["bias"] = np.zeros(6)
+    assert_close(
+        ops.modulated_deform_conv2d(*without_bias.values(), *geometry),
+        deform_conv_loop(**arrays, geometry=geometry),
+        1e-12,
+    )
+    arrays["mask"] = np.ones_like(arrays["mask"])
+    expected = deform_conv_loop(**arrays, geometry=geometry)
+    for im2col_step in (1, 2, 32):
+        output = ops.deform_conv2d(
+            tensors["input"], tensors["offset"], tensors["weight"], *geometry, False, im2col_step
+        )
+        assert_close(output, expected, 1e-12)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_deform_conv_gradients(geometry: tuple) -> None:
+    tensors = deform_tensors(geometry, batch=1)
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+    assert gradcheck(
+        lambda *leaves: ops.modulated_deform_conv2d(*leaves, *geometry), leaves, fast_mode=True
+    )
+    assert gradcheck(
+        lambda *leaves: ops.modulated_deform_conv2d(*leaves, None, *geometry),
+        leaves[:4],
+        fast_mode=True,
+    )
+    leaves = [tensors[name] for name in ("input", "offset", "weight")]
+    assert gradcheck(lambda *leaves: ops.deform_conv2d(*leaves, *geometry), leaves, fast_mode=True)
+
+
+def test_deform_conv_gradient_of_the_weight_alone() -> None:
+    tensors = deform_tensors(GEOMETRIES[1])
+    weight = tensors["weight"].clone().requires_grad_()
+    arguments = (tensors["input"], tensors["offset"], weight, *GEOMETRIES[1])
+    (alone,) = torch.autograd.grad(ops.deform_conv2d(*arguments).sum(), weight)
+    tensors["input"].requires_grad_()
+    output = ops.deform_conv2d(*arguments)
+    assert torch.equal(alone, torch.autograd.grad(output.sum(), (weight, tensors["input"]))[0])
+
+
+@pytest.mark.parametrize("kind", ["DCN", "DCNv2"])
+def test_deform_conv_modules_train_on_small_maps(kind: str) -> None:
+    module = {"DCN": ops.DeformConv2dPack, "DCNv2": ops.ModulatedDeformConv2dPack}[kind](
+        4, 6, 3, padding=1, deform_groups=2
+    )
+    # smaller than the kernels
+    module(normal(16, 2, 4, 2, 5, dtype=torch.float32)).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deform_conv_of_tensors_with_gaps_in_memory(modulated: bool) -> None:
+    tensors = deform_tensors(GEOMETRIES[2])
+    if not modulated:
+        tensors = {name: tensors[name] for name in ("input", "offset", "weight")}
+    function = ops.modulated_deform_conv2d if modulated else ops.deform_conv2d
+    results = []
+    for spread in (False, True):
+        leaves = [
+            (torch.stack((t, t), dim=-1)[..., 0] if spread else t.clone()).detach().requires_grad_()
+            for t in tensors.values()
+        ]
+        assert leaves[0].is_contiguous() is not spread
+        output = function(*leaves, *GEOMETRIES[2])
+        results.append([output, *torch.autograd.grad((output**2).sum(), leaves)])
+    for plain, gaps in zip(*results, strict=True):
+        assert torch.equal(plain, gaps)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deform_conv_in_half_precision(modulated: bool, dtype: torch.dtype) -> None:
+    tensors = deform_tensors(GEOMETRIES[1])
+    if not modulated:
+        tensors = {name: tensors[name] for name in ("input", "offset", "weight")}
+    function = ops.modulated_deform_conv2d if modulated else ops.deform_conv2d
+    results = []
+    for compute in (dtype, torch.float32):
+        # mmcv goes by the type of the offsets, which autocast lowers, the weights stay as they are
+        leaves = [
+            tensor.to(dtype).to(torch.float32 if name in ("weight", "bias") else compute)
+            for name, tensor in tensors.items()
+        ]
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        output = function(*leaves, *GEOMETRIES[1])
+        assert output.dtype == compute
+        grad = normal(17, *output.shape).to(dtype)
+        results.append([output, *torch.autograd.grad(output, leaves, grad.to(compute))])
+    for half, wide in zip(*results, strict=True):
+        assert_close(half.float() / wide.abs().max(), wide / wide.abs().max(), HALF_EPS[dtype])
+
+
+# ------------------------------------------------------------------------- deformable attention
+
+
+SHAPES = [(5, 4), (3, 2), (1, 2)]
+ATTENTION = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction
+
+
+def attention_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value (2, 31, 3, 4), shapes, starts, locations (2, 6, 3, 3, 2, 2) and weights.
+
+    The levels lie apart in value and not in order: the operator goes by their starts.
+    """
+    weights = uniform(19, 2, 6, 3, 3, 2)
+    return (
+        normal(18, 2, 31, 3, 4),
+        torch.tensor(SHAPES),
+        torch.tensor([8, 0, 29]),
+        uniform(20, 2, 6, 3, 3, 2, 2, low=-0.2, high=1.2),
+        weights / weights.sum(dim=(-1, -2), keepdim=True),
+    )
+
+
+def attention_loop(
+    value: np.ndarray, starts: list[int], locations: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    batch, queries, heads, levels, points, _ = locations.shape
+    output = np.zeros((batch, queries, heads, value.shape[-1]))
+    for b, q, h, level, point in np.ndindex(batch, queries, heads, levels, points):
+        height, width = SHAPES[level]
+        x, y = locations[b, q, h, level, point]
+        for d in range(value.shape[-1]):
+            start = starts[level]
+            plane = value[b, start : start + height * width, h, d].reshape(height, width)
+            output[b, q, h, d] += weights[b, q, h, level, point] * zero_padded(
+                plane, y * height - 0.5, x * width - 0.5
+            )
+    return output.reshape(batch, queries, -1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_deformable_attention_equals_loop(device: str) -> None:
+    value, shapes, starts, locations, weights = attention_tensors()
+    tensors = [t.to(device) for t in (value, shapes, starts, locations, weights)]
+    expected = attention_loop(value.numpy(), starts.tolist(), locations.numpy(), weights.numpy())
+    assert_close(ATTENTION.apply(*tensors, 64), expected, 1e-12)
+    singles = [t.float() if t.is_floating_point() else t for t in tensors]
+    assert_close(ATTENTION.apply(*singles, 64), expected)
+
+
+def test_deformable_attention_gradients() -> None:
+    value, shapes, starts, locations, weights = attention_tensors()
+    assert gradcheck(
+        lambda value, locations, weights: ATTENTION.apply(
+            value, shapes, starts, locations, weights, 64
+        ),
+        [t.requires_grad_() for t in (value, locations, weights)],
+        fast_mode=True,
+    )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_deformable_attention_in_half_precision(dtype: torch.dtype) -> None:
+    value, shapes, starts, locations, weights = attention_tensors()
+    results = []
+    for compute in (dtype, torch.float32):
+        leaves = [t.to(dtype).to(compute).requires_grad_() for t in (value, locations, weights)]
+        output = ATTENTION.apply(leaves[0], shapes, starts, *leaves[1:], 64)
+        assert output.dtype == compute
+        results.append([output, *torch.autograd.grad((output.float() ** 2).sum(), leaves)])
+    for half, wide in zip(*results, strict=True):
+        assert_close(half.float() / wide.abs().max(), wide / wide.abs().max(), HALF_EPS[dtype])
+
+
+def test_deformable_attention_without_queries() -> None:
+    value, shapes, starts, locations, weights = attention_tensors()
+    output = ATTENTION.apply(value, shapes, starts, locations[:, :0], weights[:, :0], 64)
+    assert output.shape == (2, 0, 12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_deformable_attention_module_trains(device: str) -> None:
+    torch.manual_seed(0)
+    module = ops.MultiScaleDeformableAttention(16, num_heads=2, num_levels=3, batch_first=True)
+    module.to(device)
+    shapes = torch.tensor(SHAPES, device=device)
+    starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
+    query = normal(21, 2, 28, 16, dtype=torch.float32).to(device)
+    points = uniform(22, 2, 28, 3, 2).float().to(device)
+    output = module(query, reference_points=points, spatial_shapes=shapes, level_start_index=starts)
+    assert output.shape == query.shape
+    (output**2).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.startswith(("sampling_offsets", "attention")), name
+
+
+# ---------------------------------------------------------------------------------- focal loss
+
+
+def focal_loss_loop(
+    logits: np.ndarray, target: list[int], weight: list[float], gamma: float, alpha: float
+) -> np.ndarray:
+    output = np.zeros(logits.shape)
+    for n, c in np.ndindex(*logits.shape):
+        p = 1 / (1 + math.exp(-logits[n, c]))
+        if target[n] == c:
+            output[n, c] = -alpha * (1 - p) ** gamma * math.log(p)
+        else:
+            output[n, c] = -(1 - alpha) * p**gamma * math.log(1 - p)
+        output[n, c] *= weight[target[n]] if weight else 1
+    return output
+
+
+# 3 and -1 are none of the three classes
+TARGETS = {"background": [0, 2, 1, 3, 3, -1, 0], "weighted": [0, 2, 1, 1, 2, 0, 0]}
+WEIGHTS: dict[str, list[float]] = {"background": [], "weighted": [0.5, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (1.5, 0.7), (0.0, 0.5)])
+@pytest.mark.parametrize("case", TARGETS)
+def test_focal_loss_equals_loop(case: str, gamma: float, alpha: float, device: str) -> None:
+    logits, target = 3 * normal(23, 7, 3), torch.tensor(TARGETS[case], device=device)
+    expected = focal_loss_loop(logits.numpy(), TARGETS[case], WEIGHTS[case], gamma, alpha)
+    weight = torch.tensor(WEIGHTS[case], device=device) if WEIGHTS[case] else None
+    for reduction, reduced in (
+        ("none", expected),
+        ("sum", expected.sum()),
+        ("mean", expected.sum() / 7),
+    ):
+        loss = ops.SigmoidFocalLoss(gamma, alpha, weight, reduction).to(device)
+        assert_close(loss(logits.to(device), target), reduced, 1e-7)
+        assert_close(loss(logits.to(device).float(), target), reduced)
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (1.5, 0.7), (0.0, 0.5)])
+@pytest.mark.parametrize("case", TARGETS)
+def test_focal_loss_gradient(case: str, gamma: float, alpha: float) -> None:
+    target = torch.tensor(TARGETS[case])
+    weight = torch.tensor(WEIGHTS[case], dtype=torch.float64) if WEIGHTS[case] else None
+    assert gradcheck(
+        lambda logits: ops.sigmoid_focal_loss(logits, target, gamma, alpha, weight, "sum"),
+        (3 * normal(24, 7, 3)).requires_grad_(),
+    )
+
+
+def test_focal_loss_of_certain_logits_is_finite() -> None:
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    loss = ops.sigmoid_focal_loss(logits, torch.tensor([0, 0]), 2.0, 0.25, None, "none")
+    loss.sum().backward()
+    # where the truth has probability 0, the logarithm is that of the smallest normal float32
+    limit = -math.log(np.finfo(np.float32).tiny)
+    assert_close(loss, np.array([[0, 0], [0.25 * limit, 0.75 * limit]], dtype=np.float32))
+    assert logits.grad is not None
+    assert_close(logits.grad, np.array([[0, 0], [-0.25, 0.75]], dtype=np.float32))
+
+
+@pytest.mark.parametrize("target", [-1, 2])
+def test_focal_loss_needs_a_weight_for_every_target(target: int) -> None:
+    with pytest.raises(ValueError, match="none of the 2 classes"):
+        ops.sigmoid_focal_loss(
+            torch.zeros(2, 2), torch.tensor([0, target]), 2.0, 0.25, torch.ones(2), "sum"
+        )
+
+
+def test_focal_loss_of_nothing_and_of_gaps_in_memory() -> None:
+    empty = torch.zeros(0, 3, requires_grad=True)
+    ops.sigmoid_focal_loss(
+        empty, torch.zeros(0, dtype=torch.long), 2.0, 0.25, None, "sum"
+    ).backward()
+    assert empty.grad is not None and empty.grad.shape == (0, 3)
+    logits, target = normal(25, 3, 7).T, torch.tensor([0, 0, 2, 1, 3, 2, 0, 1, 1, 0, 3, 2, 1, 0])
+    assert torch.equal(
+        ops.sigmoid_focal_loss(logits, target[::2], 2.0, 0.25, None, "none"),
+        ops.sigmoid_focal_loss(logits.contiguous(), target[::2].clone(), 2.0, 0.25, None, "none"),
+    )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_focal_loss_in_half_precision(dtype: torch.dtype) -> None:
+    target, results = torch.tensor(TARGETS["background"]), []
+    for compute in (dtype, torch.float32):
+        logits = (3 * normal(26, 7, 3)).to(dtype).to(compute).requires_grad_()
+        loss = ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "none")
+        assert loss.dtype == compute
+        results.append((loss, *torch.autograd.grad(loss.sum(), logits)))
+    for half, wide in zip(*results, strict=True):
+        assert_close(half, wide.detach(), HALF_EPS[dtype])
+
+
+# ------------------------------------------------------------------------------- mixed precision
+
+
+def test_operators_train_under_autocast() -> None:
+    torch.manual_seed(0)
+    before = torch.nn.Conv2d(3, 4, 3, padding=1)
+    deform = ops.ModulatedDeformConv2dPack(4, 4, 3, padding=1)
+    pools = ops.RoIAlign(2, 0.5, 0), ops.RoIAlign(2, 0.5, 0, "max"), ops.RoIPool(2, 0.5)
+    rois = ROIS.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = deform(before(normal(27, 2, 3, HEIGHT, WIDTH, dtype=torch.float32)))
+        loss = sum(pool(features, rois.type_as(features)).float().square().mean() for pool in pools)
+    assert features.dtype == torch.bfloat16 and isinstance(loss, Tensor)
+    loss.backward()
+    for name, parameter in [*before.named_parameters(), *deform.named_parameters()]:
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
