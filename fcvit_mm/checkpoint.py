@@ -37,6 +37,9 @@ CONTAINERS = (EMA_CONTAINER, "state_dict", "model")
 OUTPUT_NORM = re.compile(r"norm[0246]\.")
 CLASSIFIER = re.compile(r"(norm|head)\.")
 
+# By this tensor an FCViT is found under whatever prefix.
+STEM = "patch_embed.proj.weight"
+
 
 class CheckpointError(ValueError):
     """A checkpoint can't be used; the message says which, why, and what to do."""
@@ -141,7 +144,8 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
 
 
 def _explain(filename: str, error: Exception) -> str:
-    text = str(error)
+    # PyTorch wraps its reason into advice to load without restriction, which nobody should follow.
+    text = str(error.__context__ or error)
     if found := re.search(r"GLOBAL (\S+)|getattr of (\S+)|reduce for unrecognized (.+)", text):
         wanted = next(filter(None, found.groups()))
         return (
@@ -150,7 +154,7 @@ def _explain(filename: str, error: Exception) -> str:
             "the weights as .safetensors, or, if you wrote the file yourself, allow the class with "
             "torch.serialization.add_safe_globals."
         )
-    reason = text.splitlines()[0][:200] if text else type(error).__name__
+    reason = (text or type(error).__name__).splitlines()[0][:200]
     return f"{filename} is damaged or not a PyTorch checkpoint ({reason}); fetch or copy it again"
 
 
@@ -273,16 +277,18 @@ def load_pretrained(
     """
     filename = str(checkpoint)
     container, weights = select_weights(read_checkpoint(filename, map_location), filename, ema)
-    given = {
-        key: value
-        for key, value in backbone_weights(weights, prefix).items()
-        if not CLASSIFIER.match(key)
-    }
+    found = backbone_weights(weights, prefix)
+    given = {key: value for key, value in found.items() if not CLASSIFIER.match(key)}
     wanted = backbone.state_dict()
     # A file may have been trained with more or fewer outputs than this backbone has.
     given = {key: v for key, v in given.items() if key in wanted or not OUTPUT_NORM.match(key)}
     kept = sorted(key for key in wanted.keys() - given.keys() if OUTPUT_NORM.match(key))
-    check_fit(filename, given, {key: v for key, v in wanted.items() if key not in kept})
+    whole = (
+        " (the backbone of a detector, segmentor or classifier)"
+        if len(found) < len(weights)
+        else ""
+    )
+    check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
     print_log(
         f"FCViT: loaded {len(given)} tensors, all but {len(kept)} of the output norms, from "
@@ -328,7 +334,13 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
         return
     theirs, ours = (infer_arguments(backbone_weights(w, None)) for w in (given, wanted))
     if theirs is None or ours is None:
-        seems = "not an FCViT, or one under another prefix; give FCViT's weights, or set prefix"
+        prefixes = {key.removesuffix(STEM) for key in given if key.endswith(STEM)} - {
+            "",
+            "backbone.",
+        }
+        seems = "not an FCViT" + "".join(
+            f", but to contain one (set prefix={p!r})" for p in prefixes
+        )
     elif differences := [name for name in ours if theirs[name] != ours[name]]:
         seems = " and ".join(
             f"an FCViT with {name}={theirs[name]!r} where the model has {name}={ours[name]!r} "

@@ -1,0 +1,436 @@
+"""Checkpoints of every released form, the wrong ones, and the hostile ones."""
+
+import argparse
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from released import imagenet_state_dict, timm_checkpoint
+
+from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
+from fcvit_mm.checkpoint import convert_checkpoint, infer_arguments, sha256
+
+pytestmark = pytest.mark.official
+
+
+@pytest.fixture(scope="module")
+def released() -> dict:
+    return timm_checkpoint("tiny")
+
+
+def tiny(**kwargs) -> FCViT:
+    """A tiny FCViT that loads as a Runner would make it."""
+    return FCViT("tiny", **kwargs)
+
+
+def assert_loaded(model: FCViT, expected: dict, offset: float = 0) -> None:
+    """Every parameter and buffer is the file's, but for the output norms."""
+    compared = 0
+    for key, value in model.state_dict().items():
+        if key.startswith("norm"):
+            assert torch.equal(value, torch.full_like(value, float(key.endswith("weight")))), key
+            continue
+        add = offset if value.is_floating_point() else 0
+        assert torch.equal(value, expected[key] + add), key
+        compared += 1
+    assert compared == len([key for key in expected if not key.startswith(("norm.", "head."))])
+
+
+# ------------------------------------------------------------------- the forms of the files
+
+
+def write(path: Path, content: dict) -> Path:
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["plain", "ema", "no_ema_switch", "model", "bare", "ddp",
+                                  "ddp_ema", "safetensors"])  # fmt: skip
+def test_every_released_form_loads_completely(tmp_path, released, form):
+    state, offset, options, name = released["state_dict"], 0, {}, "fcvit.pth.tar"
+    content = {k: v for k, v in released.items() if k != "state_dict_ema"}
+    if form == "ema":
+        content, offset = released, 1
+    elif form == "no_ema_switch":
+        content, options = released, {"ema": False}
+    elif form == "model":
+        content, name = {"model": state}, "fcvit.pth"
+    elif form == "bare":
+        content, name = state, "fcvit.pth"
+    elif form == "ddp":
+        content = {"state_dict": {f"module.{k}": v for k, v in state.items()}}
+    elif form == "ddp_ema":
+        ema = {f"module.{k}": v for k, v in released["state_dict_ema"].items()}
+        content, offset = {**released, "state_dict_ema": ema}, 1
+    elif form == "safetensors":
+        content, name = state, "fcvit.safetensors"
+    path = write(tmp_path / name, content)
+    model = tiny(init_cfg=dict(type="Pretrained", checkpoint=str(path), **options))
+    model.init_weights()
+    assert_loaded(model, state, offset)
+
+
+@pytest.mark.parametrize("options", [{}, {"prefix": "backbone."}], ids=["found", "given"])
+def test_the_backbone_of_a_detector_loads_with_its_output_norms(tmp_path, options):
+    source = tiny()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    state = {f"backbone.{k}": v for k, v in source.state_dict().items()}
+    state["neck.lateral_convs.0.conv.weight"] = torch.zeros(4, 32, 1, 1)
+    path = write(tmp_path / "detector.pth", {"meta": {}, "state_dict": state, "optimizer": {}})
+    model = tiny()
+    load_pretrained(model, path, **options)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+
+
+def test_other_outputs_than_the_file_was_trained_with_are_no_misfit(tmp_path):
+    path = write(tmp_path / "a.pth", tiny(out_indices=(1, 3)).state_dict())
+    load_pretrained(tiny(out_indices=(2, 3)), path)
+
+
+def test_one_line_tells_how_many_tensors_came_from_which_file(tmp_path, released):
+    path = write(tmp_path / "fcvit.pth.tar", released)
+    log = tmp_path / "log.txt"
+    MMLogger.get_instance("one-line", log_file=str(log))
+    load_pretrained(tiny(), path)
+    lines = log.read_text().splitlines()
+    count = sum(not k.startswith(("norm.", "head.")) for k in released["state_dict"])
+    (line,) = [line for line in lines if "FCViT" in line]
+    assert f"{count} tensors" in line and str(path) in line
+    assert sha256(path) in line and "state_dict_ema" in line
+
+
+def test_url(tmp_path, released, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    write(tmp_path / "fcvit.pth.tar", released)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/fcvit.pth.tar"
+        model = tiny(init_cfg=dict(type="Pretrained", checkpoint=url, ema=False))
+        model.init_weights()
+        assert_loaded(model, released["state_dict"])
+        # also through MMEngine's own entry
+        assert CheckpointLoader.load_checkpoint(url)["version"] == 2
+        with pytest.raises(CheckpointError, match="can't be downloaded"):
+            read_checkpoint(url + ".absent")
+        server.shutdown()
+
+
+# ------------------------------------------------------------------------ complete or an error
+
+
+def test_nothing_is_changed_when_a_file_does_not_fit(tmp_path, released):
+    state = dict(released["state_dict"])
+    del state["network.6.1.norm2.bias"]
+    path = write(tmp_path / "a.pth", state)
+    model = tiny()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"1 missing: network\.6\.1\.norm2\.bias"):
+        load_pretrained(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def resnet() -> dict:
+    return {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.bn1.bias": torch.zeros(64)}
+
+
+@pytest.mark.parametrize(
+    ("model", "content", "words"),
+    [
+        ({}, lambda: FCViT("s12").state_dict(), ["arch='s12'", "arch='tiny'", "of another shape"]),
+        (
+            {},
+            lambda: FCViT(dict(layers=(1, 3, 5, 2), dims=(32, 64, 160, 320),
+                               mlp_ratios=(8, 8, 4, 4))).state_dict(),
+            ["'layers': (1, 3, 5, 2)", "missing", "network.0.1"],
+        ),
+        (
+            {},
+            lambda: tiny(kernel_size=(5, 7)).state_dict(),
+            ["kernel_size=(5, 7)", "kernel_size=(11, 11)", "set kernel_size=(5, 7)"],
+        ),
+        (
+            {},
+            lambda: tiny(global_context=False).state_dict(),
+            ["set global_context=False", "missing", "gc1.fc1.weight"],
+        ),
+        (
+            {"weighted_context": False},
+            lambda: tiny().state_dict(),
+            ["set weighted_context=True", "unexpected", "gc1.rescale_weight"],
+        ),
+        ({}, resnet, ["not an FCViT", "conv1.weight"]),
+        (
+            {},
+            lambda: {"neck.w": torch.zeros(1), **{f"backbone.{k}": v for k, v in resnet().items()}},
+            ["not an FCViT", "detector", "conv1.weight"],
+        ),
+        (
+            {},
+            lambda: {f"encoder.{k}": v for k, v in tiny().state_dict().items()},
+            ["set prefix='encoder.'"],
+        ),
+        (
+            {},
+            lambda: {**tiny().state_dict(), "network.0.0.extra": torch.zeros(1)},
+            ["1 unexpected: network.0.0.extra"],
+        ),
+        ({}, lambda: {"epoch": 3, "optimizer": {}}, ["no weights", "epoch, optimizer"]),
+    ],
+    ids=["arch", "custom arch", "kernel size", "no context", "weighted", "resnet", "detector",
+         "prefix", "unexpected", "no weights"],
+)  # fmt: skip
+def test_a_misfit_is_explained(tmp_path, model, content, words):
+    path = write(tmp_path / "a.pth", content())
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(tiny(**model), path)
+    for word in [str(path), *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["tiny", "b12", "b24", "b48"])
+def test_arguments_are_inferred_from_released_files(arch):
+    assert infer_arguments(imagenet_state_dict(arch)) == {
+        "arch": arch.replace("b", "s"),
+        "kernel_size": (11, 11),
+        "global_context": True,
+        "weighted_context": True,
+    }
+
+
+# ------------------------------------------------------------------------------ damaged files
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pth.tar", "a.safetensors"])
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        ("absent", "no such"),
+        ("empty", "empty"),
+        ("text", "damaged or not|not a whole"),
+        ("truncated", "damaged or not|not a whole"),
+        ("list", "holds a list|not a whole"),
+    ],
+)
+def test_damaged_file_is_one_sentence(tmp_path, name, damage, word):
+    path = tmp_path / name
+    if damage != "absent":
+        torch.save([1, 2], path)
+        if damage != "list":
+            write(path, tiny().state_dict())
+        data = path.read_bytes()
+        path.write_bytes(
+            {"empty": b"", "text": b"<html>Sign in</html>", "truncated": data[: len(data) // 2],
+             "list": data}[damage]
+        )  # fmt: skip
+    with pytest.raises(CheckpointError, match=word) as error:
+        read_checkpoint(path)
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message and "weights_only" not in message
+
+
+# ------------------------------------------------------------------------------ hostile files
+
+
+class Payload:
+    """Unpickles by running a command that leaves a file behind."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def hostile(path: Path, mark: Path, protocol: int | None, function=os.system) -> Path:
+    content = {"state_dict": {"w": torch.zeros(1)}, "meta": Payload(function, f"touch {mark}")}
+    if protocol is None:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+READERS = {
+    "ours": read_checkpoint,
+    "init_cfg": lambda path: tiny(
+        init_cfg=dict(type="Pretrained", checkpoint=str(path))
+    ).init_weights(),
+    "mmengine": lambda path: CheckpointLoader.load_checkpoint(str(path)),
+    "load_from": lambda path: load_checkpoint(torch.nn.Linear(1, 1), str(path)),
+}
+
+
+@pytest.mark.parametrize("protocol", [None, 2, 4], ids=["torch", "pickle2", "pickle4"])
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("function", [os.system, eval, getattr, exec], ids=lambda f: f.__name__)
+def test_a_file_that_would_run_code_runs_nothing(tmp_path, reader, protocol, function):
+    mark = tmp_path / "ran"
+    path = hostile(tmp_path / "a.pth", mark, protocol, function)
+    with pytest.raises(CheckpointError):
+        READERS[reader](path)
+    assert not mark.exists()
+
+
+def test_the_refusal_names_what_the_file_asked_for(tmp_path):
+    path = hostile(tmp_path / "a.pth", tmp_path / "ran", None)
+    with pytest.raises(CheckpointError, match=r"posix\.system.*Nothing of it was run"):
+        read_checkpoint(path)
+
+
+def test_getattr_reaches_the_history_buffers_statistics_and_nothing_else(tmp_path):
+    for owner, name in ((HistoryBuffer, "__init__"), (HistoryBuffer, "__globals__"),
+                        (argparse.Namespace, "mean"), (np.ndarray, "tofile")):  # fmt: skip
+        torch.save({"x": Payload(getattr, owner, name)}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match="refused"):
+            read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "scheme", ["s3://a/b.pth", "petrel://a/b.pth", "pavi://a", "mmcls://a", "x:s3://a/b.pth"]
+)
+def test_schemes_that_unpickle_without_restriction_are_refused(scheme):
+    with pytest.raises(CheckpointError, match="only paths and http"):
+        CheckpointLoader.load_checkpoint(scheme)
+
+
+# -------------------------------------------------------------- MMEngine's own checkpoints
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, x, y, mode):
+        return {"loss": (self.layer(x) - y).square().mean()}
+
+
+def runner(work_dir: Path, epochs: int, **kwargs) -> Runner:
+    data = [{"x": torch.tensor([i / 8]), "y": torch.tensor([i / 4])} for i in range(8)]
+    return Runner(
+        Line(),
+        str(work_dir),
+        train_dataloader=dict(
+            dataset=data,
+            batch_size=2,
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type="default_collate"),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=0.1)),
+        param_scheduler=dict(type="CosineAnnealingLR", T_max=4),
+        default_hooks=dict(logger=dict(type="LoggerHook", interval=1)),
+        experiment_name=f"{work_dir.name}-{epochs}-{len(kwargs)}",
+        randomness=dict(seed=0),
+        **kwargs,
+    )
+
+
+class Interrupt(Hook):
+    priority = "LOWEST"  # after the checkpoint was written
+
+    def after_train_epoch(self, runner):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_checkpoint_of_mmengine_resumes_and_equals_the_whole_run(tmp_path):
+    start = Line().state_dict()
+    whole = runner(tmp_path / "whole", 4)
+    whole.model.load_state_dict(start)
+    whole.train()
+    interrupted = runner(tmp_path / "resumed", 4, custom_hooks=[Interrupt()])
+    interrupted.model.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    resumed = runner(tmp_path / "resumed", 4, resume=True)
+    resumed.train()
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value)
+        assert not torch.equal(interrupted.model.state_dict()[key], value)
+    histories = [run.message_hub.get_scalar("train/loss").data[0] for run in (whole, resumed)]
+    assert len(histories[0]) == 16 and (histories[0] == histories[1]).all()
+
+
+def test_resume_executes_no_config_text_of_a_checkpoint(tmp_path):
+    runner(tmp_path, 2).train()
+    path, mark = tmp_path / "epoch_2.pth", tmp_path / "ran"
+    content = read_checkpoint(path)
+    content["meta"]["config"] = f"open({str(mark)!r}, 'w').close()"
+    torch.save(content, path)
+    runner(tmp_path, 4, resume=True).train()
+    assert not mark.exists()
+
+
+# ------------------------------------------------------------------------------ converting
+
+
+@pytest.mark.parametrize("name", ["clean.pth", "clean.safetensors"])
+def test_convert_writes_weights_alone(tmp_path, released, name):
+    source = write(tmp_path / "fcvit.pth.tar", released)
+    target = tmp_path / name
+    line = convert_checkpoint(source, target)
+    assert "tiny" in line and f"{len(released['state_dict'])} tensors" in line
+    assert sha256(target) in line
+    clean = read_checkpoint(target)
+    clean = clean.get("state_dict", clean)
+    assert clean.keys() == released["state_dict"].keys()
+    assert all(torch.equal(v, released["state_dict_ema"][k]) for k, v in clean.items())
+    model = tiny()
+    load_pretrained(model, target)
+    assert_loaded(model, released["state_dict"], offset=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, name])
+
+
+def test_convert_tool(tmp_path, released):
+    source = write(tmp_path / "fcvit.pth.tar", released)
+
+    def convert(*args) -> subprocess.CompletedProcess:
+        tool = Path(__file__).parents[1] / "tools" / "convert_checkpoint.py"
+        command = [sys.executable, str(tool), *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    result = convert(source, tmp_path / "a.pth", "--no-ema")
+    assert result.returncode == 0 and "FCViT tiny" in result.stdout
+    model = tiny()
+    load_pretrained(model, tmp_path / "a.pth")
+    assert_loaded(model, released["state_dict"])
+    for target, words in (
+        ("a.onnx", "must end in .pth or .safetensors"),
+        ("absent/a.pth", "there is no directory"),
+    ):
+        result = convert(source, tmp_path / target)
+        assert result.returncode == 2 and words in result.stderr
+        assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_mmengine_config_carries_the_switch():
+    cfg = Config(dict(init_cfg=dict(type="Pretrained", checkpoint="a.pth", ema=False)))
+    with pytest.raises(CheckpointError, match=r"a\.pth: there is no such"):
+        tiny(init_cfg=cfg.init_cfg).init_weights()
