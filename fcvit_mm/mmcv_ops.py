@@ -77,7 +77,8 @@ class _ExtensionLoader(Loader):
         self.compiled = compiled
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        if self.compiled is None or self.compiled.loader is None:
+        if self.compiled is None or self.compiled.loader is None:  # nothing, or a mere folder
+            self.compiled = None
             _say(
                 INFO,
                 f"mmcv has no compiled operators here: {__name__}, built on torchvision's, stands "

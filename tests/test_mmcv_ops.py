@@ -181,6 +181,12 @@ def test_any_failure_to_load_is_named(tmp_path: Path, said: Said, error: type[Ex
     assert module.nms is mmcv_ops.nms
 
 
+def test_a_folder_of_that_name_is_no_extension(tmp_path: Path, said: Said) -> None:
+    (tmp_path / "_ext").mkdir()
+    assert load_extension(tmp_path).nms is mmcv_ops.nms
+    assert [level for level, _ in said] == [logging.INFO]
+
+
 def test_other_errors_of_an_extension_are_not_hidden(tmp_path: Path, said: Said) -> None:
     (tmp_path / "_ext.py").write_text("1 / 0")
     with pytest.raises(ZeroDivisionError):
