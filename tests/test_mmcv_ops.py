@@ -554,7 +554,7 @@ def roi_pool_loop(
 @pytest.mark.parametrize("scale", [0.25, 0.3])
 def test_roi_pool_equals_loop(scale: float) -> None:
     features = normal(3, 2, 3, HEIGHT, WIDTH).requires_grad_()
-    upside_down = torch.tensor([[0.0, 20.0, 20.0, 10.0, 9.0]], dtype=torch.float64)
+    upside_down = ROIS.new_tensor([[0.0, 20.0, 20.0, 10.0, 9.0], [0.0, 22.4, 22.4, 20.9, 20.9]])
     rois = torch.cat((ROIS, upside_down))
     output = ops.RoIPool((3, 2), scale)(features, rois)
     grad = normal(4, 2, *output.shape)[0]
