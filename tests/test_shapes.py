@@ -1,0 +1,249 @@
+"""The generated pictures: what follows from a seed, masks against files, overlaps, bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from fcvit_mm import coco, shapes
+
+SIZE = (48, 40)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shapes") / "set"
+    assert shapes.generate(out, train=6, val=4, size=SIZE, seed=3)
+    return out
+
+
+def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    shapes.generate(tmp_path / "again", train=6, val=4, size=SIZE, seed=3)
+    assert contents(tmp_path / "again") == contents(folder)
+    shapes.generate(tmp_path / "other", train=6, val=4, size=SIZE, seed=4)
+    other = contents(tmp_path / "other")
+    for name, held in contents(folder).items():
+        assert other[name] != held, f"{name} does not depend on the seed"
+
+
+def test_a_picture_depends_on_neither_their_number_nor_the_other_split(
+    folder: Path, tmp_path: Path
+) -> None:
+    shapes.generate(tmp_path / "few", train=2, val=7, size=SIZE, seed=3)
+    few, many = contents(tmp_path / "few"), contents(folder)
+    shared = [name for name in few if name in many and name.endswith(".png")]
+    assert len(shared) == 2 * (2 + 4)
+    assert all(few[name] == many[name] for name in shared)
+
+
+def test_no_picture_is_in_both_splits_or_twice(folder: Path) -> None:
+    pictures = [path.read_bytes() for path in (folder / "images").rglob("*.png")]
+    assert len(pictures) == 10 == len(set(pictures))
+
+
+@pytest.mark.parametrize("segmentation", coco.SEGMENTATIONS)
+@pytest.mark.parametrize("split", shapes.SPLITS)
+def test_files_hold_the_pictures_masks_boxes_and_areas(
+    segmentation: str, split: str, tmp_path: Path
+) -> None:
+    shapes.generate(tmp_path / "set", 5, 5, SIZE, seed=3, segmentation=segmentation)
+    held = COCO(tmp_path / "set/annotations" / f"instances_{split}.json")
+    assert [c["name"] for c in held.loadCats(held.getCatIds())] == list(shapes.CLASSES)
+    images = held.loadImgs(held.getImgIds())
+    assert len(images) == 5
+    for index, image in enumerate(images):
+        drawn = shapes.picture(3, split, index, SIZE)
+        assert (image["width"], image["height"]) == SIZE
+        read = cv2.imread(str(tmp_path / "set/images" / split / image["file_name"]))
+        np.testing.assert_array_equal(read[..., ::-1], drawn.image)
+
+        annotations = held.loadAnns(held.getAnnIds(image["id"]))
+        assert [a["category_id"] for a in annotations] == (drawn.labels + 1).tolist()
+        for one, mask in zip(annotations, drawn.masks, strict=True):
+            np.testing.assert_array_equal(held.annToMask(one), mask)
+            rows, columns = np.nonzero(mask)
+            assert one["area"] == len(rows)
+            assert one["bbox"] == [
+                columns.min(),
+                rows.min(),
+                np.ptp(columns) + 1,
+                np.ptp(rows) + 1,
+            ]
+            if segmentation == "rle":
+                assert isinstance(one["segmentation"], dict)
+
+        # The label map, painted from the file alone.
+        expected = np.zeros(SIZE[::-1], np.uint8)
+        for one in annotations:
+            expected[held.annToMask(one) > 0] = one["category_id"]
+        path = tmp_path / "set/label_maps" / split / image["file_name"]
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected)
+
+
+def test_polygons_where_they_can_say_it_else_rle() -> None:
+    """A square, one with a hole, two parts that touch at a corner; drawn by pycocotools."""
+    from pycocotools import mask as masks
+
+    plain = np.zeros((9, 11), bool)
+    plain[2:6, 3:9] = True
+    holed = plain.copy()
+    holed[3:5, 5:7] = False
+    corner = np.zeros((9, 11), bool)
+    corner[1:4, 1:4] = corner[4:7, 4:8] = True
+
+    assert coco.annotation(plain, 1)["segmentation"] == [[3, 2, 9, 2, 9, 6, 3, 6]]
+    assert isinstance(coco.annotation(holed, 1)["segmentation"], dict)
+    assert len(coco.annotation(corner, 1)["segmentation"]) == 2
+    rng = np.random.default_rng(0)
+    for mask in (plain, holed, corner, *(rng.random((40, 9, 11)) < 0.6)):
+        for segmentation in coco.SEGMENTATIONS:
+            held = coco.annotation(mask, 1, segmentation)["segmentation"]
+            if isinstance(held, list):
+                encoded = masks.merge(masks.frPyObjects(held, 9, 11))
+            else:
+                encoded = masks.frPyObjects(held, 9, 11)
+            np.testing.assert_array_equal(masks.decode(encoded), mask)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (200, 33), (41, 160)])
+def test_any_size(size: tuple[int, int]) -> None:
+    drawn = shapes.picture(0, "train", 0, size)
+    assert drawn.image.shape == (size[1], size[0], 3) and drawn.image.dtype == np.uint8
+    assert drawn.masks.shape == (len(drawn.labels), size[1], size[0])
+    assert len(drawn.labels) >= 1 and drawn.masks.any((1, 2)).all()
+
+
+def test_objects_overlap_and_none_is_hidden() -> None:
+    """A circle's visible part is smaller than the circle where another object lies on it."""
+    pictures = [shapes.picture(0, "val", index) for index in range(20)]
+    assert {label for one in pictures for label in one.labels} == set(range(len(shapes.CLASSES)))
+    covered = 0
+    for one in pictures:
+        assert one.masks.sum(0).max() == 1, "two objects claim a pixel"
+        assert one.masks.sum((1, 2)).min() > 50
+        boxes = [coco.annotation(mask, 1)["bbox"] for mask in one.masks]
+        for i, (x, y, w, h) in enumerate(boxes):
+            for left, top, width, height in boxes[:i]:
+                across = min(x + w, left + width) - max(x, left)
+                covered += across > 4 and min(y + h, top + height) - max(y, top) > 4
+    assert covered > 20
+
+
+def test_objects_can_be_seen() -> None:
+    """An object's colours differ from those around it far more than the ground's from its own."""
+    for index in range(10):
+        drawn = shapes.picture(1, "val", index)
+        ground = drawn.image[~drawn.masks.any(0)].astype(float)
+        distances = [
+            np.abs(drawn.image[mask].mean(0) - ground.mean(0)).sum() for mask in drawn.masks
+        ]
+        assert np.median(distances) > 60, f"picture {index}"
+        assert ground.std(0).mean() > 2, f"the ground of picture {index} has no texture"
+
+
+def test_no_class_can_be_told_by_its_colour() -> None:
+    colours: dict[int, list[np.ndarray]] = {}
+    for index in range(150):
+        drawn = shapes.picture(2, "train", index, (64, 64))
+        for label, mask in zip(drawn.labels, drawn.masks, strict=True):
+            colours.setdefault(int(label), []).append(drawn.image[mask].mean(0))
+    spread = np.concatenate(list(colours.values())).std(0)
+    means = np.array([np.mean(values, 0) for values in colours.values()])
+    assert (np.ptp(means, axis=0) < 0.5 * spread).all()
+
+
+def test_a_complete_set_is_kept_and_an_incomplete_one_written_anew(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    arguments = dict(train=6, val=4, size=SIZE, seed=3)
+    shapes.generate(out, **arguments)
+    before = (out / "images/train/00000.png").stat()
+    assert not shapes.generate(out, **arguments)
+    assert (out / "images/train/00000.png").stat().st_mtime_ns == before.st_mtime_ns
+    (out / "label_maps/val/00003.png").unlink()
+    assert shapes.generate(out, **arguments)
+    assert contents(out) == contents(folder)
+    assert list(tmp_path.iterdir()) == [out], "something was left beside the data set"
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "write_instances", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.generate(tmp_path / "set", 1, 1, SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(shapes.DatasetError, match="something other than a generated data set"):
+        shapes.generate(tmp_path, 1, 1, SIZE)
+    with pytest.raises(shapes.DatasetError, match="is a file"):
+        shapes.generate(tmp_path / "notes.txt", 1, 1, SIZE)
+    shapes.generate(tmp_path / "set", 1, 1, SIZE)
+    with pytest.raises(shapes.DatasetError, match="other parameters"):
+        shapes.generate(tmp_path / "set", 2, 1, SIZE)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "set" / coco.STAMP).read_text())["train"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--train", "0"], "train is 0: at least 1 picture is needed"),
+        (["--val", "-3"], "val is -3: at least 1 picture is needed"),
+        (["--size", "20", "64"], "size is 20 x 64: both sides must have at least 32 pixels"),
+        (["--seed", "-1"], "seed is -1: it must be 0 or more"),
+        (["--segmentation", "contour"], "invalid choice: 'contour'"),
+        (["--train", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], said: str, tmp_path: Path, capfd) -> None:
+    try:
+        status = shapes.main([str(tmp_path / "set"), *arguments])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert said in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fcvit_mm.shapes", "set", "--train", "2", "--val", "1"]
+    done = subprocess.run(
+        [*command, "--size", "64", "32", "--seed", "5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "2 + 1 pictures written to set"
+    shapes.generate(tmp_path / "same", 2, 1, (64, 32), 5)
+    assert contents(tmp_path / "set") == contents(tmp_path / "same")
+
+
+def test_configs_name_the_classes_and_colours() -> None:
+    from mmengine.config import Config
+
+    base = Path(__file__).parents[1] / "configs/_base_/datasets"
+    instance = Config.fromfile(base / "shapes_instance.py").metainfo
+    assert instance.classes == shapes.CLASSES
+    assert instance.palette == list(shapes.PALETTE)
+    semantic = Config.fromfile(base / "shapes_semantic.py").metainfo
+    assert semantic.classes == shapes.SEMANTIC_CLASSES
+    assert semantic.palette == list(shapes.SEMANTIC_PALETTE)
