@@ -76,6 +76,8 @@ class FCViT(BaseModule):
         ValueError: a value that is not allowed; the message names it and what is.
     """
 
+    init_cfg: dict | list[dict] | None
+
     def __init__(
         self,
         arch: str | dict = "s12",
@@ -170,7 +172,7 @@ class FCViT(BaseModule):
             if index % 2:
                 x = module(x)
                 continue
-            for block in module:
+            for block in module.children():
                 if self.with_cp and self.training and torch.is_grad_enabled():
                     x = checkpoint(block, x, use_reentrant=False)
                 else:

@@ -37,8 +37,8 @@ DATA_SOURCES = {
     "and unpack them there",
     "data/ade/ADEChallengeData2016": "Download ADEChallengeData2016.zip (scene parsing) from "
     "http://sceneparsing.csail.mit.edu and unpack it in data/ade",
-    "data/shapes": "Generate it: make data, or python -m fcvit_mm.shapes data/shapes",
-    "data/coins": "Generate it: make data, or python -m fcvit_mm.coins data/coins",
+    "data/shapes": "Generate it: python -m fcvit_mm.shapes data/shapes",
+    "data/coins": "Generate it: python -m fcvit_mm.coins data/coins",
 }
 
 
@@ -154,7 +154,9 @@ def draw_predictions(cfg: Config, directory: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says, without the lines that follow and the quotes of a KeyError."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
 
 
 def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
@@ -312,8 +314,15 @@ def build_runner(cfg: Config) -> Runner:
         init_process_group("gloo")
     try:
         runner = Runner.from_cfg(cfg)
-    except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the config can't be built: {_first_line(error)}") from error
+        # MMEngine builds these later, amid the run; each is kept and used as it is built here.
+        if cfg.get("train_cfg"):
+            _ = runner.train_loop
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        for loop in ("val_loop", "test_loop"):
+            if getattr(runner, f"_{loop}") is not None:
+                getattr(runner, loop)
+    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+        raise ConfigError(f"{cfg.filename} can't be built: {_first_line(error)}") from error
     for change in changes:
         runner.logger.info(f"adapted to this machine: {change}")
     if cfg.get("load_from"):

@@ -1,0 +1,42 @@
+"""What several test files share: the example data, and the tools as subprocesses."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+Tool = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="session")
+def example_data(tmp_path_factory) -> Path:
+    """A directory with data/shapes of 8 and 4 pictures of 64 pixels."""
+    from fcvit_mm import shapes
+
+    directory = tmp_path_factory.mktemp("example")
+    shapes.generate(directory / "data/shapes", train=8, val=4, size=(64, 64), seed=0)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tool(example_data) -> Tool:
+    """Run a script of tools/ in the directory of the example data, as a user would."""
+
+    def run(name: str, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess:
+        script = str(ROOT / "tools" / name)
+        command = [script] if name.endswith(".sh") else [sys.executable, script]
+        return subprocess.run(
+            [*command, *map(str, arguments)],
+            cwd=example_data,
+            env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

@@ -1,0 +1,137 @@
+"""What runtime checks and changes before a Runner is built."""
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+
+from fcvit_mm import runtime
+from fcvit_mm.runtime import ConfigError, adapt, check_files, load_config
+
+DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
+SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py")
+
+
+def norms(cfg: Config) -> set[str]:
+    return {
+        node["type"]
+        for _, node in runtime._dicts(cfg._cfg_dict)
+        if str(node.get("type")) in ("BN", "SyncBN")
+    }
+
+
+@pytest.mark.parametrize("launcher", ["none", "pytorch"])
+def test_without_a_gpu_nothing_is_left_that_needs_one(monkeypatch, launcher):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = load_config(SEGMENTATION, launcher=launcher)
+    assert norms(cfg) == {"SyncBN"} and cfg.optim_wrapper.type == "AmpOptimWrapper"
+    changes = adapt(cfg)
+    assert norms(cfg) == {"BN"}
+    assert cfg.optim_wrapper.type == "OptimWrapper" and "loss_scale" not in cfg.optim_wrapper
+    assert (cfg.env_cfg.dist_cfg.backend == "gloo") == (launcher == "pytorch")
+    assert any("BN for SyncBN" in line for line in changes)
+    assert any("float32 for mixed precision" in line for line in changes)
+    assert adapt(cfg) == [line for line in changes if "gloo" in line]
+
+
+def test_with_gpus_and_several_processes_nothing_is_changed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = load_config(SEGMENTATION, launcher="pytorch")
+    before = cfg.pretty_text
+    assert adapt(cfg) == [] and cfg.pretty_text == before
+
+
+def test_on_one_gpu_only_syncbn_is_replaced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = load_config(SEGMENTATION)
+    changes = adapt(cfg)
+    assert norms(cfg) == {"BN"} and cfg.optim_wrapper.type == "AmpOptimWrapper"
+    assert all("SyncBN" in line for line in changes)
+
+
+@pytest.mark.parametrize("arch", ["tiny", "s12", "s24", "s48"])
+def test_missing_weights_say_where_to_get_them_and_how_to_do_without(tmp_path, monkeypatch, arch):
+    monkeypatch.chdir(tmp_path)
+    path = DETECTION.replace("s12", arch)
+    with pytest.raises(ConfigError) as error:
+        check_files(load_config(path), (), pretrained=True)
+    message = str(error.value)
+    assert f"pretrained/fcvit_{arch}.pth" in message
+    assert runtime.RELEASED_WEIGHTS[arch] in message
+    assert "--cfg-options model.backbone.init_cfg=None" in message
+    # What the message advises works.
+    check_files(load_config(path, {"model.backbone.init_cfg": None}), (), pretrained=True)
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / f"pretrained/fcvit_{arch}.pth").touch()
+    check_files(load_config(path), (), pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted", "source"),
+    [
+        (DETECTION, "data/coco/annotations/instances_train2017.json", "cocodataset.org"),
+        (SEGMENTATION, "data/ade/ADEChallengeData2016/images/training", "sceneparsing"),
+        (
+            DETECTION.replace("s12_coco", "tiny_shapes"),
+            "data/shapes/annotations/instances_train.json",
+            "python -m fcvit_mm.shapes data/shapes",
+        ),
+        (
+            DETECTION.replace("s12_coco", "tiny_coins"),
+            "data/coins",
+            "python -m fcvit_mm.coins data/coins",
+        ),
+    ],
+    ids=["coco", "ade20k", "shapes", "coins"],
+)
+def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch, config, wanted, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        check_files(load_config(config), ("train_dataloader", "val_dataloader"), pretrained=False)
+    assert wanted in str(error.value) and source in str(error.value)
+    assert "train_dataloader.dataset" in str(error.value)
+
+
+def test_data_inside_wrappers_are_checked_too(tmp_path):
+    inner = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="a.json")
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type="Repeat", datasets=[inner]))))
+    with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.datasets\.0: .*a\.json"):
+        check_files(cfg, ("train_dataloader",), pretrained=False)
+    (tmp_path / "a.json").touch()
+    check_files(cfg, ("train_dataloader",), pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model.backbone.arch": "s13"}, ["'s13'", "nearest name is 's12'"]),
+        ({"model.backbone.depth": 50}, ["depth"]),
+        ({"model.type": "MaskRCNNN"}, ["MaskRCNNN"]),
+        ({"optim_wrapper.type": "NoSuchWrapper"}, ["NoSuchWrapper"]),
+        ({"train_dataloader.dataset.type": "NoSuchSet"}, ["NoSuchSet"]),
+        ({"val_evaluator.metric": "no_such_metric"}, ["no_such_metric"]),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_built_is_a_sentence(example_data, monkeypatch, tmp_path, options, words):
+    monkeypatch.chdir(example_data)
+    cfg = load_config(DETECTION.replace("s12_coco", "tiny_shapes"), options, str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        runtime.build_runner(cfg)
+    message = str(error.value)
+    assert all(word in message for word in words) and "\n" not in message
+
+
+def test_work_dir_follows_the_name_of_the_config():
+    assert load_config(DETECTION).work_dir == "work_dirs/mask_rcnn_fcvit_s12_coco"
+    assert load_config(DETECTION, work_dir="here").work_dir == "here"
+
+
+def test_amp_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--amp needs a GPU"):
+        runtime.enable_amp(load_config(DETECTION))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = load_config(DETECTION, {"optim_wrapper.type": "OptimWrapper"})
+    runtime.enable_amp(cfg)
+    assert cfg.optim_wrapper.type == "AmpOptimWrapper"

@@ -1,0 +1,256 @@
+"""The tools as subprocesses, on the example data, as a user runs them."""
+
+import pickle
+import re
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT
+from test_checkpoint import hostile
+
+from fcvit_mm import read_checkpoint
+
+CONFIGS = {
+    "mask_rcnn": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "semantic_fpn": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+    "upernet": ROOT / "configs/segmentation/upernet_fcvit_tiny_shapes.py",
+}
+METRICS = {"mask_rcnn": ["coco/bbox_mAP", "coco/segm_mAP"], "semantic_fpn": ["mIoU"],
+           "upernet": ["mIoU"]}  # fmt: skip
+# Four iterations of two pictures, a checkpoint and an evaluation after the second and the fourth.
+SHORT = [
+    "train_cfg.max_iters=4",
+    "train_cfg.val_interval=2",
+    "default_hooks.checkpoint.interval=2",
+    "default_hooks.logger.interval=1",
+    "train_dataloader.batch_size=2",
+    "train_dataloader.num_workers=0",
+    "train_dataloader.persistent_workers=False",
+    "val_dataloader.num_workers=0",
+    "val_dataloader.persistent_workers=False",
+]
+TEST = ["test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False"]
+
+
+def assert_sentence(result, *words: str) -> None:
+    """One clear sentence and exit status 2."""
+    assert result.returncode == 2, result.stderr[-2000:]
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture(scope="module")
+def trained(tool, example_data) -> dict:
+    """The work directory and the output of a short training run of each method."""
+    runs = {}
+    for name, config in CONFIGS.items():
+        result = tool("train.py", config, "--cfg-options", *SHORT)
+        assert result.returncode == 0, result.stderr[-3000:]
+        runs[name] = example_data / "work_dirs" / config.stem, result.stdout + result.stderr
+    return runs
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("method", CONFIGS)
+def test_training_evaluates_and_writes_checkpoints(trained, method):
+    work_dir, output = trained[method]
+    losses = [float(loss) for loss in re.findall(r"\bloss: (\d+\.\d+)", output)]
+    assert len(losses) == 4 and all(loss > 0 for loss in losses)
+    assert {"iter_2.pth", "iter_4.pth"} <= {path.name for path in work_dir.glob("*.pth")}
+    for metric in METRICS[method]:
+        assert len(re.findall(rf"Iter\(val\).*{metric}: \d", output)) == 2
+    assert "BN for SyncBN" in output or method == "mask_rcnn"
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("method", CONFIGS)
+def test_test_prints_the_metrics_of_the_last_evaluation(tool, trained, tmp_path, method):
+    work_dir, output = trained[method]
+    drawn, dumped = tmp_path / "drawn", tmp_path / "predictions.pkl"
+    result = tool(
+        "test.py", CONFIGS[method], work_dir / "iter_4.pth", "--show-dir", drawn, "--out", dumped,
+        "--work-dir", tmp_path, "--cfg-options", *TEST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    for metric in METRICS[method]:
+        last = re.findall(rf"Iter\(val\).*{metric}: (\d+\.\d+)", output)[-1]
+        assert re.findall(rf"Iter\(test\).*{metric}: (\d+\.\d+)", result.stdout) == [last]
+    pictures = [cv2.imread(str(path)) for path in drawn.rglob("*.[jp][pn]g")]
+    assert len(pictures) == 4 and all(picture.std() > 0 for picture in pictures)
+    with dumped.open("rb") as file:
+        assert len(pickle.load(file)) == 4
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("method", CONFIGS)
+def test_resume_goes_on_from_the_newest_checkpoint(tool, trained, tmp_path, method):
+    source, _ = trained[method]
+    content = (source / "iter_2.pth").read_bytes()
+    (tmp_path / "iter_2.pth").write_bytes(content)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    result = tool(
+        "train.py", CONFIGS[method], "--work-dir", tmp_path, "--resume", "--cfg-options", *SHORT
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps = re.findall(r"Iter\(train\) \[(\d)/4\]", result.stdout)
+    assert steps == ["3", "4"] and (tmp_path / "iter_4.pth").exists()
+    before, after = (read_checkpoint(tmp_path / f"iter_{i}.pth") for i in (2, 4))
+    assert after["optimizer"]["state"][0]["step"] == before["optimizer"]["state"][0]["step"] + 2
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "semantic_fpn"])
+def test_test_time_augmentation(tool, trained, tmp_path, method):
+    work_dir, _ = trained[method]
+    result = tool(
+        "test.py", CONFIGS[method], work_dir / "iter_4.pth", "--tta", "--work-dir", tmp_path,
+        "--cfg-options", *TEST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    for metric in METRICS[method]:
+        assert re.findall(rf"Iter\(test\).*{metric}: \d", result.stdout)
+
+
+def test_two_processes_without_a_gpu(tool, tmp_path):
+    result = tool(
+        "dist_train.sh", CONFIGS["mask_rcnn"], 2, "--work-dir", tmp_path, "--cfg-options", *SHORT
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    output = result.stdout + result.stderr
+    assert "gloo for nccl" in output and re.search(r"Distributed launcher: pytorch", output)
+    assert "GPU number: 2" in output
+    (checkpoint,) = tmp_path.glob("iter_4.pth")
+    result = tool(
+        "dist_test.sh", CONFIGS["mask_rcnn"], checkpoint, 2, "--work-dir", tmp_path,
+        "--cfg-options", *TEST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert re.search(r"Iter\(test\).*coco/bbox_mAP: \d", result.stdout)
+
+
+# ----------------------------------------------------- files as MMDetection 2.19 wrote them
+
+
+def released_form(checkpoint: dict) -> dict:
+    """What MMDetection 2.19 or MMSegmentation 0.19 would have written of these weights."""
+    return {
+        "meta": {"mmdet_version": "2.19.0", "epoch": 12, "iter": 87960, "CLASSES": ("circle",),
+                 "config": "raise SystemExit('the text of a config was run')", "seed": 0},
+        "state_dict": checkpoint["state_dict"],
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "semantic_fpn"])
+def test_a_released_detector_or_segmentor_is_tested_whole(tool, trained, tmp_path, method):
+    work_dir, output = trained[method]
+    content = released_form(read_checkpoint(work_dir / "iter_4.pth"))
+    assert {f"backbone.norm{i}.weight" for i in (0, 2, 4, 6)} <= content["state_dict"].keys()
+    path = tmp_path / "released.pth"
+    torch.save(content, path)
+    arguments = ["--work-dir", tmp_path, "--cfg-options", *TEST]
+    result = tool("test.py", CONFIGS[method], path, *arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
+    metric = METRICS[method][0]
+    last = re.findall(rf"Iter\(val\).*{metric}: (\d+\.\d+)", output)[-1]
+    assert re.findall(rf"Iter\(test\).*{metric}: (\d+\.\d+)", result.stdout) == [last]
+
+    key = next(key for key in content["state_dict"] if key.startswith("neck."))
+    del content["state_dict"][key]
+    torch.save(content, path)
+    assert_sentence(tool("test.py", CONFIGS[method], path, *arguments), "1 missing", key)
+
+
+# -------------------------------------------------------------------------------- bad input
+
+
+def test_another_arch_is_named_before_anything_is_measured(tool, trained):
+    work_dir, _ = trained["mask_rcnn"]
+    options = ["model.backbone.arch=s12", "model.neck.in_channels=[64,128,320,512]"]
+    result = tool(
+        "test.py", CONFIGS["mask_rcnn"], work_dir / "iter_4.pth", "--cfg-options", *options
+    )
+    assert_sentence(result, "arch='tiny'", "arch='s12'", "set arch='tiny'")
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("route", ["test", "resume", "load_from", "init_cfg"])
+def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
+    mark = tmp_path / "ran"
+    path = hostile(tmp_path / "hostile.pth", mark, None)
+    config, rest = CONFIGS["mask_rcnn"], ["--work-dir", tmp_path, "--cfg-options", *SHORT]
+    if route == "test":
+        result = tool("test.py", config, path, "--work-dir", tmp_path)
+    elif route == "resume":
+        result = tool("train.py", config, "--resume", path, *rest)
+    elif route == "load_from":
+        result = tool("train.py", config, *rest, f"load_from={path}")
+    else:
+        init_cfg = dict(_delete_=True, type="Pretrained", checkpoint=str(path))
+        config = tmp_path / "mine.py"
+        config.write_text(
+            f"_base_ = {str(CONFIGS['mask_rcnn'])!r}\n"
+            f"model = dict(backbone=dict(init_cfg={init_cfg}))\n"
+        )
+        result = tool("train.py", config, *rest)
+    assert not mark.exists()
+    assert_sentence(result, "hostile.pth", "posix.system", "Nothing of it was run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.py", "absent.py"], ["absent.py", "no such config"]),
+        (["train.py", "{broken}"], ["broken.py", "can't be read as a config"]),
+        (["train.py", "{config}", "--cfg-options", "model.backbone.arch=s13"], ["nearest", "s12"]),
+        (["train.py", "{config}", "--cfg-options", "model.neck.no.such=1"], ["--cfg-options"]),
+        (["train.py", "{config}", "--resume", "absent.pth"], ["absent.pth", "no such checkpoint"]),
+        (["train.py", "{coco}"], ["pretrained/fcvit_s12.pth", "drive.google.com"]),
+        (["train.py", "{coco}", "--cfg-options", "model.backbone.init_cfg=None"], ["data/coco"]),
+        (["train.py", "{config}", "--amp"], ["--amp needs a GPU"]),
+        (["test.py", "{config}", "absent.pth"], ["absent.pth", "no such checkpoint"]),
+        (["test.py", "{config}", "{empty}"], ["empty.pth is empty"]),
+        (["test.py", "{config}", "{text}"], ["text.pth is damaged or not a PyTorch checkpoint"]),
+        (["test.py", "{config}", "{empty}", "--out", "a.txt"], ["must end in .pkl"]),
+        (["convert_checkpoint.py", "{text}", "a.pth"], ["text.pth is damaged"]),
+        (["dist_train.sh", "absent.py", "2"], ["no such config"]),
+        (["dist_train.sh", "{config}", "two"], ["GPUS must be a positive number"]),
+    ],
+    ids=lambda value: " ".join(value[:3]) if value[0].endswith((".py", ".sh")) else "",
+)
+def test_bad_input_is_one_sentence_and_status_2(tool, tmp_path, arguments, words):
+    files = {"broken.py": "model = dict(", "empty.pth": "", "text.pth": "<html>Sign in</html>"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    places = {
+        "{config}": CONFIGS["mask_rcnn"],
+        "{coco}": ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py",
+        **{f"{{{name.split('.')[0]}}}": tmp_path / name for name in files},
+    }
+    result = tool(*(places.get(argument, argument) for argument in arguments))
+    assert_sentence(result, *words)
+
+
+@pytest.mark.parametrize("name", ["train.py", "test.py", "convert_checkpoint.py", "dist_train.sh",
+                                  "dist_test.sh", "slurm_train.sh", "slurm_test.sh"])  # fmt: skip
+def test_missing_arguments_print_the_usage(tool, name):
+    result = tool(name)
+    assert result.returncode == 2 and "usage: " in result.stderr
+
+
+def test_slurm_starts_a_task_a_gpu(tool, tmp_path, monkeypatch):
+    """With a stand-in for srun that prints what it was asked for."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("GPUS", "16")
+    result = tool("slurm_train.sh", "part", "job", CONFIGS["mask_rcnn"], "--amp")
+    words = result.stdout.splitlines()
+    assert {"--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8", "--job-name=job"} <= set(words)
+    assert words[-4:] == [str(CONFIGS["mask_rcnn"]), "--amp", "--launcher", "slurm"]
+    monkeypatch.setenv("GPUS", "2")
+    result = tool("slurm_test.sh", "part", "job", CONFIGS["mask_rcnn"], "a.pth")
+    assert {"--gres=gpu:2", "--ntasks=2", "--ntasks-per-node=2"} <= set(result.stdout.splitlines())
