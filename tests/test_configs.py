@@ -448,8 +448,15 @@ def experiment(request, tmp_path_factory) -> Iterator[Experiment]:
 
 
 def with_experiments(names: Iterable[str]) -> pytest.MarkDecorator:
-    """Run a test with each of these configs built; the tests of a config share what is built."""
-    return pytest.mark.parametrize("experiment", names, indirect=True, scope="module")
+    """Run a test with each of these configs built; the tests of a config share what is built.
+
+    FCViT-tiny's run with the official packages too: the packages do not see the arch.
+    """
+    params = [
+        pytest.param(name, marks=[pytest.mark.official] if "_tiny_" in name else [])
+        for name in names
+    ]
+    return pytest.mark.parametrize("experiment", params, indirect=True, scope="module")
 
 
 @with_experiments(LEAVES)
@@ -567,6 +574,7 @@ def test_whole_picture_with_sides_rounded_up(experiment):
     assert batch["inputs"][0].shape == (3, 64, 96)
 
 
+@pytest.mark.official
 @pytest.mark.parametrize("name", [name for name, (_, arch) in PUBLISHED.items() if arch == "tiny"])
 def test_prediction_with_augmentation(name, tmp_path):
     cfg = small_experiment(name, tmp_path)

@@ -1,5 +1,6 @@
 """Merging the views of a picture into one instance segmentation."""
 
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
@@ -8,6 +9,7 @@ from torch import nn
 
 from fcvit_mm.tta import InstanceSegTTAModel
 
+pytestmark = pytest.mark.official
 HEIGHT, WIDTH = 12, 20
 TTA_CFG = ConfigDict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=3)
 
