@@ -551,8 +551,8 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    wide = _widen(value, sampling_locations, attention_weights)
-    value, locations, weights = (tensor.detach().requires_grad_() for tensor in wide)
+    tensors = (value, sampling_locations, attention_weights)
+    value, locations, weights = (tensor.detach().requires_grad_() for tensor in tensors)
     with torch.enable_grad():
         output = ms_deform_attn_forward(
             value, value_spatial_shapes, value_level_start_index, locations, weights, im2col_step
