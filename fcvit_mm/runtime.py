@@ -8,6 +8,7 @@ what a user can mend into one sentence and exit status 2.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ def run_tool(main: Callable[[], None]) -> None:
     try:
         main()
     except (CheckpointError, ConfigError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
+        else:
+            # torchrun ends all processes of a machine with the first: let that be the one that
+            # speaks.
+            time.sleep(10)
         sys.exit(2)
 
 

@@ -1,6 +1,7 @@
 """What several test files share: the example data, and the tools as subprocesses."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 Tool = Callable[..., subprocess.CompletedProcess]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +41,12 @@ def tool(example_data) -> Tool:
         return subprocess.run(
             [*command, *map(str, arguments)],
             cwd=example_data,
-            env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHON": sys.executable,
+                "OMP_NUM_THREADS": "1",
+                "PORT": str(free_port()),
+            },
             capture_output=True,
             text=True,
             timeout=timeout,

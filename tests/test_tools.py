@@ -217,6 +217,7 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
         (["convert_checkpoint.py", "{text}", "a.pth"], ["text.pth is damaged"]),
         (["dist_train.sh", "absent.py", "2"], ["no such config"]),
         (["dist_train.sh", "{config}", "two"], ["GPUS must be a positive number"]),
+        (["dist_test.sh", "{config}", "absent.pth", "2"], ["no such checkpoint"]),
     ],
     ids=lambda value: " ".join(value[:3]) if value[0].endswith((".py", ".sh")) else "",
 )
