@@ -15,11 +15,11 @@ demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What must hold with the last official releases of OpenMMLab too.
 test-official: $(OFFICIAL)/installed
-	$(OFFICIAL)/bin/python -m pytest -m official
+	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m official
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -412,7 +412,8 @@ def convert_checkpoint(
         A line with arch, number of tensors and SHA-256.
 
     Raises:
-        CheckpointError: unreadable source, not an FCViT, or another ending of the target.
+        CheckpointError: unreadable source, not an FCViT, another ending of the target, or a
+            target that can't be written.
     """
     target = Path(target)
     if target.suffix not in (".pth", ".safetensors"):
@@ -432,6 +433,8 @@ def convert_checkpoint(
         else:
             safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
         os.replace(partial, target)
+    except OSError as error:
+        raise CheckpointError(f"{target} can't be written: {error}") from error
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()

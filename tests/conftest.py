@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes, or a test and the tool that it runs, share two cores. To be set before torch
+# is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parents[1]
 
 Tool = Callable[..., subprocess.CompletedProcess]
@@ -44,7 +48,6 @@ def tool(example_data) -> Tool:
             env={
                 **os.environ,
                 "PYTHON": sys.executable,
-                "OMP_NUM_THREADS": "1",
                 "PORT": str(free_port()),
             },
             capture_output=True,

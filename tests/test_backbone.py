@@ -258,6 +258,11 @@ def test_it_is_in_the_registry_with_s12_as_default():
     assert MODELS.build(dict(type="FCViT", arch="s24")).out_channels == (64, 128, 320, 512)
 
 
+def test_negative_out_indices_count_from_the_last_stage():
+    model = FCViT("tiny", out_indices=(-1, -3))
+    assert model.out_channels == (320, 64) and model.strides == (32, 8)
+
+
 def test_building_a_variant_changes_no_other():
     table = copy.deepcopy(ARCHS)
     out_indices = [0, -1]

@@ -408,6 +408,25 @@ def test_convert_writes_weights_alone(tmp_path, released, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, name])
 
 
+@pytest.mark.parametrize("name", ["clean.pth", "clean.safetensors"])
+def test_convert_that_fails_amid_writing_leaves_what_was_there(
+    tmp_path, released, monkeypatch, name
+):
+    source, target = write(tmp_path / "fcvit.pth.tar", released), tmp_path / name
+    target.write_bytes(b"before")
+
+    def full_disk(weights, path, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match="can't be written.*No space left"):
+        convert_checkpoint(source, target)
+    assert target.read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, name])
+
+
 def test_convert_tool(tmp_path, released):
     source = write(tmp_path / "fcvit.pth.tar", released)
 

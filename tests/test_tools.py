@@ -205,7 +205,7 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
         (["train.py", "absent.py"], ["absent.py", "no such config"]),
         (["train.py", "{broken}"], ["broken.py", "can't be read as a config"]),
         (["train.py", "{config}", "--cfg-options", "model.backbone.arch=s13"], ["nearest", "s12"]),
-        (["train.py", "{config}", "--cfg-options", "model.neck.no.such=1"], ["--cfg-options"]),
+        (["train.py", "{config}", "--cfg-options", "model.neck.depth=1"], ["'depth'"]),
         (["train.py", "{config}", "--resume", "absent.pth"], ["absent.pth", "no such checkpoint"]),
         (["train.py", "{coco}"], ["pretrained/fcvit_s12.pth", "drive.google.com"]),
         (["train.py", "{coco}", "--cfg-options", "model.backbone.init_cfg=None"], ["data/coco"]),
