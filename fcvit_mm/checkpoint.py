@@ -27,7 +27,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor, nn
 
-from .arch import ARCHS
+from .arch import ARCHS, Arch
 
 # Where a file keeps its weights; the first that is there is taken, the whole file if none is.
 EMA_CONTAINER = "state_dict_ema"
@@ -196,7 +196,7 @@ def select_weights(
     weights = {
         key.removeprefix("module."): value
         for key, value in weights.items()
-        if isinstance(value, Tensor)
+        if isinstance(key, str) and isinstance(value, Tensor)
     }
     if not weights:
         raise CheckpointError(f"{filename} holds no weights; its keys are {_listing(checkpoint)}")
@@ -226,21 +226,21 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
     for stage in range(0, 8, 2):
         blocks = {key.split(".")[2] for key in weights if key.startswith(f"network.{stage}.")}
         first = f"network.{stage}.0.channel_mixer.fc1.weight"
-        if not blocks or first not in weights or weights[first].ndim != 4:
+        if first not in weights or weights[first].ndim != 4:
             return None
         hidden, dim = weights[first].shape[:2]
+        if not dim:
+            return None
         layers.append(len(blocks))
         dims.append(dim)
         ratios.append(hidden // dim)
-    found = (tuple(layers), tuple(dims), tuple(ratios))
-    names = [name for name, arch in ARCHS.items() if arch == found]
+    arch = Arch(tuple(layers), tuple(dims), tuple(ratios))
+    names = [name for name, known in ARCHS.items() if known == arch]
     mixer = "network.0.0.token_mixer."
     if not {f"{mixer}dw1.weight", f"{mixer}dw2.weight"} <= weights.keys():
         return None
     return {
-        "arch": names[0]
-        if names
-        else dict(zip(("layers", "dims", "mlp_ratios"), found, strict=True)),
+        "arch": names[0] if names else arch._asdict(),
         "kernel_size": tuple(weights[f"{mixer}dw{i}.weight"].shape[-1] for i in (1, 2)),
         "global_context": f"{mixer}gc1.fc1.weight" in weights,
         "weighted_context": f"{mixer}gc1.fc1.weight" not in weights
@@ -291,8 +291,8 @@ def load_pretrained(
     check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
     print_log(
-        f"FCViT: loaded {len(given)} tensors, all but {len(kept)} of the output norms, from "
-        f"{container} of {filename} (SHA-256 {sha256(fetch(filename))})",
+        f"FCViT: loaded {len(given)} tensors from {container} of {filename}, SHA-256 "
+        f"{sha256(fetch(filename))}; {len(kept)} of the output norms keep their start values",
         logger="current",
         level=logging.INFO,
     )

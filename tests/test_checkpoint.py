@@ -201,9 +201,10 @@ def resnet() -> dict:
             ["1 unexpected: network.0.0.extra"],
         ),
         ({}, lambda: {"epoch": 3, "optimizer": {}}, ["no weights", "epoch, optimizer"]),
+        ({}, lambda: {3: torch.zeros(1)}, ["no weights"]),
     ],
     ids=["arch", "custom arch", "kernel size", "no context", "weighted", "resnet", "detector",
-         "prefix", "unexpected", "no weights"],
+         "prefix", "unexpected", "no weights", "no names"],
 )  # fmt: skip
 def test_a_misfit_is_explained(tmp_path, model, content, words):
     path = write(tmp_path / "a.pth", content())
