@@ -127,7 +127,8 @@ def write_instances(
     pictures: Iterable[tuple[str, tuple[int, int], list[dict[str, Any]]]],
 ) -> None:
     """Writes a COCO file of pictures, each (file name, (width, height), annotations)."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (file_name, (width, height), found) in enumerate(pictures, start=1):
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for one in found:
