@@ -60,9 +60,7 @@ def timm_checkpoint(arch: str) -> dict:
         "epoch": 299,
         "arch": f"fcvit_{arch}",
         "state_dict": state_dict,
-        "state_dict_ema": {
-            k: v + 1 if v.is_floating_point() else v for k, v in state_dict.items()
-        },
+        "state_dict_ema": {k: v + 1 if v.is_floating_point() else v for k, v in state_dict.items()},
         "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3, "params": [0, 1]}]},
         "version": 2,
         "args": Namespace(model=f"fcvit_{arch}", lr=1e-3, mean=None, aa="rand-m9-mstd0.5-inc1"),

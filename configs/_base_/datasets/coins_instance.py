@@ -1,5 +1,4 @@
-# Coins in tiles of a photograph, under data/coins: make data, or
-# python -m fcvit_mm.coins data/coins
+# Coins in tiles of a photograph, under data/coins: python -m fcvit_mm.coins data/coins
 _base_ = "./shapes_instance.py"
 
 data_root = "data/coins/"

@@ -1,5 +1,4 @@
-# Generated pictures of shapes with boxes and masks, under data/shapes: make data, or
-# python -m fcvit_mm.shapes data/shapes
+# Generated pictures of shapes with boxes and masks, under data/shapes: python -m fcvit_mm.shapes data/shapes
 dataset_type = "CocoDataset"
 data_root = "data/shapes/"
 # fcvit_mm.shapes.CLASSES and PALETTE
@@ -26,7 +25,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),

@@ -1,5 +1,4 @@
-# Generated pictures of shapes with label maps, under data/shapes: make data, or
-# python -m fcvit_mm.shapes data/shapes
+# Generated pictures of shapes with label maps, under data/shapes: python -m fcvit_mm.shapes data/shapes
 dataset_type = "BaseSegDataset"
 data_root = "data/shapes/"
 # fcvit_mm.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the ground is a class of its own
@@ -28,7 +27,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),

@@ -1,0 +1,19 @@
+"""Semantic FPN with FCViT-tiny on generated pictures, from random weights: what
+`make demo TASK=segmentation` runs."""
+
+_base_ = [
+    "../_base_/models/semantic_fpn_fcvit.py",
+    "../_base_/datasets/shapes_semantic.py",
+    "../_base_/schedules/adamw_example.py",
+    "../_base_/runtime_segmentation.py",
+]
+
+channels = 64
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    # The published start, 1e-6, is for pretrained weights: a few hundred iterations do not undo it.
+    backbone=dict(arch="tiny", layer_scale_init=0.1, init_cfg=None),
+    neck=dict(in_channels=[32, 64, 160, 320], out_channels=channels),
+    decode_head=dict(in_channels=[channels] * 4, channels=channels, num_classes=5),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))

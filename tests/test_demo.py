@@ -1,0 +1,192 @@
+"""tools/demo.py as a subprocess, in a very short form, and the parts that draw and count."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from fcvit_mm import coins, demo
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "tools/demo.py"]
+
+
+def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs
+    )
+
+
+def assert_picture(path: str) -> None:
+    image = cv2.imread(str(ROOT / path))
+    assert image is not None, f"{path} is not a picture"
+    assert min(image.shape[:2]) > 300
+    assert image.std() > 20 and len(np.unique(image.reshape(-1, 3), axis=0)) > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "figures", "products"),
+    [
+        ([], r"box mAP 0\.\d{3}, mask mAP 0\.\d{3}", ["predictions", "curves"]),
+        (["--task", "segmentation"], r"mIoU 0\.\d{3}", ["predictions", "curves"]),
+        (
+            ["--data", "coins"],
+            r"box AP50 [01]\.\d{3}, mask AP50 [01]\.\d{3}",
+            ["row", "predictions", "curves"],
+        ),
+    ],
+)
+def test_demo(options: list[str], figures: str, products: list[str], tmp_path: Path) -> None:
+    pictures = [] if "coins" in options else ["--pictures", "8", "3"]
+    folders = ["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path / "data")]
+    done = run([*options, *pictures, *folders, "--iterations", "3"])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+
+    # Not a terminal: a line at times, no bar, no escape sequences, MMEngine's log elsewhere.
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    assert [line for line in lines if line.startswith("iteration 3 of 3, loss ")]
+    assert "Iter(train)" not in done.stdout
+    assert "Iter(val)" in (tmp_path / "work/output.txt").read_text()
+
+    ending = lines[-12:]
+    reached = [line for line in ending if re.match(rf"{figures} on \d+ held-out", line)]
+    assert len(reached) == 1
+    named = dict(line.split(maxsplit=1) for line in ending if line.startswith("  ") and ":" in line)
+    for name in products:
+        name = "the row" if name == "row" else name
+        path = [line.split(maxsplit=name.count(" ") + 1)[-1] for line in ending if name in line][0]
+        assert_picture(path)
+    assert Path(named["weights:"]).is_file()
+    tool, config, weights = next(line for line in ending if "tools/test.py" in line).split()[1:4]
+    assert all((ROOT / path).is_file() for path in (tool, config, weights))
+    assert ending[-1].startswith("  make demo")
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    options = ["--task", "segmentation", "--iterations", "2", "--pictures", "8", "1"]
+    folders = ["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path / "data")]
+    process = subprocess.Popen(
+        [*COMMAND, *options, *folders],
+        cwd=ROOT,
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(leader)
+    assert process.wait() == 0, process.stderr and process.stderr.read()
+    text = shown.decode()
+    assert "2/2" in text and "loss" in text and "left" in text and "━" in text
+    assert "iteration 2 of 2" not in text and "Iter(train)" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--task", "poetry"], "invalid choice: 'poetry'"),
+        (["--task", "segmentation", "--data", "coins"], "no demonstration of segmentation with"),
+        (["--iterations", "0"], "0 must be a whole number of at least 1"),
+        (["--seed", "-1"], "-1 must be a whole number of at least 0"),
+        (["--data", "coins", "--pictures", "3", "1"], "the number of pictures is fixed"),
+    ],
+)
+def test_bad_options(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run([*options, "--work-dir", str(tmp_path / "w"), "--data-root", str(tmp_path / "d")])
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_data_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    done = run(["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path)])
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "something other than a generated data set" in done.stderr
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7, 100, 1000])
+@pytest.mark.parametrize("name", demo.DEMOS)
+def test_shorter_or_longer_schedules_keep_their_proportions(
+    name: tuple[str, str], iterations: int
+) -> None:
+    cfg = Config.fromfile(ROOT / demo.DEMOS[name].config)
+    share = iterations / cfg.train_cfg.max_iters
+    ends = [scheduler.end for scheduler in cfg.param_scheduler]
+    demo.shorten(cfg, iterations)
+    assert cfg.train_cfg.max_iters == iterations
+    assert 1 <= cfg.train_cfg.val_interval <= iterations
+    assert all(scheduler.begin < scheduler.end for scheduler in cfg.param_scheduler)
+    assert cfg.param_scheduler[-1].end == iterations
+    if iterations == 1000:
+        for scheduler, end in zip(cfg.param_scheduler, ends, strict=True):
+            assert abs(scheduler.end - end * share) < 1
+
+
+def disc(width: int, height: int, x: float, y: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return np.hypot(columns - x, rows - y) < radius
+
+
+def objects_in_tiles(
+    region: coins.Box, discs: list[tuple[float, float, float]]
+) -> tuple[list[SimpleNamespace], dict[str, demo.Objects]]:
+    """Tiles of a region, and for each what is visible of the discs, cut at the tile's sides."""
+    samples, objects = [], {}
+    for left, top, right, bottom in coins.tiles(region):
+        boxes, masks = [], []
+        for x, y, radius in discs:
+            mask = disc(right - left, bottom - top, x - left, y - top, radius)
+            if mask.sum() > 20:
+                rows, columns = np.nonzero(mask)
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                boxes.append(box)
+                masks.append(mask)
+        path = f"tiles/{left:03}-{top:03}.png"
+        samples.append(SimpleNamespace(img_path=path, ori_shape=(bottom - top, right - left)))
+        objects[path] = demo.Objects(
+            np.array(boxes, float).reshape(-1, 4),
+            np.array(masks, bool).reshape(-1, bottom - top, right - left),
+            np.zeros(len(boxes), int),
+            np.full(len(boxes), 0.9),
+        )
+    return samples, objects
+
+
+def test_tiles_are_stitched_into_whole_objects() -> None:
+    region = (0, 225, 384, 303)
+    discs = [(30.0, 260.0, 22.0), (120.0, 265.0, 20.0), (250.0, 262.0, 25.0), (372.0, 264.0, 11.0)]
+    samples, objects = objects_in_tiles(region, discs)
+    stitched = demo.stitch(samples, region, lambda sample: objects[sample.img_path])
+    assert len(stitched.boxes) == len(discs)
+    assert stitched.scores is not None and (stitched.scores == 0.9).all()
+    order = np.argsort(stitched.boxes[:, 0])
+    for (x, y, radius), mask in zip(discs, stitched.masks[order], strict=True):
+        np.testing.assert_array_equal(mask, disc(384, 78, x, y - 225, radius))
+    truth = demo.Objects(stitched.boxes, stitched.masks, stitched.labels)
+    assert demo.count_found(truth, stitched) == 4
+    fewer = demo.Objects(
+        stitched.boxes[1:], stitched.masks[1:], stitched.labels[1:], stitched.scores[1:]
+    )
+    assert demo.count_found(truth, fewer) == 3
+    none, empty = objects_in_tiles(region, [])
+    nothing = demo.stitch(none, region, lambda sample: empty[sample.img_path])
+    assert demo.count_found(truth, nothing) == 0

@@ -1,0 +1,53 @@
+"""Generate data, train FCViT-tiny on them and draw what it finds: python tools/demo.py."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from fcvit_mm import demo, runtime
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type for argparse: integers from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
+        return number
+
+    return parse
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Generate data, train on them, draw predictions.")
+    parser.add_argument("--task", choices=demo.TASKS, default=demo.TASKS[0])
+    parser.add_argument("--data", choices=demo.DATA, default=demo.DATA[0])
+    parser.add_argument("--work-dir", help="log, weights, pictures (default: work_dirs/demo_...)")
+    parser.add_argument("--data-root", help="folder of the data (default: data/shapes, data/coins)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the training")
+    parser.add_argument("--iterations", type=whole_number(1), help="default: the config's")
+    parser.add_argument(
+        "--pictures",
+        type=whole_number(1),
+        nargs=2,
+        metavar=("TRAIN", "VAL"),
+        help="numbers of generated pictures; others than usual need a --data-root of their own",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        demo.run(**vars(args))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command starts anew", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
