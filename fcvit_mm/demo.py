@@ -7,6 +7,7 @@ last evaluation, the ones that were measured, on held-out pictures.
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -523,6 +524,7 @@ def run(
     # the first ones, not the best
     draw_grid(products["predictions"], demo, record.predictions[:8], title)
     draw_curves(products["curves"], record, title)
+    python = os.path.relpath(sys.executable)
     lines = [
         "",
         f"{figures} on {count}, after {_clock(record.seconds)} minutes of training",
@@ -535,7 +537,7 @@ def run(
         f"  curves:      {products['curves']}",
         f"  weights:     {folder / f'iter_{len(record.losses)}.pth'}",
         "next:",
-        f"  python tools/test.py {demo.config} {folder / f'iter_{len(record.losses)}.pth'}"
+        f"  {python} tools/test.py {demo.config} {folder / f'iter_{len(record.losses)}.pth'}"
         f" --show-dir {folder / 'pictures'}",
     ]
     for other_task, other_data in DEMOS:

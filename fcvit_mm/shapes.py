@@ -4,7 +4,7 @@ Every picture follows from (seed, split, index, size) alone, so a set of 10 is t
 set of 1000 with the same seed, and the same call writes the same bytes. As things in the world do,
 each class has its colours, spread around a hue of its own; patterns and light it shares with all.
 
-    python -m fcvit_mm.shapes data/shapes --train 200 --val 40 --size 128 128 --seed 0
+    python -m fcvit_mm.shapes data/shapes --train 400 --val 40 --size 128 128 --seed 0
 
 writes
 
@@ -187,7 +187,7 @@ _SURFACES: tuple[Pattern, ...] = (_gradient, _clouds, _stripes, _checks, _dots, 
 
 
 # The centre of each class's hues; by form alone a few minutes do not teach classes apart.
-_HUES = {"circle": 0.02, "square": 0.6, "triangle": 0.36, "star": 0.15}
+_HUES = {"circle": 0.98, "square": 0.6, "triangle": 0.36, "star": 0.15}
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Array:
@@ -335,7 +335,7 @@ def picture(seed: int, split: str, index: int, size: tuple[int, int] = (128, 128
 
 def generate(
     out: str | Path,
-    train: int = 200,
+    train: int = 400,
     val: int = 40,
     size: tuple[int, int] = (128, 128),
     seed: int = 0,
@@ -410,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m fcvit_mm.shapes", description="Write the example data set of shapes."
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--train", type=int, default=200, help="pictures to train on")
+    parser.add_argument("--train", type=int, default=400, help="pictures to train on")
     parser.add_argument("--val", type=int, default=40, help="held-out pictures")
     parser.add_argument(
         "--size", type=int, nargs=2, default=[128, 128], metavar=("W", "H"), help="pixels"

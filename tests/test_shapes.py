@@ -1,5 +1,6 @@
 """The generated pictures: what follows from a seed, masks against files, overlaps, bad input."""
 
+import colorsys
 import json
 import subprocess
 import sys
@@ -153,15 +154,19 @@ def test_objects_can_be_seen() -> None:
         assert ground.std(0).mean() > 2, f"the ground of picture {index} has no texture"
 
 
-def test_no_class_can_be_told_by_its_colour() -> None:
-    colours: dict[int, list[np.ndarray]] = {}
-    for index in range(150):
+def test_each_class_has_its_colours_and_they_vary() -> None:
+    hues: dict[int, list[float]] = {}
+    for index in range(100):
         drawn = shapes.picture(2, "train", index, (64, 64))
         for label, mask in zip(drawn.labels, drawn.masks, strict=True):
-            colours.setdefault(int(label), []).append(drawn.image[mask].mean(0))
-    spread = np.concatenate(list(colours.values())).std(0)
-    means = np.array([np.mean(values, 0) for values in colours.values()])
-    assert (np.ptp(means, axis=0) < 0.5 * spread).all()
+            colour = tuple(drawn.image[mask].mean(0) / 255)
+            hues.setdefault(int(label), []).append(2 * np.pi * colorsys.rgb_to_hsv(*colour)[0])
+    centres = {label: np.angle(np.exp(1j * np.array(h)).mean()) for label, h in hues.items()}
+    for label, of_class in hues.items():
+        off = [abs(np.angle(np.exp(1j * (h - centres[label])))) for h in of_class]
+        assert np.std(off) > 0.05
+        for other in centres.keys() - {label}:
+            assert abs(np.angle(np.exp(1j * (centres[other] - centres[label])))) > 2 * np.mean(off)
 
 
 def test_a_complete_set_is_kept_and_an_incomplete_one_written_anew(

@@ -1,4 +1,5 @@
-# Generated pictures of shapes with boxes and masks, under data/shapes: python -m fcvit_mm.shapes data/shapes
+# Generated pictures of shapes with boxes and masks, under data/shapes:
+# python -m fcvit_mm.shapes data/shapes
 dataset_type = "CocoDataset"
 data_root = "data/shapes/"
 # fcvit_mm.shapes.CLASSES and PALETTE
@@ -21,6 +22,31 @@ test_pipeline = [
     dict(
         type="PackDetInputs",
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]
+# for test.py --tta
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale_factor=1.0)],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [
+                dict(
+                    type="PackDetInputs",
+                    meta_keys=(
+                        "img_id",
+                        "img_path",
+                        "ori_shape",
+                        "img_shape",
+                        "scale_factor",
+                        "flip",
+                        "flip_direction",
+                    ),
+                )
+            ],
+        ],
     ),
 ]
 

@@ -1,4 +1,5 @@
-# Generated pictures of shapes with label maps, under data/shapes: python -m fcvit_mm.shapes data/shapes
+# Generated pictures of shapes with label maps, under data/shapes:
+# python -m fcvit_mm.shapes data/shapes
 dataset_type = "BaseSegDataset"
 data_root = "data/shapes/"
 # fcvit_mm.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the ground is a class of its own
@@ -24,6 +25,21 @@ test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
+]
+# for test.py --tta
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
+                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
+            ],
+            [dict(type="LoadAnnotations")],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
 ]
 
 train_dataloader = dict(
