@@ -311,10 +311,14 @@ def draw_grid(path: Path, demo: Demo, samples: Sequence[Any], title: str) -> Non
     heads = ("picture", "truth", "prediction") if semantic else ("truth", "prediction")
     pairs = 2 if len(samples) > 1 else 1
     rows = math.ceil(len(samples) / pairs)
+    height, width = _picture_of(samples[0].img_path).shape[:2]
     figure, grid = pyplot.subplots(
-        rows, pairs * len(heads), figsize=(2.4 * pairs * len(heads), 2.4 * rows + 0.9),
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
+        rows,
+        pairs * len(heads),
+        figsize=(2.4 * pairs * len(heads), 2.4 * rows * height / width + 0.9),
+        squeeze=False,
+        layout="constrained",
+    )
     for axes in grid.flat:
         axes.axis("off")
     for i, sample in enumerate(samples):
