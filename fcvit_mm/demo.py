@@ -417,7 +417,7 @@ def stitch(samples: Sequence[Any], region: coins.Box, of: Callable[[Any], Object
     ).tolist()
     return Objects(
         np.array([boxes[i] for i in best]).reshape(-1, 4),
-        np.array([masks[i] for i in best]).reshape(-1, bottom - top, right - left),
+        np.array([masks[i] for i in best], bool).reshape(-1, bottom - top, right - left),
         np.array([labels[i] for i in best], int),
         None if of is truth_of else np.array([scores[i] for i in best]),
     )

@@ -1,5 +1,6 @@
 """README's commands and code are run, its links and tables are checked."""
 
+import ast
 import inspect
 import os
 import re
@@ -111,7 +112,8 @@ def test_the_argument_table_is_the_signature():
     table = README.split("| argument |")[1].split("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.MULTILINE))
     parameters = inspect.signature(FCViT).parameters
-    assert rows == {name: repr(parameter.default) for name, parameter in parameters.items()}
+    defaults = {name: ast.literal_eval(text) for name, text in rows.items()}
+    assert defaults == {name: parameter.default for name, parameter in parameters.items()}
 
 
 def test_links_to_files_lead_somewhere():
