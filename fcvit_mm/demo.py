@@ -515,7 +515,7 @@ def run(
     record = Record(demo, console)
     try:
         with _output_to(folder / "output.txt"):
-            runtime.check_files(cfg, ("train_dataloader", "val_dataloader"), pretrained=True)
+            runtime.check_files(cfg, ("train_dataloader", "val_dataloader"))
             runner = runtime.build_runner(cfg)
             runner.register_hook(record)
             runner.train()

@@ -221,21 +221,19 @@ def check_checkpoint(filename: str) -> None:
         fetch(filename)
 
 
-def check_files(cfg: Config, loaders: tuple[str, ...], pretrained: bool) -> None:
+def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Make sure that weights and data are there before anything is built.
 
     Args:
         cfg: a config.
         loaders: which of train_dataloader, val_dataloader and test_dataloader will be used.
-        pretrained: whether `init_cfg` will be used (not in a test, or with a checkpoint).
 
     Raises:
         ConfigError: something is missing; the message says where to get it and to put it.
     """
-    if pretrained:
-        for path, node in _dicts(cfg.model, "model"):
-            if node.get("type") == "Pretrained":
-                _check_weights(str(node.get("checkpoint")), path, cfg)
+    for path, node in _dicts(cfg.get("model", {}), "model"):
+        if node.get("type") == "Pretrained":
+            _check_weights(str(node.get("checkpoint")), path, cfg)
     for loader in loaders:
         for path, node in _dicts(cfg.get(loader) or {}, loader):
             if "ann_file" in node or "data_prefix" in node:
@@ -336,6 +334,14 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
+def _drop_pretrained(cfg: Config) -> None:
+    """Load no pretrained weights, which a whole checkpoint overwrites and which may be absent."""
+    for _, node in list(_dicts(cfg.model)):
+        init_cfg = node.get("init_cfg")
+        if isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained":
+            node["init_cfg"] = None
+
+
 def train(cfg: Config) -> Runner:
     """Train by a config, validation included.
 
@@ -345,10 +351,11 @@ def train(cfg: Config) -> Runner:
     """
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
+        _drop_pretrained(cfg)
     loaders = (
         ("train_dataloader", "val_dataloader") if cfg.get("val_cfg") else ("train_dataloader",)
     )
-    check_files(cfg, loaders, pretrained=not cfg.get("load_from"))
+    check_files(cfg, loaders)
     runner = build_runner(cfg)
     runner.train()
     return runner
@@ -361,7 +368,8 @@ def test(cfg: Config) -> dict[str, float]:
         ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
     """
     check_checkpoint(cfg.load_from)
-    check_files(cfg, ("test_dataloader",), pretrained=False)
+    _drop_pretrained(cfg)
+    check_files(cfg, ("test_dataloader",))
     # What belongs to training must not be needed, nor built.
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
                 "val_dataloader", "val_cfg", "val_evaluator"):  # fmt: skip

@@ -29,6 +29,8 @@ from fcvit_mm import mmcv_ops
 
 # not by an import statement, which a sorter of imports would put before that of fcvit_mm
 ops = importlib.import_module("mmcv.ops")
+pytestmark = pytest.mark.official
+
 ROOT = Path(__file__).parents[1]
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 HALVES = [torch.float16, torch.bfloat16]

@@ -54,16 +54,26 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(tmp_path, m
     monkeypatch.chdir(tmp_path)
     path = DETECTION.replace("s12", arch)
     with pytest.raises(ConfigError) as error:
-        check_files(load_config(path), (), pretrained=True)
+        check_files(load_config(path), ())
     message = str(error.value)
     assert f"pretrained/fcvit_{arch}.pth" in message
     assert runtime.RELEASED_WEIGHTS[arch] in message
     assert "--cfg-options model.backbone.init_cfg=None" in message
     # What the message advises works.
-    check_files(load_config(path, {"model.backbone.init_cfg": None}), (), pretrained=True)
+    check_files(load_config(path, {"model.backbone.init_cfg": None}), ())
     (tmp_path / "pretrained").mkdir()
     (tmp_path / f"pretrained/fcvit_{arch}.pth").touch()
-    check_files(load_config(path), (), pretrained=True)
+    check_files(load_config(path), ())
+
+
+def test_with_a_checkpoint_to_load_no_pretrained_weights_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "epoch_1.pth"
+    checkpoint.touch()
+    cfg = load_config(DETECTION, {"load_from": str(checkpoint)})
+    with pytest.raises(ConfigError, match="data/coco"):
+        runtime.train(cfg)
+    assert cfg.model.backbone.init_cfg is None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,8 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(tmp_path, m
 def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch, config, wanted, source):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
-        check_files(load_config(config), ("train_dataloader", "val_dataloader"), pretrained=False)
+        cfg = load_config(config, {"model.backbone.init_cfg": None})
+        check_files(cfg, ("train_dataloader", "val_dataloader"))
     assert wanted in str(error.value) and source in str(error.value)
     assert "train_dataloader.dataset" in str(error.value)
 
@@ -96,9 +107,9 @@ def test_data_inside_wrappers_are_checked_too(tmp_path):
     inner = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="a.json")
     cfg = Config(dict(train_dataloader=dict(dataset=dict(type="Repeat", datasets=[inner]))))
     with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.datasets\.0: .*a\.json"):
-        check_files(cfg, ("train_dataloader",), pretrained=False)
+        check_files(cfg, ("train_dataloader",))
     (tmp_path / "a.json").touch()
-    check_files(cfg, ("train_dataloader",), pretrained=False)
+    check_files(cfg, ("train_dataloader",))
 
 
 @pytest.mark.parametrize(
