@@ -9,10 +9,17 @@ VENV := .venv
 OFFICIAL := .venv-official
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-official lint format clean
+.PHONY: demo check-demo test test-official lint format clean
 
-demo: $(VENV)/installed
+demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
+
+# before anything is installed
+check-demo:
+	@case "$(TASK) $(DATA)" in \
+	"detection shapes"|"segmentation shapes"|"detection coins") ;; \
+	*) echo "error: TASK=$(TASK) DATA=$(DATA): TASK is detection or segmentation, DATA is shapes, or coins with detection" >&2; exit 2 ;; \
+	esac
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -143,15 +143,16 @@ class FCViT(BaseModule):
             fcvit_mm.checkpoint.CheckpointError: the file does not fill the backbone completely.
         """
         init_cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-        pretrained = [cfg for cfg in init_cfgs if cfg["type"] == "Pretrained"]
-        # MMEngine's own Pretrained loads what happens to fit; ours loads all or raises.
-        self.init_cfg = [cfg for cfg in init_cfgs if cfg["type"] != "Pretrained"]
-        try:
+        others = [cfg for cfg in init_cfgs if cfg["type"] != "Pretrained"]
+        if others:
+            # MMEngine's own Pretrained loads what happens to fit; ours loads all or raises.
+            self.init_cfg = others
             super().init_weights()
-        finally:
             self.init_cfg = init_cfgs
-        for cfg in pretrained:
-            load_pretrained(self, **{key: value for key, value in cfg.items() if key != "type"})
+        for cfg in init_cfgs:
+            if cfg["type"] == "Pretrained":
+                load_pretrained(self, **{key: value for key, value in cfg.items() if key != "type"})
+        self._is_init = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the requested stages' features.

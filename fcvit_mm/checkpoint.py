@@ -154,7 +154,7 @@ def _explain(filename: str, error: Exception) -> str:
             "the weights as .safetensors, or, if you wrote the file yourself, allow the class with "
             "torch.serialization.add_safe_globals."
         )
-    reason = (text or type(error).__name__).splitlines()[0][:200]
+    reason = f"{type(error.__context__ or error).__name__} {text}".splitlines()[0][:200]
     return f"{filename} is damaged or not a PyTorch checkpoint ({reason}); fetch or copy it again"
 
 
@@ -290,9 +290,10 @@ def load_pretrained(
     )
     check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
+    rest = f"; {len(kept)} of the output norms keep their start values" if kept else ""
     print_log(
         f"FCViT: loaded {len(given)} tensors from {container} of {filename}, SHA-256 "
-        f"{sha256(fetch(filename))}; {len(kept)} of the output norms keep their start values",
+        f"{sha256(fetch(filename))}{rest}",
         logger="current",
         level=logging.INFO,
     )
@@ -431,7 +432,8 @@ def convert_checkpoint(
         if target.suffix == ".pth":
             torch.save(weights, partial)
         else:
-            safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
+            # not save_file, whose files only their owner can read
+            partial.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
         os.replace(partial, target)
     except OSError as error:
         raise CheckpointError(f"{target} can't be written: {error}") from error

@@ -529,6 +529,12 @@ def run(
     draw_grid(products["predictions"], demo, record.predictions[:8], title)
     draw_curves(products["curves"], record, title)
     python = os.path.relpath(sys.executable)
+    # the same pictures, wherever they lie
+    options = ""
+    if data_root:
+        options = f" --cfg-options test_dataloader.dataset.data_root={data_folder}"
+        if "ann_file" in cfg.test_evaluator:
+            options += f" test_evaluator.ann_file={cfg.test_evaluator.ann_file}"
     lines = [
         "",
         f"{figures} on {count}, after {_clock(record.seconds)} minutes of training",
@@ -542,7 +548,7 @@ def run(
         f"  weights:     {folder / f'iter_{len(record.losses)}.pth'}",
         "next:",
         f"  {python} tools/test.py {demo.config} {folder / f'iter_{len(record.losses)}.pth'}"
-        f" --show-dir {folder / 'pictures'}",
+        f" --show-dir {folder / 'pictures'}{options}",
     ]
     for other_task, other_data in DEMOS:
         if (other_task, other_data) != (task, data):

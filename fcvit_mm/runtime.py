@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch.distributed import init_process_group
 
-from .arch import ALIASES
-from .checkpoint import CheckpointError, check_fit, fetch, is_url
+from .arch import ALIASES, get_arch
+from .checkpoint import CheckpointError, check_fit, is_url, read_checkpoint
 
 # The authors' shared drive, a folder a model; there is no direct link to the files.
 DRIVE = "https://drive.google.com/drive/folders/"
@@ -41,6 +42,10 @@ DATA_SOURCES = {
     "data/shapes": "Generate it: python -m fcvit_mm.shapes data/shapes",
     "data/coins": "Generate it: python -m fcvit_mm.coins data/coins",
 }
+
+
+# An optional metric of MMDetection that says at import that "metrics will not be computed".
+warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
 
 
 class ConfigError(ValueError):
@@ -212,13 +217,13 @@ def adapt(cfg: Config) -> list[str]:
 
 
 def check_checkpoint(filename: str) -> None:
-    """Make sure that a checkpoint to load, resume or test is there; a URL is tried later.
+    """Make sure that a checkpoint to load, resume or test can be read; a URL is tried later.
 
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: no such file, or a damaged or hostile one.
     """
     if not is_url(filename):
-        fetch(filename)
+        read_checkpoint(filename)
 
 
 def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -241,12 +246,16 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def _check_weights(checkpoint: str, path: str, cfg: Config) -> None:
-    if is_url(checkpoint) or Path(checkpoint).expanduser().is_file():
-        return
     owner: Any = cfg
     for key in path.split(".")[:-1]:
         owner = owner[int(key)] if key.isdigit() else owner[key]
     arch = owner.get("arch", "s12")
+    try:
+        get_arch(arch)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.removesuffix('.init_cfg')}: {error}") from error
+    if is_url(checkpoint) or Path(checkpoint).expanduser().is_file():
+        return
     source = RELEASED_WEIGHTS.get(ALIASES.get(arch, arch)) if isinstance(arch, str) else None
     where = f" Download FCViT-{arch} from {source} and save the file there." if source else ""
     raise ConfigError(

@@ -407,6 +407,7 @@ def test_convert_writes_weights_alone(tmp_path, released, name):
     load_pretrained(model, target)
     assert_loaded(model, released["state_dict"], offset=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, name])
+    assert target.stat().st_mode == source.stat().st_mode
 
 
 @pytest.mark.parametrize("name", ["clean.pth", "clean.safetensors"])
@@ -416,12 +417,14 @@ def test_convert_that_fails_amid_writing_leaves_what_was_there(
     source, target = write(tmp_path / "fcvit.pth.tar", released), tmp_path / name
     target.write_bytes(b"before")
 
-    def full_disk(weights, path, **kwargs):
-        Path(path).write_bytes(b"half")
+    write_bytes = Path.write_bytes
+
+    def full_disk(path, *_):
+        write_bytes(path, b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    monkeypatch.setattr(torch, "save", lambda weights, path: full_disk(path))
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(CheckpointError, match="can't be written.*No space left"):
         convert_checkpoint(source, target)
     assert target.read_bytes() == b"before"

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
 from fcvit_mm import FCViT
+from fcvit_mm.arch import ARCHS
 from fcvit_mm.runtime import RELEASED_WEIGHTS
 
 README = (ROOT / "README.md").read_text()
@@ -36,25 +35,24 @@ def test_every_block_and_command_is_of_a_kind_that_is_tested_below():
     assert {language for language, _ in BLOCKS} == {"bash", "python", "text"}
     tested = kind("^make ") + kind("^pip install") + kind("tools/")
     assert sorted(COMMANDS) == sorted(tested) and len(COMMANDS) >= 10
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
 
 
-def test_the_config_of_the_first_screen_builds(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(PYTHON[0])
-    cfg = Config.fromfile(path)
-    cfg.model.backbone.init_cfg = None
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
+def test_the_config_of_the_first_screen_builds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(PYTHON[0])
+    scope: dict = {}
+    exec(PYTHON[1], scope)
+    model = scope["model"]
     assert isinstance(model.backbone, FCViT)
     assert model.neck.in_channels == list(model.backbone.out_channels)
 
 
 def test_the_example_of_the_backbone_prints_what_it_says(capsys):
     scope: dict = {}
-    exec(PYTHON[1], scope)
+    exec(PYTHON[2], scope)
     printed = capsys.readouterr().out.strip()
-    assert f"# {printed}\n" in PYTHON[1]
+    assert f"# {printed}\n" in PYTHON[2]
     assert [tuple(f.shape) for f in scope["features"]] == [
         (1, 64, 56, 56), (1, 128, 28, 28), (1, 320, 14, 14), (1, 512, 7, 7)
     ]  # fmt: skip
@@ -119,6 +117,13 @@ def test_the_argument_table_is_the_signature():
 def test_links_to_files_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert len(links) > 4 and all((ROOT / link).exists() for link in links)
+
+
+def test_the_table_of_weights_has_the_channels_of_the_arch_table():
+    rows = re.findall(r"^\| (\w+) \|[ \w]*\| ([\d, ]+) \|", README, re.MULTILINE)
+    assert {name: ast.literal_eval(f"({dims})") for name, dims in rows} == {
+        name: arch.dims for name, arch in ARCHS.items()
+    }
 
 
 def test_weights_are_where_the_tools_say():

@@ -66,10 +66,15 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(tmp_path, m
     check_files(load_config(path), ())
 
 
+def test_a_wrong_arch_is_named_before_its_missing_weights():
+    with pytest.raises(ConfigError, match=r"model\.backbone: arch='s13'.*nearest name is 's12'"):
+        check_files(load_config(DETECTION, {"model.backbone.arch": "s13"}), ())
+
+
 def test_with_a_checkpoint_to_load_no_pretrained_weights_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = tmp_path / "epoch_1.pth"
-    checkpoint.touch()
+    torch.save({"state_dict": {}}, checkpoint)
     cfg = load_config(DETECTION, {"load_from": str(checkpoint)})
     with pytest.raises(ConfigError, match="data/coco"):
         runtime.train(cfg)

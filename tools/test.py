@@ -2,6 +2,8 @@
 
 import argparse
 
+from mmengine.dist import is_main_process
+
 from fcvit_mm import runtime
 
 
@@ -30,6 +32,8 @@ def main() -> None:
     if args.show_dir:
         runtime.draw_predictions(cfg, args.show_dir)
     runtime.test(cfg)
+    if args.show_dir and is_main_process():
+        print(f"pictures: {args.show_dir}")
 
 
 if __name__ == "__main__":
