@@ -26,19 +26,33 @@ class InstanceSegTTAModel(DetTTAModel):
         module: the detector, as a config or a module.
     """
 
+    def test_step(self, data: dict) -> list[DetDataSample]:
+        """Predict each view and merge the predictions, as BaseTTAModel does.
+
+        The detector is not told that a view is flipped: MMDetection's CascadeRoIHead would flip
+        masks back itself, and fails. What is merged still has the direction.
+        """
+        for samples in data["data_samples"]:
+            for sample in samples:
+                sample.set_metainfo(dict(flip=False))
+        return super().test_step(data)
+
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
         """Merge the views of one picture.
 
         Args:
             data_samples: one a view, with boxes, scores, labels and masks in `pred_instances`, in
-                the size of the original picture, still flipped where the view was.
+                the size of the original picture, still flipped where the view has a
+                `flip_direction`.
 
         Returns:
             The first view's sample, its `pred_instances` replaced by the merged ones: bboxes
             (n, 4), scores (n), best first, labels (n) and masks (n, height, width).
         """
         views = [sample.pred_instances for sample in data_samples]
-        metas = [sample.metainfo for sample in data_samples]
+        metas = [
+            dict(sample.metainfo, flip=sample.flip_direction is not None) for sample in data_samples
+        ]
         boxes, scores = self.merge_aug_bboxes(
             [view.bboxes for view in views], [view.scores for view in views], metas
         )

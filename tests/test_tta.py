@@ -15,8 +15,11 @@ TTA_CFG = ConfigDict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=3)
 
 
 class Detector(nn.Module):
+    """Finds what it is given, but as CascadeRoIHead does, stumbles over a flipped view."""
+
     def test_step(self, data):
-        raise NotImplementedError
+        assert not any(sample.flip for sample in data["data_samples"])
+        return data["data_samples"]
 
 
 def instance(box: tuple[int, int, int, int], score: float, label: int = 0) -> InstanceData:
@@ -95,6 +98,15 @@ def test_keeps_the_best():
     found = [instance((4 * i, 0, 4 * i + 4, 6), 0.125 * (i + 1), label=i % 2) for i in range(5)]
     merged = merge(view(found[::2]), view(found[1::2], "horizontal"))
     assert_same(merged, [found[4], found[3], found[2]])
+
+
+@pytest.mark.parametrize("direction", [None, "horizontal", "vertical", "diagonal"])
+def test_a_detector_is_not_told_of_the_flip(direction):
+    """It predicts as for any picture, and what it predicts is flipped back all the same."""
+    found = instance((1, 2, 6, 9), 0.5)
+    views = [[view([found], direction)], [view([found[:0]])]]
+    (merged,) = InstanceSegTTAModel(TTA_CFG, module=Detector()).test_step({"data_samples": views})
+    assert_same(merged.pred_instances, [found])
 
 
 def test_nothing_found():

@@ -7,7 +7,7 @@ crop_size = (512, 512)
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -20,10 +20,10 @@ test_pipeline = [
     # rounds up: each stage's map is then exactly twice as large as the next one's
     dict(type="ResizeToMultiple", size_divisor=32),
     # after the resizing: the ground truth stays as large as the file
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# for test.py --tta
+# for test.py --tta: six sizes, each as it is and mirrored, whose probabilities are averaged
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
@@ -38,7 +38,7 @@ tta_pipeline = [
                 dict(type="RandomFlip", prob=0.0, direction="horizontal"),
                 dict(type="RandomFlip", prob=1.0, direction="horizontal"),
             ],
-            [dict(type="LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="LoadAnnotations")],
             [dict(type="PackSegInputs")],
         ],
     ),

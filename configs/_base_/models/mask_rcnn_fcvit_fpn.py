@@ -1,19 +1,8 @@
 # Mask R-CNN (arXiv 1703.06870) with an FPN on FCViT-S12, COCO's 80 classes.
+_base_ = "./detector_fcvit.py"
+
 model = dict(
     type="MaskRCNN",
-    data_preprocessor=dict(
-        type="DetDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_mask=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type="FCViT",
-        arch="s12",
-        init_cfg=dict(type="Pretrained", checkpoint="pretrained/fcvit_s12.pth"),
-    ),
     neck=dict(type="FPN", in_channels=[64, 128, 320, 512], out_channels=256, num_outs=5),
     rpn_head=dict(
         type="RPNHead",

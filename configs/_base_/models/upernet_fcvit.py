@@ -1,21 +1,8 @@
 # UperNet (arXiv 1807.10221) on FCViT-S12, ADE20K's 150 classes, crops of 512.
+_base_ = "./segmentor_fcvit.py"
+
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
-    backbone=dict(
-        type="FCViT",
-        arch="s12",
-        init_cfg=dict(type="Pretrained", checkpoint="pretrained/fcvit_s12.pth"),
-    ),
     decode_head=dict(
         type="UPerHead",
         in_channels=[64, 128, 320, 512],
@@ -41,6 +28,4 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
 )

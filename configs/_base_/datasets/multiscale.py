@@ -1,0 +1,28 @@
+# A training picture's size, at random: short sides of 480 to 800 pixels, for one half of the
+# pictures after a crop from another size (DETR, arXiv 2005.12872; that long sides end at 1333
+# before the crop, too, is Swin's).
+resize = dict(
+    type="RandomChoiceResize",
+    scales=[(1333, side) for side in range(480, 801, 32)],
+    keep_ratio=True,
+)
+multiscale = dict(
+    type="RandomChoice",
+    transforms=[
+        [resize],
+        [
+            dict(
+                type="RandomChoiceResize",
+                scales=[(1333, side) for side in (400, 500, 600)],
+                keep_ratio=True,
+            ),
+            dict(
+                type="RandomCrop",
+                crop_type="absolute_range",
+                crop_size=(384, 600),
+                allow_negative_crop=True,
+            ),
+            resize,
+        ],
+    ],
+)

@@ -1,0 +1,81 @@
+# The head of Mask2Former (arXiv 2112.01527) on FCViT-S12, without what depends on the classes:
+# their number and loss_cls. Its parts are MMDetection's, in MMSegmentation too.
+mask2former_head = dict(
+    type="Mask2FormerHead",
+    in_channels=[64, 128, 320, 512],
+    strides=[4, 8, 16, 32],
+    feat_channels=256,
+    out_channels=256,
+    num_queries=100,
+    num_transformer_feat_level=3,
+    pixel_decoder=dict(
+        type="mmdet.MSDeformAttnPixelDecoder",
+        num_outs=3,
+        norm_cfg=dict(type="GN", num_groups=32),
+        act_cfg=dict(type="ReLU"),
+        encoder=dict(
+            num_layers=6,
+            layer_cfg=dict(
+                self_attn_cfg=dict(
+                    embed_dims=256,
+                    num_heads=8,
+                    num_levels=3,
+                    num_points=4,
+                    dropout=0.0,
+                    batch_first=True,
+                ),
+                ffn_cfg=dict(
+                    embed_dims=256,
+                    feedforward_channels=1024,
+                    num_fcs=2,
+                    ffn_drop=0.0,
+                    act_cfg=dict(type="ReLU", inplace=True),
+                ),
+            ),
+        ),
+        positional_encoding=dict(num_feats=128, normalize=True),
+    ),
+    positional_encoding=dict(num_feats=128, normalize=True),
+    transformer_decoder=dict(
+        return_intermediate=True,
+        num_layers=9,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=256, num_heads=8, batch_first=True),
+            cross_attn_cfg=dict(embed_dims=256, num_heads=8, batch_first=True),
+            ffn_cfg=dict(
+                embed_dims=256,
+                feedforward_channels=2048,
+                num_fcs=2,
+                ffn_drop=0.0,
+                act_cfg=dict(type="ReLU", inplace=True),
+            ),
+        ),
+        init_cfg=None,
+    ),
+    loss_mask=dict(
+        type="mmdet.CrossEntropyLoss", use_sigmoid=True, loss_weight=5.0, reduction="mean"
+    ),
+    loss_dice=dict(
+        type="mmdet.DiceLoss",
+        use_sigmoid=True,
+        activate=True,
+        reduction="mean",
+        naive_dice=True,
+        eps=1.0,
+        loss_weight=5.0,
+    ),
+)
+mask2former_train_cfg = dict(
+    num_points=12544,
+    oversample_ratio=3.0,
+    importance_sample_ratio=0.75,
+    assigner=dict(
+        type="mmdet.HungarianAssigner",
+        match_costs=[
+            dict(type="mmdet.ClassificationCost", weight=2.0),
+            dict(type="mmdet.CrossEntropyLossCost", weight=5.0, use_sigmoid=True),
+            dict(type="mmdet.DiceCost", weight=5.0, pred_act=True, eps=1.0),
+        ],
+    ),
+    sampler=dict(type="mmdet.MaskPseudoSampler"),
+)

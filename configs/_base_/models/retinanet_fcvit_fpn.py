@@ -1,0 +1,57 @@
+# RetinaNet (arXiv 1708.02002) with an FPN on stages 2 to 4 of FCViT-S12, COCO's 80 classes.
+_base_ = "./detector_fcvit.py"
+
+model = dict(
+    type="RetinaNet",
+    # Stage 1 is left out here and not in the neck: its output norm would never get a gradient.
+    backbone=dict(out_indices=(1, 2, 3)),
+    neck=dict(
+        type="FPN",
+        in_channels=[128, 320, 512],
+        out_channels=256,
+        add_extra_convs="on_input",
+        num_outs=5,
+    ),
+    bbox_head=dict(
+        type="RetinaHead",
+        num_classes=80,
+        in_channels=256,
+        stacked_convs=4,
+        feat_channels=256,
+        anchor_generator=dict(
+            type="AnchorGenerator",
+            octave_base_scale=4,
+            scales_per_octave=3,
+            ratios=[0.5, 1.0, 2.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder=dict(
+            type="DeltaXYWHBBoxCoder",
+            target_means=[0.0, 0.0, 0.0, 0.0],
+            target_stds=[1.0, 1.0, 1.0, 1.0],
+        ),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+    ),
+    train_cfg=dict(
+        assigner=dict(
+            type="MaxIoUAssigner",
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.4,
+            min_pos_iou=0,
+            ignore_iof_thr=-1,
+        ),
+        # focal loss takes all anchors
+        sampler=dict(type="PseudoSampler"),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
+    test_cfg=dict(
+        nms_pre=1000,
+        min_bbox_size=0,
+        score_thr=0.05,
+        nms=dict(type="nms", iou_threshold=0.5),
+        max_per_img=100,
+    ),
+)

@@ -1,0 +1,3 @@
+_base_ = "./semantic_fpn_fcvit_s12_80k_ade20k.py"
+
+model = dict(backbone=dict(arch="s24", init_cfg=dict(checkpoint="pretrained/fcvit_s24.pth")))

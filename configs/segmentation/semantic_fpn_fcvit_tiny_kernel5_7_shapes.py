@@ -1,0 +1,5 @@
+"""Ablation: depthwise 5x5 and 7x7 in the token mixers, as the paper counts its parameters."""
+
+_base_ = "./semantic_fpn_fcvit_tiny_shapes.py"
+
+model = dict(backbone=dict(kernel_size=(5, 7)))

@@ -1,0 +1,5 @@
+"""Ablation: a global context that every position receives alike, S' = 1."""
+
+_base_ = "./semantic_fpn_fcvit_tiny_shapes.py"
+
+model = dict(backbone=dict(weighted_context=False))
