@@ -5,6 +5,7 @@ The network computes what the authors' released models compute (Apache-2.0, see 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .arch import NUM_STAGES, get_arch, is_int
-from .checkpoint import load_pretrained
+from .checkpoint import classifier_weights, load_pretrained
 from .layers import Block, PatchEmbed, init_start_values
 
 
@@ -153,6 +154,16 @@ class FCViT(BaseModule):
             if cfg["type"] == "Pretrained":
                 load_pretrained(self, **{key: value for key, value in cfg.items() if key != "type"})
         self._is_init = True
+
+    @staticmethod
+    def _checkpoint_filter(state_dict: dict[str, Tensor], *_: Any) -> None:
+        """Translate a released classifier's keys in place before they are loaded.
+
+        MMPretrain's ImageClassifier calls it, by this name, with its whole state dict.
+        """
+        weights = classifier_weights(state_dict)
+        state_dict.clear()
+        state_dict.update(weights)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the requested stages' features.

@@ -37,6 +37,10 @@ CONTAINERS = (EMA_CONTAINER, "state_dict", "model")
 OUTPUT_NORM = re.compile(r"norm[0246]\.")
 CLASSIFIER = re.compile(r"(norm|head)\.")
 
+# A released classifier's keys in MMPretrain's ImageClassifier: the classifier's norm is the output
+# norm of stage 4, all that is in neither row is the backbone's.
+CLASSIFIER_KEYS = {"norm.": "backbone.norm6.", "head.": "head.fc."}
+
 # By this tensor an FCViT is found under whatever prefix.
 STEM = "patch_embed.proj.weight"
 
@@ -187,12 +191,8 @@ def select_weights(
     Raises:
         CheckpointError: the file holds no weights.
     """
-    for name in CONTAINERS:
-        if isinstance(checkpoint.get(name), Mapping) and (ema or name != EMA_CONTAINER):
-            weights = checkpoint[name]
-            break
-    else:
-        name, weights = "the file itself", checkpoint
+    container = find_container(checkpoint, ema)
+    weights = checkpoint[container] if container else checkpoint
     weights = {
         key.removeprefix("module."): value
         for key, value in weights.items()
@@ -200,7 +200,33 @@ def select_weights(
     }
     if not weights:
         raise CheckpointError(f"{filename} holds no weights; its keys are {_listing(checkpoint)}")
-    return name, weights
+    return container or "the file itself", weights
+
+
+def find_container(checkpoint: Mapping[str, Any], ema: bool = True) -> str | None:
+    """The name under which a checkpoint keeps its weights; None for a bare state dict."""
+    for name in CONTAINERS:
+        if isinstance(checkpoint.get(name), Mapping) and (ema or name != EMA_CONTAINER):
+            return name
+    return None
+
+
+def classifier_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A released classifier's state dict with the keys of MMPretrain's ImageClassifier.
+
+    Any other state dict is returned as it is: the released form is told by the backbone's keys,
+    which have no prefix.
+    """
+    if STEM not in weights:
+        return dict(weights)
+
+    def translate(key: str) -> str:
+        for theirs, ours in CLASSIFIER_KEYS.items():
+            if key.startswith(theirs):
+                return ours + key.removeprefix(theirs)
+        return f"backbone.{key}"
+
+    return {translate(key): value for key, value in weights.items()}
 
 
 def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
@@ -290,7 +316,7 @@ def load_pretrained(
     )
     check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
-    rest = f"; {len(kept)} of the output norms keep their start values" if kept else ""
+    rest = f"; {len(kept)} tensors of the output norms keep their start values" if kept else ""
     print_log(
         f"FCViT: loaded {len(given)} tensors from {container} of {filename}, SHA-256 "
         f"{sha256(fetch(filename))}{rest}",
@@ -324,6 +350,11 @@ def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     )
 
 
+def _parts(weights: Mapping[str, Tensor]) -> list[str]:
+    """The parts of a whole model, such as backbone, neck and decode_head."""
+    return sorted({key.split(".")[0] for key in weights})
+
+
 def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Compare a file's state dict with a model's; each a whole model or an FCViT alone.
 
@@ -348,6 +379,11 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
             f"(set {name}={theirs[name]!r} in the backbone)"
             for name in differences
         )
+    elif "backbone" in (parts := _parts(given)) and parts != _parts(wanted):
+        seems = (
+            f"the same FCViT in a model of other parts, {', '.join(parts)}, where this one has "
+            f"{', '.join(_parts(wanted))} (take the config that it was trained with)"
+        )
     else:
         seems = "the same FCViT, but for the tensors that follow; compare the rest of the config"
     raise CheckpointError(f"{filename} does not fit the model: it seems to be {seems}. {problems}")
@@ -357,8 +393,14 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """MMEngine's checkpoint loader for paths and http(s) URLs; see `read_checkpoint`."""
-    return read_checkpoint(filename, map_location)
+    """MMEngine's checkpoint loader for paths and http(s) URLs; see `read_checkpoint`.
+
+    The weights lie where MMEngine looks for them, averaged ones if the file has them.
+    """
+    content = read_checkpoint(filename, map_location)
+    if container := find_container(content):
+        content["state_dict"] = content[container]
+    return content
 
 
 def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:

@@ -12,6 +12,10 @@ writes
     data/shapes/annotations/instances_{train,val}.json      COCO instances
     data/shapes/label_maps/{train,val}/00000.png            one byte a pixel, as in ADE20K
 
+and with `--task classification`, pictures of one object each, of 64 pixels by default,
+
+    data/shapes_classification/{train,val}/{circle,square,star,triangle}/00000.png
+
 In a label map 0 is the ground and i the class `CLASSES[i - 1]`. A config chooses what 0 means:
 with `reduce_zero_label=False` the ground is a class of its own (`SEMANTIC_CLASSES`), as in the
 configs of this project; with `reduce_zero_label=True`, ADE20K's convention, it is ignored.
@@ -25,6 +29,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,6 +48,28 @@ PALETTE = ((231, 76, 60), (52, 152, 219), (46, 204, 113), (241, 196, 15))
 SEMANTIC_CLASSES = ("ground", *CLASSES)
 SEMANTIC_PALETTE = ((40, 44, 52), *PALETTE)
 SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What pictures a task takes, by default.
+
+    train, val: how many. size: (width, height), pixels. objects: how many are in a square picture,
+    from and to. radii: of the objects, as shares of the picture's shorter side, from and to.
+    """
+
+    train: int
+    val: int
+    size: tuple[int, int]
+    objects: tuple[int, int]
+    radii: tuple[float, float]
+
+
+# Objects are about as large in pixels for both.
+TASKS = {
+    "dense": Task(400, 40, (128, 128), (2, 5), (0.12, 0.25)),
+    "classification": Task(4000, 400, (64, 64), (1, 1), (0.2, 0.45)),
+}
 # Part of what a data set follows from: to be raised with every change of the pictures.
 VERSION = 1
 MIN_SIDE = 32
@@ -223,19 +250,19 @@ class _Object:
         return self.radius * _DISTANCES[CLASSES[self.label]](c * u + s * v, c * v - s * u)
 
 
-def _arrange(rng: Generator, x: Array, y: Array) -> tuple[list[_Object], Array]:
+def _arrange(rng: Generator, x: Array, y: Array, task: str) -> tuple[list[_Object], Array]:
     """Objects, back to front, and the (N, H, W) masks of what is visible of each."""
     height, width = x.shape
     side = min(height, width)
     crowd = height * width / side**2
-    wanted = round(float(rng.uniform(2, 5)) * crowd)
+    wanted = round(float(rng.uniform(*TASKS[task].objects)) * crowd)
     objects: list[_Object] = []
     owner = np.full(x.shape, -1)
     areas: list[int] = []
     for _ in range(6 * wanted):
         if len(objects) == wanted:
             break
-        radius = side * float(rng.uniform(0.12, 0.25))
+        radius = side * float(rng.uniform(*TASKS[task].radii))
         margin = 0.6 * radius
         centre = (
             float(rng.uniform(margin, width - margin)),
@@ -298,11 +325,11 @@ def _paint(
     under += coverage[..., None] * (lit - under)
 
 
-def draw(rng: Generator, width: int, height: int) -> Picture:
-    """Draws a picture of `width` x `height` pixels."""
+def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Picture:
+    """Draws a picture of `width` x `height` pixels; task: one of `TASKS`."""
     y, x = np.mgrid[:height, :width] + 0.5
     side = min(height, width)
-    objects, masks = _arrange(rng, x, y)
+    objects, masks = _arrange(rng, x, y, task)
 
     hue = rng.uniform(0, 1)
     first = _rgb(hue, rng.uniform(0.03, 0.25), rng.uniform(0.3, 0.85))
@@ -328,18 +355,23 @@ def draw(rng: Generator, width: int, height: int) -> Picture:
     return Picture(image, masks, np.array([one.label for one in objects], int))
 
 
-def picture(seed: int, split: str, index: int, size: tuple[int, int] = (128, 128)) -> Picture:
-    """Picture `index` of a split; size: (width, height) in pixels."""
-    return draw(np.random.default_rng([seed, SPLITS.index(split), index]), *size)
+def picture(
+    seed: int, split: str, index: int, size: tuple[int, int] = (128, 128), task: str = "dense"
+) -> Picture:
+    """Picture `index` of a split; size: (width, height) in pixels; task: one of `TASKS`."""
+    # no picture of one task comes from the random numbers of another's
+    stream = [1] if task == "classification" else []
+    return draw(np.random.default_rng([seed, SPLITS.index(split), index, *stream]), *size, task)
 
 
 def generate(
     out: str | Path,
-    train: int = 400,
-    val: int = 40,
-    size: tuple[int, int] = (128, 128),
+    train: int | None = None,
+    val: int | None = None,
+    size: tuple[int, int] | None = None,
     seed: int = 0,
     segmentation: str = "polygon",
+    task: str = "dense",
 ) -> bool:
     """Writes a data set, whole or not at all; the module's head says what lies where.
 
@@ -349,6 +381,7 @@ def generate(
         size: (width, height) in pixels, at least 32 each.
         seed: 0 or more.
         segmentation: 'polygon' or 'rle', see `fcvit_mm.coco.annotation`.
+        task: one of `TASKS`, whose own numbers and size are those that are None.
 
     Returns:
         Whether it was written: False where `out` already held it.
@@ -356,7 +389,14 @@ def generate(
     Raises:
         DatasetError: a value is not allowed, or `out` holds something else.
     """
-    numbers = dict(zip(SPLITS, (train, val), strict=True))
+    if task not in TASKS:
+        raise DatasetError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
+    usual = TASKS[task]
+    size = usual.size if size is None else size
+    numbers = {
+        "train": usual.train if train is None else train,
+        "val": usual.val if val is None else val,
+    }
     for split, number in numbers.items():
         if number < 1:
             raise DatasetError(f"{split} is {number}: at least 1 picture is needed")
@@ -371,38 +411,59 @@ def generate(
             f"segmentation is {segmentation!r}: it must be one of {', '.join(SEGMENTATIONS)}"
         )
 
-    def write(folder: Path) -> None:
-        for split, number in numbers.items():
-            images, maps = folder / "images" / split, folder / "label_maps" / split
-            images.mkdir(parents=True)
-            maps.mkdir(parents=True)
-            content = []
-            for index in range(number):
-                one = picture(seed, split, index, size)
-                name = f"{index:05}.png"
-                write_image(images / name, one.image)
-                write_image(maps / name, one.label_map())
-                found = [
-                    annotation(mask, int(label) + 1, segmentation)
-                    for mask, label in zip(one.masks, one.labels, strict=True)
-                ]
-                content.append((name, size, found))
-            write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
-
-    parameters = {
+    parameters: dict[str, Any] = {
         "generator": "fcvit_mm.shapes",
         "version": VERSION,
-        "train": train,
-        "val": val,
+        **numbers,
         "size": list(size),
         "seed": seed,
-        "segmentation": segmentation,
     }
+    if task == "classification":
+        parameters["task"] = task
+        return write_whole(
+            Path(out), parameters, lambda folder: _write_classes(folder, numbers, size, seed)
+        )
+    parameters["segmentation"] = segmentation
     files = [f"annotations/instances_{split}.json" for split in SPLITS]
     for split, number in numbers.items():
         for folder in ("images", "label_maps"):
             files += [f"{folder}/{split}/{index:05}.png" for index in range(number)]
-    return write_whole(Path(out), parameters, write, files)
+    return write_whole(
+        Path(out),
+        parameters,
+        lambda folder: _write_scenes(folder, numbers, size, seed, segmentation),
+        files,
+    )
+
+
+def _write_scenes(
+    folder: Path, numbers: dict[str, int], size: tuple[int, int], seed: int, segmentation: str
+) -> None:
+    for split, number in numbers.items():
+        images, maps = folder / "images" / split, folder / "label_maps" / split
+        images.mkdir(parents=True)
+        maps.mkdir(parents=True)
+        content = []
+        for index in range(number):
+            one = picture(seed, split, index, size)
+            name = f"{index:05}.png"
+            write_image(images / name, one.image)
+            write_image(maps / name, one.label_map())
+            found = [
+                annotation(mask, int(label) + 1, segmentation)
+                for mask, label in zip(one.masks, one.labels, strict=True)
+            ]
+            content.append((name, size, found))
+        write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
+
+
+def _write_classes(folder: Path, numbers: dict[str, int], size: tuple[int, int], seed: int) -> None:
+    for split, number in numbers.items():
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+        for index in range(number):
+            one = picture(seed, split, index, size, "classification")
+            write_image(folder / split / CLASSES[one.labels[0]] / f"{index:05}.png", one.image)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -410,10 +471,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m fcvit_mm.shapes", description="Write the example data set of shapes."
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--train", type=int, default=400, help="pictures to train on")
-    parser.add_argument("--val", type=int, default=40, help="held-out pictures")
+    parser.add_argument("--task", choices=TASKS, default="dense", help="what it is for")
+    parser.add_argument("--train", type=int, help="pictures to train on (default: the task's)")
+    parser.add_argument("--val", type=int, help="held-out pictures (default: the task's)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=[128, 128], metavar=("W", "H"), help="pixels"
+        "--size", type=int, nargs=2, metavar=("W", "H"), help="pixels (default: the task's)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -428,15 +490,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.out,
             options.train,
             options.val,
-            tuple(options.size),
+            tuple(options.size) if options.size else None,
             options.seed,
             options.segmentation,
+            options.task,
         )
     except (DatasetError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     done = "written to" if written else "already in"
-    print(f"{options.train} + {options.val} pictures {done} {options.out}")
+    counts = [
+        number if number is not None else getattr(TASKS[options.task], split)
+        for split, number in (("train", options.train), ("val", options.val))
+    ]
+    print(f"{counts[0]} + {counts[1]} pictures {done} {options.out}")
     return 0
 
 

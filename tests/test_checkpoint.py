@@ -21,7 +21,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from released import imagenet_state_dict, timm_checkpoint
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
-from fcvit_mm.checkpoint import convert_checkpoint, infer_arguments, sha256
+from fcvit_mm.checkpoint import check_fit, convert_checkpoint, infer_arguments, sha256
 
 pytestmark = pytest.mark.official
 
@@ -212,6 +212,15 @@ def test_a_misfit_is_explained(tmp_path, model, content, words):
         load_pretrained(tiny(**model), path)
     for word in [str(path), *words]:
         assert word in str(error.value)
+
+
+def test_a_detectors_checkpoint_for_a_segmentor_is_named():
+    backbone = {f"backbone.{key}": value for key, value in FCViT("tiny").state_dict().items()}
+    given = {**backbone, "roi_head.bbox_head.fc_cls.bias": torch.zeros(5)}
+    wanted = {**backbone, "decode_head.conv_seg.bias": torch.zeros(5)}
+    words = "other parts, backbone, roi_head, where this one has backbone, decode_head .take"
+    with pytest.raises(CheckpointError, match=words):
+        check_fit("epoch_1.pth", given, wanted)
 
 
 @pytest.mark.parametrize("arch", ["tiny", "b12", "b24", "b48"])

@@ -242,6 +242,36 @@ def test_command_line(tmp_path: Path) -> None:
     assert contents(tmp_path / "set") == contents(tmp_path / "same")
 
 
+def test_classification_is_a_folder_a_class_with_one_object_a_picture(tmp_path: Path) -> None:
+    arguments = ["--task", "classification", "--train", "9", "--val", "5", "--seed", "5"]
+    assert shapes.main([str(tmp_path / "set"), *arguments]) == 0
+    for split, number in (("train", 9), ("val", 5)):
+        folder = tmp_path / "set" / split
+        assert {path.name for path in folder.iterdir()} == set(shapes.CLASSES)
+        files = {path.name: path for path in folder.rglob("*.png")}
+        assert sorted(files) == [f"{index:05}.png" for index in range(number)]
+        for index, path in enumerate(sorted(files.values(), key=lambda path: path.name)):
+            drawn = shapes.picture(5, split, index, (64, 64), "classification")
+            (label,) = drawn.labels
+            assert path.parent.name == shapes.CLASSES[label]
+            np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], drawn.image)
+            # as large in pixels as in pictures of 128 for detection; some are cut by a side
+            rows, columns = np.nonzero(drawn.masks[0])
+            assert 12 < max(np.ptp(rows), np.ptp(columns)) + 1 <= 64
+    with pytest.raises(shapes.DatasetError, match="task is 'poetry': it must be one of dense, c"):
+        shapes.generate(tmp_path / "other", task="poetry")
+
+
+def test_what_a_classifier_sees_is_in_no_picture_for_detection() -> None:
+    seen = {
+        shapes.picture(0, split, index, (64, 64), task).image.tobytes()
+        for task in shapes.TASKS
+        for split in shapes.SPLITS
+        for index in range(5)
+    }
+    assert len(seen) == 20
+
+
 def test_configs_name_the_classes_and_colours() -> None:
     from mmengine.config import Config
 
