@@ -6,23 +6,31 @@ what a user can mend into one sentence and exit status 2.
 """
 
 import argparse
+import inspect
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch.distributed import init_process_group
+from mmengine.utils.dl_utils import set_multi_processing
+from rich.console import Console
+from torch.distributed import broadcast_object_list, init_process_group, new_group
 
+from . import data_checks, mim
 from .arch import ALIASES, get_arch
-from .checkpoint import CheckpointError, check_fit, is_url, read_checkpoint
+from .checkpoint import CheckpointError, check_fit, classifier_weights, is_url, read_checkpoint
+from .data_checks import dicts, innermost
 
 # The authors' shared drive, a folder a model; there is no direct link to the files.
 DRIVE = "https://drive.google.com/drive/folders/"
@@ -39,13 +47,25 @@ DATA_SOURCES = {
     "and unpack them there",
     "data/ade/ADEChallengeData2016": "Download ADEChallengeData2016.zip (scene parsing) from "
     "http://sceneparsing.csail.mit.edu and unpack it in data/ade",
+    "data/cityscapes": "Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
+    "https://www.cityscapes-dataset.com, unpack them there and make the label maps of the 19 "
+    "classes, gtFine/*/*/*_labelTrainIds.png: pip install cityscapesscripts, then "
+    "CITYSCAPES_DATASET=data/cityscapes csCreateTrainIdLabelImgs",
+    "data/imagenet": "Download ILSVRC2012 from https://image-net.org and unpack it there: train/ "
+    "and val/ with a folder a class",
     "data/shapes": "Generate it: python -m fcvit_mm.shapes data/shapes",
+    "data/shapes_classification": "Generate it: python -m fcvit_mm.shapes "
+    "data/shapes_classification --task classification",
     "data/coins": "Generate it: python -m fcvit_mm.coins data/coins",
 }
 
 
 # An optional metric of MMDetection that says at import that "metrics will not be computed".
 warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+
+
+# What a config may have beside what MMEngine's Runner takes and what it sets itself.
+OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline")
 
 
 class ConfigError(ValueError):
@@ -75,7 +95,7 @@ def load_config(
     """Read a config file as MMEngine does, with a user's changes.
 
     Args:
-        filename: path of a config.
+        filename: path of a config, or `fcvit_mm::` and one of the package below its configs/.
         options: `--cfg-options`, dotted keys and their values.
         work_dir: overrides the config's; the default is work_dirs/NAME_OF_THE_CONFIG.
         launcher: none, pytorch, slurm or mpi.
@@ -83,14 +103,26 @@ def load_config(
     Raises:
         ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
     """
-    if not Path(filename).is_file():
-        raise ConfigError(f"{filename}: there is no such config; see configs/ for those there are")
+    path = filename
+    if filename.startswith(mim.PREFIX):
+        try:
+            path = mim.config_path(filename.removeprefix(mim.PREFIX))
+        except FileNotFoundError as error:
+            raise ConfigError(str(error)) from error
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{filename}: there is no such config; ours lie in configs/ of a clone and are named "
+            f"{mim.PREFIX}detection/... elsewhere"
+        )
     try:
-        cfg = Config.fromfile(filename)
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may fail in any way
         raise ConfigError(f"{filename} can't be read as a config: {_first_line(error)}") from error
+    options = options or {}
+    for key in options:
+        _check_option(key, cfg)
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except Exception as error:
         raise ConfigError(f"--cfg-options does not fit {filename}: {_first_line(error)}") from error
     cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}"
@@ -98,18 +130,60 @@ def load_config(
     return cfg
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that train.py and test.py share."""
+def _check_option(key: str, cfg: Config) -> None:
+    """Refuse a key that nothing would read: below the first level, what is built refuses it."""
+    first = key.split(".")[0]
+    known = {*cfg, *inspect.signature(Runner).parameters, *OUR_KEYS}
+    if first not in known:
+        (nearest,) = get_close_matches(first, known, n=1, cutoff=0)
+        raise ConfigError(
+            f"--cfg-options: {key} is nothing that {cfg.filename} or MMEngine knows; the nearest "
+            f"name is {nearest}"
+        )
+
+
+class _Options(DictAction):
+    """`KEY=VALUE ...`, where MMEngine's own ends in a traceback for a word without `=`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
+        for word in values:
+            if "=" not in word:
+                parser.error(f"{word!r} is not KEY=VALUE, such as model.backbone.arch=s24")
+        super().__call__(parser, namespace, values, *rest)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--cfg-options`, which every tool that reads a config has."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_Options,
         metavar="KEY=VALUE",
         help="changes to the config, such as model.backbone.arch=s24 or key='[a,b]'",
     )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that train.py and test.py share."""
+    add_cfg_options(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type for argparse: integers from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
+        return number
+
+    return parse
 
 
 def enable_amp(cfg: Config) -> None:
@@ -156,8 +230,13 @@ def draw_predictions(cfg: Config, directory: str) -> None:
     hook = cfg.default_hooks.get("visualization")
     if hook is None:
         raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")
-    hook.draw, hook.interval = True, 1
-    if cfg.get("default_scope") == "mmdet":
+    hook.interval = 1
+    scope = cfg.get("default_scope")
+    if scope == "mmpretrain":
+        hook.enable, hook.out_dir = True, directory
+        return
+    hook.draw = True
+    if scope == "mmdet":
         hook.test_out_dir = str(Path(directory).absolute())
     else:
         cfg.visualizer.save_dir = directory
@@ -167,19 +246,6 @@ def _first_line(error: Exception) -> str:
     """What an error says, without the lines that follow and the quotes of a KeyError."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0]
-
-
-def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every dict in a config with its dotted path, parents first."""
-    if isinstance(node, dict):
-        yield path, node
-        items = list(node.items())
-    elif isinstance(node, list | tuple):
-        items = list(enumerate(node))
-    else:
-        return
-    for key, value in items:
-        yield from _dicts(value, f"{path}.{key}" if path else str(key))
 
 
 def adapt(cfg: Config) -> list[str]:
@@ -194,7 +260,7 @@ def adapt(cfg: Config) -> list[str]:
     cuda, distributed = torch.cuda.is_available(), cfg.get("launcher", "none") != "none"
     changes = []
     if not (cuda and distributed):
-        for path, node in _dicts(cfg._cfg_dict):
+        for path, node in dicts(cfg._cfg_dict):
             if node.get("type") in ("SyncBN", "MMSyncBN"):
                 node["type"] = "BN"
                 changes.append(f"{path}: BN for SyncBN, which needs GPUs and several processes")
@@ -236,13 +302,24 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
     Raises:
         ConfigError: something is missing; the message says where to get it and to put it.
     """
-    for path, node in _dicts(cfg.get("model", {}), "model"):
+    for path, node in dicts(cfg.get("model", {}), "model"):
         if node.get("type") == "Pretrained":
             _check_weights(str(node.get("checkpoint")), path, cfg)
+    check_data_exist(cfg, loaders)
+    if cfg.get("check_data", True):
+        _check_data_once(cfg, loaders)
+
+
+def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Make sure that the files and folders of data sets are there.
+
+    Raises:
+        ConfigError: one is missing.
+    """
     for loader in loaders:
-        for path, node in _dicts(cfg.get(loader) or {}, loader):
-            if "ann_file" in node or "data_prefix" in node:
-                _check_dataset(node, path)
+        dataset = (cfg.get(loader) or {}).get("dataset")
+        for path, node in innermost(dataset, f"{loader}.dataset"):
+            _check_dataset(node, path)
 
 
 def _check_weights(checkpoint: str, path: str, cfg: Config) -> None:
@@ -267,7 +344,9 @@ def _check_weights(checkpoint: str, path: str, cfg: Config) -> None:
 def _check_dataset(dataset: dict, path: str) -> None:
     root = dataset.get("data_root") or ""
     prefix = dataset.get("data_prefix") or {}
-    for name in (dataset.get("ann_file"), *prefix.values()):
+    # MMPretrain's is a string
+    prefixes = [prefix] if isinstance(prefix, str) else prefix.values()
+    for name in (dataset.get("ann_file"), *prefixes):
         # Not all data sets have each; a prefix may be a part of file names, and a URL no file.
         if not isinstance(name, str) or not name or is_url(name) or is_url(root):
             continue
@@ -278,6 +357,73 @@ def _check_dataset(dataset: dict, path: str) -> None:
                 f"{path}: {wanted} does not exist. {remedy}, or set {path}.data_root to where "
                 "the data are."
             )
+
+
+def check_data(cfg: Config, decode: bool = False) -> None:
+    """Check all data sets of a config and print what was found.
+
+    Args:
+        cfg: a config.
+        decode: decode every picture, see `data_checks.picture_size`.
+
+    Raises:
+        ConfigError: there are errors, or files are missing.
+    """
+    loaders = tuple(f"{split}_dataloader" for split in ("train", "val", "test"))
+    check_data_exist(cfg, loaders)
+    console = Console()
+    reports = data_checks.check(cfg, loaders, decode, console)
+    for report in reports:
+        for kind, sentences in (("error", report.errors), ("warning", report.warnings)):
+            for sentence in sentences:
+                print(f"{report.name}: {kind}: {sentence}")
+    console.print(data_checks.summary(reports))
+    n = sum(len(report.errors) for report in reports)
+    if n:
+        kinds = "kind of error" if n == 1 else "kinds of errors"
+        raise ConfigError(f"{cfg.filename}: {n} {kinds} in its data, listed above")
+
+
+def _check_data_once(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Check the content of data sets, in one process for all."""
+    distributed = cfg.get("launcher", "none") != "none"
+    if distributed:
+        _start_distributed(cfg)
+    errors: list[str] = []
+    if is_main_process():
+        console = Console(stderr=True)
+        reports = data_checks.check(cfg, loaders, console=console if console.is_terminal else None)
+        for report in reports:
+            errors += report.errors
+            for warning in report.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+    if distributed:
+        # NCCL, which pictures would be trained with, gives up waiting after ten minutes.
+        group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
+        shared = [errors]
+        broadcast_object_list(shared, src=0, group=group)
+        (errors,) = shared
+    if errors:
+        more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ConfigError(
+            f"{errors[0]}{more}. All is listed by tools/check_data.py {cfg.filename}; "
+            "--cfg-options check_data=False leaves this check out."
+        )
+
+
+def _start_distributed(cfg: Config) -> None:
+    """Let the processes of a launcher find each other, as a Runner does where it is the first."""
+    if is_distributed():
+        return
+    if torch.cuda.is_available():
+        env_cfg = cfg.get("env_cfg", {})
+        set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
+        init_dist(cfg.launcher, **env_cfg.get("dist_cfg", {}))
+    elif cfg.launcher == "pytorch":
+        # MMEngine's own initialisation selects a CUDA device first.
+        init_process_group("gloo")
+    else:
+        raise ConfigError(f"--launcher {cfg.launcher} needs GPUs; on CPUs use --launcher pytorch")
 
 
 # -------------------------------------------------------------------------------- a Runner
@@ -302,6 +448,9 @@ class CompleteCheckpointHook(Hook):
         weights = checkpoint.get("state_dict", checkpoint)
         given = {key.removeprefix("module."): value for key, value in weights.items()}
         wanted = model.state_dict()
+        if "head.fc.weight" in wanted:
+            # what FCViT has the classifier do when it loads them
+            given = classifier_weights(given)
         if not self.whole:
             given, wanted = (
                 {key: value for key, value in state.items() if key.startswith("backbone.")}
@@ -317,13 +466,8 @@ def build_runner(cfg: Config) -> Runner:
         ConfigError: something that the config names can't be built.
     """
     changes = adapt(cfg)
-    if cfg.launcher != "none" and not torch.cuda.is_available():
-        if cfg.launcher != "pytorch":
-            raise ConfigError(
-                f"--launcher {cfg.launcher} needs GPUs; on CPUs use --launcher pytorch"
-            )
-        # MMEngine's own initialisation selects a CUDA device first.
-        init_process_group("gloo")
+    if cfg.launcher != "none":
+        _start_distributed(cfg)
     try:
         runner = Runner.from_cfg(cfg)
         # MMEngine builds these later, amid the run; each is kept and used as it is built here.
@@ -345,7 +489,7 @@ def build_runner(cfg: Config) -> Runner:
 
 def _drop_pretrained(cfg: Config) -> None:
     """Load no pretrained weights, which a whole checkpoint overwrites and which may be absent."""
-    for _, node in list(_dicts(cfg.model)):
+    for _, node in list(dicts(cfg.model)):
         init_cfg = node.get("init_cfg")
         if isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained":
             node["init_cfg"] = None

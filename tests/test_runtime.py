@@ -15,7 +15,7 @@ SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py
 def norms(cfg: Config) -> set[str]:
     return {
         node["type"]
-        for _, node in runtime._dicts(cfg._cfg_dict)
+        for _, node in runtime.dicts(cfg._cfg_dict)
         if str(node.get("type")) in ("BN", "SyncBN")
     }
 
@@ -87,6 +87,11 @@ def test_with_a_checkpoint_to_load_no_pretrained_weights_are_asked_for(tmp_path,
         (DETECTION, "data/coco/annotations/instances_train2017.json", "cocodataset.org"),
         (SEGMENTATION, "data/ade/ADEChallengeData2016/images/training", "sceneparsing"),
         (
+            SEGMENTATION.replace("ade20k", "80k_cityscapes"),
+            "data/cityscapes/leftImg8bit/train",
+            "csCreateTrainIdLabelImgs",
+        ),
+        (
             DETECTION.replace("s12_coco", "tiny_shapes"),
             "data/shapes/annotations/instances_train.json",
             "python -m fcvit_mm.shapes data/shapes",
@@ -97,7 +102,7 @@ def test_with_a_checkpoint_to_load_no_pretrained_weights_are_asked_for(tmp_path,
             "python -m fcvit_mm.coins data/coins",
         ),
     ],
-    ids=["coco", "ade20k", "shapes", "coins"],
+    ids=["coco", "ade20k", "cityscapes", "shapes", "coins"],
 )
 def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch, config, wanted, source):
     monkeypatch.chdir(tmp_path)
@@ -111,6 +116,7 @@ def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch, config, wante
 def test_data_inside_wrappers_are_checked_too(tmp_path):
     inner = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="a.json")
     cfg = Config(dict(train_dataloader=dict(dataset=dict(type="Repeat", datasets=[inner]))))
+    cfg.check_data = False
     with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.datasets\.0: .*a\.json"):
         check_files(cfg, ("train_dataloader",))
     (tmp_path / "a.json").touch()
@@ -141,6 +147,20 @@ def test_what_can_not_be_built_is_a_sentence(example_data, monkeypatch, tmp_path
 def test_work_dir_follows_the_name_of_the_config():
     assert load_config(DETECTION).work_dir == "work_dirs/mask_rcnn_fcvit_s12_coco"
     assert load_config(DETECTION, work_dir="here").work_dir == "here"
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("load_form", "load_from"), ("train_dataloder.batch_size", "train_dataloader")],
+)
+def test_an_option_that_nothing_reads_is_refused(key, nearest):
+    with pytest.raises(ConfigError, match=f"--cfg-options: {key} .* nearest name is {nearest}$"):
+        load_config(DETECTION, {key: 2})
+
+
+@pytest.mark.parametrize("key", ["randomness.seed", "check_data", "model.backbone.with_cp"])
+def test_options_may_add_what_mmengine_or_we_read(key):
+    assert load_config(DETECTION, {key: 1}).get(key.split(".")[0])
 
 
 def test_amp_without_a_gpu_is_refused(monkeypatch):

@@ -234,6 +234,12 @@ def test_bad_input_is_one_sentence_and_status_2(tool, tmp_path, arguments, words
     assert_sentence(result, *words)
 
 
+def test_an_option_without_a_value_is_a_sentence(tool):
+    result = tool("train.py", CONFIGS["mask_rcnn"], "--cfg-options", "foo")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "error: 'foo' is not KEY=VALUE" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["train.py", "test.py", "convert_checkpoint.py", "dist_train.sh",
                                   "dist_test.sh", "slurm_train.sh", "slurm_test.sh"])  # fmt: skip
 def test_missing_arguments_print_the_usage(tool, name):

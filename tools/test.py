@@ -1,4 +1,4 @@
-"""Measure mAP or mIoU of a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
+"""Measure mAP, mIoU or top-1 of a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from fcvit_mm import runtime
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure mAP or mIoU of a checkpoint.")
+    parser = argparse.ArgumentParser(description="Measure mAP, mIoU or top-1 of a checkpoint.")
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument("--work-dir", help="logs (default: work_dirs/CONFIG)")

@@ -1,4 +1,4 @@
-"""Train a detector or segmentor: python tools/train.py CONFIG."""
+"""Train a detector, segmentor or classifier: python tools/train.py CONFIG."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from fcvit_mm import runtime
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a detector or segmentor.")
+    parser = argparse.ArgumentParser(description="Train a detector, segmentor or classifier.")
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("--work-dir", help="logs and checkpoints (default: work_dirs/CONFIG)")
     parser.add_argument(

@@ -1,0 +1,677 @@
+"""Damaged data sets: each damage is found, named and given a remedy; sound ones pass."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, free_port
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from PIL import Image
+from test_tools import assert_sentence
+
+from fcvit_mm import data_checks, runtime
+from fcvit_mm.data_checks import Report, check, picture_size
+from fcvit_mm.runtime import ConfigError, load_config
+
+CONFIGS = {
+    "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "segmentation": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+}
+TRAIN = "data/shapes/annotations/instances_train.json"
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+@pytest.fixture
+def data(example_data, tmp_path, monkeypatch) -> Path:
+    """A copy of the example data in the current directory."""
+    shutil.copytree(example_data / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data/shapes"
+
+
+def reports(task: str = "detection", **options: Any) -> list[Report]:
+    options = {key.replace("__", "."): value for key, value in options.items()}
+    return check(load_config(str(CONFIGS[task]), options), LOADERS)
+
+
+def only_error(found: list[Report]) -> str:
+    (error,) = [error for report in found for error in report.errors]
+    assert "\n" not in error
+    return error
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("task", CONFIGS)
+def test_sound_data_pass(data, task):
+    train, val = reports(task)
+    assert (train.errors, val.errors) == ([], [])
+    assert (train.name, val.name) == ("train", "val, test")
+    assert (train.pictures, val.pictures) == (8, 4)
+    if task == "detection":
+        annotations = json.loads((data / "annotations/instances_train.json").read_text())
+        assert train.labelled == len(annotations["annotations"]) and train.classes == 4
+    else:
+        assert train.labelled == 8 * 64 * 64 and train.classes == 5
+
+
+# ------------------------------------------------------------------------- annotation files
+
+
+def rename(content: dict) -> None:
+    content["categories"][1]["name"] = "Square"
+
+
+def rename_all(content: dict) -> None:
+    for category, name in zip(content["categories"], ("bolt", "nut", "pin", "cap"), strict=True):
+        category["name"] = name
+
+
+def put(key: str, value: Any) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        content["annotations"][3][key] = value
+
+    return change
+
+
+def drop(key: str, entries: str = "annotations") -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        del content[entries][2][key]
+
+    return change
+
+
+DAMAGES: dict[str, tuple[Callable[[dict], Any], list[str]]] = {
+    "another name": (
+        rename,
+        ["train_dataloader.dataset: classes", TRAIN, "'square' (nearest: 'Square')", "metainfo"],
+    ),
+    "order": (
+        lambda content: content["categories"].reverse(),
+        ["another order", TRAIN, "classes=('star', 'triangle', 'square', 'circle')"],
+    ),
+    "same name": (
+        lambda content: content["categories"].append({"id": 9, "name": "star"}),
+        ["categories of the same name: 'star'"],
+    ),
+    "category id": (put("category_id", 77), ["id 4 (category_id 77)", "correct the ids"]),
+    "image id": (put("image_id", 1234), ["id 4 (image_id 1234)"]),
+    "annotation id": (put("id", 1), ["ids that several of its annotations have", "[3] (id 1)"]),
+    "picture id": (
+        lambda content: content["images"].append(content["images"][0]),
+        ["ids that several of its images have: images[8] (id 1)"],
+    ),
+    "no list": (
+        lambda content: content.pop("categories"),
+        ["no list of categories", "'images', 'annotations'", "docs/custom_data.md"],
+    ),
+    "no bbox": (drop("bbox"), ["without a bbox", "annotations[2] (id 3)"]),
+    "short bbox": (put("bbox", [1, 2, 3]), ["without a bbox"]),
+    "infinite bbox": (put("bbox", [1, 2, 3, float("inf")]), ["without a bbox"]),
+    "no area": (drop("area"), ["without an area"]),
+    "no mask": (drop("segmentation"), ["without a segmentation", "id 3"]),
+    "flat polygon": (put("segmentation", [1, 2, 3, 4, 5, 6]), ["neither a list of polygons"]),
+    "size of RLE": (put("segmentation", {"size": [9, 9], "counts": [81]}), ["RLE", "id 4"]),
+    "no file name": (drop("file_name", "images"), ["without a file_name", "images[2] (id 3)"]),
+    "no height": (drop("height", "images"), ["without width and height"]),
+    "height": (
+        lambda content: content["images"][0].update(height=60),
+        ["another size", "00000.png (64x64, annotated 64x60)"],
+    ),
+    "absent picture": (
+        lambda content: content["images"][0].update(file_name="absent.png"),
+        ["data/shapes/images/train: pictures that do not exist: absent.png"],
+    ),
+    "entries": (lambda content: content["annotations"].append(5), ["no objects: annotations["]),
+}
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_of_an_annotation_file_is_named(data, damage):
+    change, words = DAMAGES[damage]
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    errors = reports()[0].errors
+    # a picture that is lost takes its annotations with it
+    rest = errors[1:]
+    assert all("image_id" in error for error in rest)
+    assert all(word in errors[0] for word in words), errors[0]
+
+
+@pytest.mark.official
+def test_classes_that_fit_no_category_are_said_and_what_they_would_lead_to(data):
+    """MMDetection reads such a file without complaint; nothing is left of it."""
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    rename_all(content)
+    path.write_text(json.dumps(content))
+    errors = reports()[0].errors
+    assert "'circle', 'square', 'triangle' and 1 more" in errors[0]
+    assert "metainfo=dict(classes=('bolt', 'nut', 'pin', 'cap'))" in errors[0]
+    assert any("nothing of any class" in error for error in errors[1:])
+    assert any("no pictures are left by the filter_cfg" in error for error in errors[1:])
+    read = mmdet_data_set().load_data_list()
+    assert len(read) == 8 and not any(entry["instances"] for entry in read)
+
+
+def mmdet_data_set(**changes: Any) -> Any:
+    node = load_config(str(CONFIGS["detection"])).train_dataloader.dataset
+    return DATASETS.build(dict(node, _scope_="mmdet", pipeline=[], lazy_init=True) | changes)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize(
+    "filter_cfg",
+    [
+        None,
+        {},
+        dict(filter_empty_gt=True),
+        dict(min_size=50),
+        dict(filter_empty_gt=True, min_size=50),
+    ],
+    ids=str,
+)
+def test_what_is_used_and_left_is_what_mmdetection_uses_and_leaves(data, filter_cfg, test_mode):
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    images, annotations = content["images"], content["annotations"]
+    images[0]["height"] = images[1]["width"] = 40
+    content["categories"].append({"id": 5, "name": "moon"})
+    for annotation in annotations:
+        if annotation["image_id"] in (3, 4):
+            annotation["category_id"] = 5
+    content["annotations"] = [a for a in annotations if a["image_id"] != 5]
+    annotations[0]["bbox"][2] = 0.5
+    annotations[1]["bbox"][0] = -1000
+    annotations[-1]["area"] = 0
+    path.write_text(json.dumps(content))
+    dataset = mmdet_data_set(filter_cfg=filter_cfg, test_mode=test_mode)
+    dataset.data_list = dataset.load_data_list()
+    assert reports()[0].labelled == sum(len(entry["instances"]) for entry in dataset.data_list)
+    places = {image["id"]: place for place, image in enumerate(images)}
+    annotated = [places[a["image_id"]] for a in content["annotations"] if a["category_id"] < 5]
+    assert data_checks._left(dataset, images, np.array(annotated)) == len(dataset.filter_data())
+
+
+def test_heads_of_other_classes_are_named_each(data):
+    three = dict(
+        model__roi_head__bbox_head__num_classes=3, model__roi_head__mask_head__num_classes=80
+    )
+    error = reports(**three)[0].errors[0]
+    assert "model.roi_head.bbox_head.num_classes is 3" in error
+    assert "model.roi_head.mask_head.num_classes is 80" in error and "set them to 4" in error
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [
+        (dict(bbox_head=dict(num_classes=4)), []),
+        (dict(bbox_head=dict(num_classes=80)), ["bbox_head.num_classes is 80"]),
+        (
+            dict(roi_head=dict(bbox_head=[dict(num_classes=n) for n in (4, 80, 4)])),
+            ["roi_head.bbox_head.1.num_classes is 80"],
+        ),
+        (dict(decode_head=[dict(num_classes=4), dict(num_classes=150)]), ["decode_head.1"]),
+        (
+            dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=0)),
+            ["panoptic_head.num_things_classes is 80, model.panoptic_head.num_stuff_classes is 0"],
+        ),
+        (dict(panoptic_head=dict(num_things_classes=3, num_stuff_classes=1)), []),
+        (dict(rpn_head=dict(num_classes=1), head=dict(num_classes=4)), []),
+        (dict(head=dict(num_classes=4, loss_cls=dict(class_weight=[1.0] * 4 + [0.1]))), []),
+        (
+            dict(loss_cls=dict(class_weight=[1] * 81)),
+            ["loss_cls.class_weight has 81; give 4, or 5"],
+        ),
+        (dict(module=dict(head=dict(num_classes=1000))), ["module.head.num_classes is 1000"]),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_heads_of_any_method_are_found(model, wrong):
+    report = Report("train")
+    data_checks._check_heads(model, "train_dataloader.dataset", 4, report)
+    assert len(report.errors) == len(wrong)
+    assert all(word in report.errors[0] for word in wrong)
+
+
+def test_every_config_has_heads_for_the_classes_of_its_data_set():
+    """By what is checked in training: it must find the heads of every method, and be content."""
+    for path in sorted((ROOT / "configs").glob("[a-z]*/*.py")):
+        cfg = load_config(str(path))
+        dataset = cfg.train_dataloader.dataset
+        for change, is_wrong in (0, False), (1, True):
+            for where, node in data_checks.innermost(dataset, "train_dataloader.dataset"):
+                report = Report(path.name)
+                built = data_checks._build(node, where, cfg.default_scope, report)
+                # a folder a class names its classes when it is read
+                assert report.errors == [], path.name
+                classes = len(built.metainfo.get("classes") or range(4))
+                data_checks._check_heads(cfg.model, where, classes + change, report)
+                assert bool(report.errors) == is_wrong, path.name
+
+
+def test_one_class_without_a_comma_is_named(data):
+    error = reports(train_dataloader__dataset__metainfo__classes="circle")[0].errors[0]
+    assert "one text, 'circle'" in error and "classes=('circle',)" in error
+
+
+@pytest.mark.parametrize("classes", [("circle", "circle"), (1, 2)], ids=str)
+def test_classes_that_can_not_be_told_apart_are_named(data, classes):
+    error = reports(train_dataloader__dataset__metainfo__classes=classes)[0].errors[0]
+    assert re.match(
+        r"train_dataloader\.dataset: classes (of the same name|that are no text)", error
+    )
+
+
+def test_of_many_classes_the_first_are_shown(data):
+    classes = tuple(f"class {i}" for i in range(20_000))
+    error = reports(train_dataloader__dataset__metainfo__classes=classes)[0].errors[0]
+    assert "'class 0', 'class 1', 'class 2' and 19997 more" in error
+
+
+def test_any_name_of_a_file_can_be_printed(data):
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    names = ["a\nb.png", "\udc80.png", "\x00.png"]
+    for image, name in zip(content["images"], names, strict=False):
+        image["file_name"] = name
+    path.write_text(json.dumps(content))
+    errors = reports()[0].errors
+    assert len(errors) == 2 and all(error.isprintable() for error in errors)
+    assert "a\\nb.png" in errors[0] and "\\udc80.png" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"data_root": "s3://bucket/"}, {"backend_args.backend": "http"}]
+)
+def test_data_elsewhere_are_not_checked_and_it_is_said(data, change):
+    options = {f"train_dataloader.dataset.{key}": value for key, value in change.items()}
+    train = check(load_config(str(CONFIGS["detection"]), options), LOADERS)[0]
+    assert train.errors == [] and "not on this machine" in train.warnings[0]
+
+
+def test_an_evaluator_of_another_file_is_named(data):
+    other = reports(val_evaluator__ann_file=TRAIN)
+    error = only_error(other)
+    assert error.startswith(f"val_evaluator.ann_file: is {TRAIN}")
+    assert "data/shapes/annotations/instances_val.json; set it to the same file" in error
+
+
+def test_what_mmdetection_leaves_out_is_a_warning(data):
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    first, second, third, fourth = content["annotations"][:4]
+    first["bbox"][2] = 0
+    second["bbox"][:2] = [64, 64]
+    third["segmentation"] = [[1, 1, 2, 2]]
+    content["categories"].append({"id": 5, "name": "moon"})
+    fourth["category_id"] = 5
+    path.write_text(json.dumps(content))
+    train = reports()[0]
+    assert train.errors == [] and train.labelled == len(content["annotations"]) - 3
+    assert len(train.warnings) == 3
+    assert "smaller than a pixel or wholly outside" in train.warnings[0]
+    assert "id 1 (bbox [" in train.warnings[0] and "id 2" in train.warnings[0]
+    assert "less than three points: id 3" in train.warnings[1]
+    assert "categories that are in no class: 'moon'" in train.warnings[2]
+
+
+def test_a_class_that_never_occurs_is_a_warning(data):
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]
+    path.write_text(json.dumps(content))
+    train = reports()[0]
+    assert train.errors == [] and "classes that never occur: 'triangle'" in train.warnings[0]
+
+
+def test_the_evaluation_needs_iscrowd(data):
+    path = data / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"]
+    path.write_text(json.dumps(content))
+    assert 'add "iscrowd": 0' in reports()[1].errors[0]
+    options = dict(val_evaluator=None, test_evaluator=None)
+    assert all("iscrowd" not in str(report.errors) for report in reports(**options))
+
+
+def test_predictions_alone_need_no_annotations(data):
+    path = data / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    assert "no list of annotations" in reports()[1].errors[0]
+    both = dict(val_evaluator__format_only=True, test_evaluator__format_only=True)
+    assert reports(**both)[1].errors == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", "{}", "\xff\xfe", "[" * 100_000])
+def test_what_is_no_annotation_file_is_named(data, text):
+    (data / "annotations/instances_train.json").write_text(text)
+    error = reports()[0].errors[0]
+    assert error.startswith(f"{TRAIN}: ") and ("not JSON" in error or "no list of" in error)
+
+
+JUNK = [None, True, -1, 0, 1e300, 10**400, float("nan"), "", "x", [], [[]], {}, {"id": []}]
+
+
+def damage_somewhere(content: Any, rng: np.random.Generator) -> None:
+    """Remove or replace a random part of a JSON document, in place."""
+    value = content
+    while True:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = keys[int(rng.integers(len(keys)))]
+        if rng.random() < 0.2 or not (isinstance(value[key], dict | list) and value[key]):
+            break
+        value = value[key]
+    if rng.random() < 0.3:
+        del value[key]
+    else:
+        value[key] = copy.deepcopy(JUNK[int(rng.integers(len(JUNK)))])
+
+
+@pytest.mark.official
+def test_no_damage_of_an_annotation_file_is_a_crash(data):
+    path = data / "annotations/instances_val.json"
+    original = path.read_text()
+    cfg = load_config(str(CONFIGS["detection"]))
+    flawed = 0
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        content = json.loads(original)
+        for _ in range(int(rng.integers(1, 4))):
+            if content:
+                damage_somewhere(content, rng)
+        text = json.dumps(content)
+        if rng.random() < 0.1:
+            text = text[: int(rng.integers(len(text)))]
+        path.write_text(text)
+        (report,) = check(cfg, ("val_dataloader",))
+        assert all("\n" not in sentence for sentence in report.errors + report.warnings)
+        flawed += bool(report.errors)
+    assert flawed > 300
+
+
+# ---------------------------------------------------------------------------------- pictures
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+PICTURES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "00003.png (not a picture)"),
+    "text": (lambda path: path.write_text("<html>404</html>"), "00003.png (not a picture)"),
+    "truncated": (truncate, "00003.png (image file is truncated"),
+    "absent": (lambda path: path.unlink(), "do not exist: 00003.png"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "00003.png ("),
+}
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("task", CONFIGS)
+@pytest.mark.parametrize("damage", PICTURES)
+def test_damage_of_a_picture_is_named(data, task, damage):
+    change, words = PICTURES[damage]
+    change(data / "images/train/00003.png")
+    if (task, damage) in (("segmentation", "absent"), ("segmentation", "folder")):
+        # its folder is all that says what pictures there are
+        assert reports(task)[0].pictures == 7
+        return
+    error = only_error(reports(task))
+    assert error.startswith("data/shapes/images/train: pictures that") and words in error
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
+def test_a_picture_cut_anywhere_is_found(tmp_path, suffix):
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"picture{suffix}"
+    Image.fromarray(picture).save(path)
+    content = path.read_bytes()
+    assert picture_size(str(path)) == picture_size(str(path), decode=True) == (64, 48)
+    for part in (0, 1, 2, 10, 100, len(content) // 2, len(content) * 9 // 10):
+        path.write_bytes(content[:part])
+        with pytest.raises((OSError, SyntaxError)):
+            picture_size(str(path))
+    # what follows the end does no harm
+    path.write_bytes(content + bytes(10))
+    assert picture_size(str(path)) == (64, 48)
+
+
+def test_damage_inside_is_found_by_decoding(tmp_path):
+    path = tmp_path / "picture.png"
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert picture_size(str(path)) == (64, 48)
+    with pytest.raises(OSError):
+        picture_size(str(path), decode=True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_picture_as_loaded(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[data_checks.EXIF_ORIENTATION] = orientation
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (64, 48)).save(path, exif=exif)
+    assert picture_size(str(path)) == cv2.imread(str(path)).shape[1::-1]
+
+
+# --------------------------------------------------------------------------------- label maps
+
+
+def write_map(path: Path, labels: np.ndarray) -> None:
+    Image.fromarray(labels).save(path)
+
+
+MAPS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "value": (
+        lambda path: write_map(path, np.full((64, 64), 7, np.uint8)),
+        ["00003.png (7 in 4096 pixels)", "are the values 0 to 4, 255 is ignored"],
+    ),
+    "two bytes": (
+        lambda path: write_map(path, np.full((64, 64), 1000, np.uint16)),
+        ["00003.png (above 255 in 4096 pixels)"],
+    ),
+    "size": (
+        lambda path: write_map(path, np.zeros((64, 60), np.uint8)),
+        ["another size", "00003.png (60x64, picture 64x64)"],
+    ),
+    "colour": (
+        lambda path: write_map(path, np.zeros((64, 64, 3), np.uint8)),
+        ["in colour: 00003.png", "index"],
+    ),
+    "absent": (lambda path: path.unlink(), ["without label map: 00003.png", "seg_map_suffix"]),
+    "text": (lambda path: path.write_text("no"), ["can't be read: 00003.png (not a picture)"]),
+    "truncated": (truncate, ["can't be read: 00003.png (image file is truncated"]),
+}
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("damage", MAPS)
+def test_damage_of_a_label_map_is_named(data, damage):
+    change, words = MAPS[damage]
+    change(data / "label_maps/train/00003.png")
+    error = only_error(reports("segmentation"))
+    assert error.startswith("data/shapes/label_maps/train: ")
+    assert all(word in error for word in words), error
+
+
+def test_ignored_pixels_and_palettes_are_no_error(data):
+    path = data / "label_maps/train/00003.png"
+    labels = np.array(Image.open(path))
+    labels[:10] = 255
+    picture = Image.fromarray(labels).convert("P")
+    picture.putdata(labels.ravel().tolist())
+    picture.save(path)
+    train = reports("segmentation")[0]
+    assert train.errors == [] and train.labelled == 8 * 64 * 64 - 640
+
+
+def test_classes_that_count_from_1(data):
+    """0 is ignored and 5 is the last class: an error that names the way out, and then none."""
+    for path in (data / "label_maps").rglob("*.png"):
+        write_map(path, cv2.imread(str(path), cv2.IMREAD_UNCHANGED) + 1)
+    found = reports("segmentation")
+    assert "5 in " in found[0].errors[0] and "reduce_zero_label=True" in found[0].errors[0]
+    keys = [f"{loader}__dataset__reduce_zero_label" for loader in LOADERS]
+    found = reports("segmentation", **dict.fromkeys(keys, True))
+    assert [report.errors for report in found] == [[], []]
+    assert found[0].labelled == 8 * 64 * 64
+
+
+@pytest.mark.official
+def test_values_become_classes_as_mmsegmentation_has_it(data):
+    """The table agrees with the labels that its pipeline loads, value by value."""
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for path in (data / "label_maps/train").iterdir():
+        write_map(path, values)
+    node = load_config(str(CONFIGS["segmentation"])).train_dataloader.dataset
+    ade = dict(type="ADE20KDataset", reduce_zero_label=True)
+    ade["metainfo"] = dict(classes=("sky", "wall"))
+    steps = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+    for change in (dict(), dict(reduce_zero_label=True), ade):
+        cfg = dict(node, _scope_="mmseg", pipeline=steps) | change
+        dataset = DATASETS.build(cfg)
+        table = data_checks._label_table(dataset)
+        assert table[256] == -2  # what is above 255
+        table = table[:256]
+        loaded = dataset[0]["gt_seg_map"].ravel().astype(int)
+        n = len(dataset.metainfo["classes"])
+        assert (table[loaded == 255] == -1).all()
+        assert (table[loaded < n] == loaded[loaded < n]).all()
+        assert (table[(loaded >= n) & (loaded != 255)] == -2).all()
+
+
+def test_a_pipeline_that_contradicts_its_data_set_is_named(data):
+    options = {"train_dataloader.dataset.pipeline.1.reduce_zero_label": True}
+    error = check(load_config(str(CONFIGS["segmentation"]), options), LOADERS)[0].errors[0]
+    assert error.startswith("train_dataloader.dataset.reduce_zero_label: is False, while")
+
+
+def test_pictures_of_another_suffix_are_named(data):
+    error = reports("segmentation", train_dataloader__dataset__img_suffix=".jpg")[0].errors[0]
+    assert "no pictures that end in '.jpg' (there are: .png)" in error and "img_suffix" in error
+
+
+# ------------------------------------------------------------------------ configs and training
+
+
+def test_wrapped_data_sets_are_each_checked(data):
+    cfg = load_config(str(CONFIGS["detection"]))
+    node = cfg.train_dataloader.dataset
+    other = dict(node, ann_file="annotations/instances_val.json", metainfo=dict(classes=("a",)))
+    cfg.train_dataloader.dataset = dict(
+        type="RepeatDataset", times=2, dataset=dict(type="ConcatDataset", datasets=[node, other])
+    )
+    first, second = check(cfg, ("train_dataloader",))
+    assert (first.name, second.name) == ("train.dataset.datasets.0", "train.dataset.datasets.1")
+    assert first.errors == [] and first.pictures == 8
+    assert second.errors[0].startswith("train_dataloader.dataset.dataset.datasets.1: classes that")
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("name", ["CustomDataset", "ImageNet"])
+def test_of_a_folder_a_class_the_pictures_are_checked(data, name):
+    for path in (data / "images/train").iterdir():
+        folder = data / "classes" / ("ab"[int(path.stem) % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    dataset = dict(type=name, data_root="data/shapes", data_prefix="classes")
+    dataset |= dict(metainfo=dict(classes=("a", "b")))
+    model = dict(head=dict(num_classes=1000))
+    cfg = Config(
+        dict(default_scope="mmpretrain", model=model, train_dataloader=dict(dataset=dataset))
+    )
+    (data / "classes/a/00002.png").write_text("no")
+    with pytest.raises(ConfigError) as error:
+        runtime.check_files(cfg, ("train_dataloader",))
+    assert "model.head.num_classes is 1000" in str(error.value) and "(1 more)" in str(error.value)
+    (report,) = check(cfg, ("train_dataloader",))
+    assert report.pictures == 8 and "00002.png (not a picture)" in report.errors[1]
+
+
+def test_a_data_set_that_can_not_be_built_is_named(data):
+    error = reports(train_dataloader__dataset__type="NoSuchSet")[0].errors[0]
+    assert error.startswith("train_dataloader.dataset: can't be built") and "NoSuchSet" in error
+
+
+@pytest.fixture
+def broken(example_data) -> Iterator[str]:
+    """The example data of the tools with a picture that is no picture; its name."""
+    path = example_data / "data/shapes/images/train/00003.png"
+    content = path.read_bytes()
+    path.write_text("<html>404</html>")
+    yield "00003.png (not a picture)"
+    path.write_bytes(content)
+
+
+def test_the_tool_lists_all_and_ends_with_status_2(tool, broken):
+    result = tool("check_data.py", CONFIGS["detection"])
+    assert_sentence(result, "1 kind of error", CONFIGS["detection"].name)
+    lines = result.stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("train: error: ")]
+    assert broken in line
+    rows = [line.split() for line in lines if re.search(r"\d objects ", line)]
+    assert [row[0] for row in rows] == ["train", "val,"]
+    assert [row[-2:] for row in rows] == [["1", "0"], ["0", "0"]]
+
+
+def test_two_processes_end_each_by_itself_before_training(example_data, broken, tmp_path):
+    """One checks for both; without torchrun nobody ends the other one."""
+    port = str(free_port())
+    script, config = str(ROOT / "tools/train.py"), str(CONFIGS["detection"])
+    processes = []
+    for rank in ("0", "1"):
+        ranks = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_PORT=port)
+        processes.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    script,
+                    config,
+                    "--launcher=pytorch",
+                    f"--work-dir={tmp_path}/runs",
+                ],
+                cwd=example_data,
+                env={**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        first, second = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2, 2]
+    (line,) = [line for line in first.splitlines() if line.startswith("error: ")]
+    assert all(words in line for words in (broken, "check_data.py", "check_data=False"))
+    assert "Traceback" not in first + second and "error: " not in second
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_check_can_be_left_out(data):
+    (data / "images/train/00003.png").write_text("no")
+    cfg = load_config(str(CONFIGS["detection"]))
+    with pytest.raises(ConfigError, match=r"00003\.png \(not a picture\); replace"):
+        runtime.check_files(cfg, LOADERS)
+    cfg.check_data = False
+    runtime.check_files(cfg, LOADERS)
