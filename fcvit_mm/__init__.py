@@ -1,7 +1,8 @@
 """FCViT (arXiv 2212.12552) for OpenMMLab: a backbone for detection and segmentation.
 
 Importing this package registers `FCViT` in MMEngine's registry, stands in for mmcv's compiled
-operators where there are none, and makes MMEngine read checkpoints safely.
+operators where there are none, makes MMEngine read checkpoints safely, and lets configs inherit
+from ours as `fcvit_mm::...`.
 """
 
 from importlib.util import find_spec
@@ -14,11 +15,22 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
-from . import mmcv_ops
+from . import mim, mmcv_ops
 from .backbone import FCViT
 from .checkpoint import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
+from .mim import config_path
+from .optim import FCViTLayerDecayOptimWrapperConstructor
 
 mmcv_ops.install()
 make_mmengine_safe()
+mim.install()
 
-__all__ = ["CheckpointError", "FCViT", "__version__", "load_pretrained", "read_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "FCViT",
+    "FCViTLayerDecayOptimWrapperConstructor",
+    "__version__",
+    "config_path",
+    "load_pretrained",
+    "read_checkpoint",
+]

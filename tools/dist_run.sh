@@ -6,7 +6,7 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     echo "error: GPUS must be a positive number of processes on this machine, not '$gpus'" >&2
     exit 2
 fi
-if [ ! -f "$3" ]; then
+if [[ $3 != fcvit_mm::* && ! -f $3 ]]; then
     echo "error: $3: there is no such config; see configs/ for those there are" >&2
     exit 2
 fi

@@ -1,0 +1,306 @@
+"""Write model-index.yml and its metafiles anew from the configs: python tests/model_index.py.
+
+A metafile a method, in OpenMMLab's form. What is published is in the tables here; parameters,
+FLOPs and schedules come from the configs.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from fcvit_mm.runtime import DRIVE, RELEASED_WEIGHTS, adapt
+
+ROOT = Path(__file__).parents[1]
+ARXIV = "https://arxiv.org/abs/"
+FCVIT = {
+    "Title": "A Close Look at Spatial Modeling: From Attention to Convolution",
+    "URL": ARXIV + "2212.12552",
+}
+NAME = re.compile(
+    r"(?:(?P<method>\w+)_)?fcvit_(?P<arch>tiny|s12|s24|s48)(?:_\w+)?_(?P<data>[a-z0-9]+)"
+)
+
+
+@dataclass
+class Method:
+    """A family of configs: `{folder}/{prefix}_fcvit_*.py`."""
+
+    name: str
+    title: str
+    arxiv: str
+    parts: list[str]
+
+
+METHODS = {
+    "classification/fcvit": Method("FCViT", FCVIT["Title"], "2212.12552", ["Global Context"]),
+    "detection/cascade_mask_rcnn": Method(
+        "Cascade Mask R-CNN",
+        "Cascade R-CNN: High Quality Object Detection and Instance Segmentation",
+        "1906.09756",
+        ["Cascade R-CNN", "FPN", "RPN", "RoIAlign"],
+    ),
+    "detection/dino": Method(
+        "DINO",
+        "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection",
+        "2203.03605",
+        ["Deformable Attention", "Transformer"],
+    ),
+    "detection/mask2former": Method(
+        "Mask2Former for instances",
+        "Masked-attention Mask Transformer for Universal Image Segmentation",
+        "2112.01527",
+        ["Deformable Attention", "Transformer"],
+    ),
+    "detection/mask_rcnn": Method(
+        "Mask R-CNN", "Mask R-CNN", "1703.06870", ["FPN", "RPN", "RoIAlign"]
+    ),
+    "detection/retinanet": Method(
+        "RetinaNet", "Focal Loss for Dense Object Detection", "1708.02002", ["FPN", "Focal Loss"]
+    ),
+    "segmentation/mask2former": Method(
+        "Mask2Former for semantic segmentation",
+        "Masked-attention Mask Transformer for Universal Image Segmentation",
+        "2112.01527",
+        ["Deformable Attention", "Transformer"],
+    ),
+    "segmentation/semantic_fpn": Method(
+        "Semantic FPN", "Panoptic Feature Pyramid Networks", "1901.02446", ["FPN"]
+    ),
+    "segmentation/upernet": Method(
+        "UperNet",
+        "Unified Perceptual Parsing for Scene Understanding",
+        "1807.10221",
+        ["PPM", "FPN"],
+    ),
+}
+
+# Data sets by the end of a config's name, with the height and width at which FLOPs are counted.
+DATA = {
+    "ade20k": ("ADE20K", (512, 512)),
+    "cityscapes": ("Cityscapes", (512, 1024)),
+    "coco": ("COCO", (800, 1280)),
+    "coins": ("fcvit_mm.coins", (128, 128)),
+    "in1k": ("ImageNet-1k", (224, 224)),
+    "shapes": ("fcvit_mm.shapes", (128, 128)),
+}
+
+
+@dataclass
+class Published:
+    """What the paper or the released models say of a config: metrics by task, and the weights."""
+
+    weights: str
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _detector(folder: str, box: tuple[float, ...], mask: tuple[float, ...]) -> Published:
+    names = ("AP", "AP@0.5", "AP@0.75")
+    return Published(
+        DRIVE + folder,
+        {
+            "Object Detection": dict(zip([f"box {name}" for name in names], box, strict=True)),
+            "Instance Segmentation": dict(
+                zip([f"mask {name}" for name in names], mask, strict=True)
+            ),
+        },
+    )
+
+
+def _classifier(arch: str, top1: float) -> Published:
+    return Published(RELEASED_WEIGHTS[arch], {"Image Classification": {"Top 1 Accuracy": top1}})
+
+
+def _segmentor(folder: str, miou: float) -> Published:
+    return Published(DRIVE + folder, {"Semantic Segmentation": {"mIoU": miou}})
+
+
+PUBLISHED = {
+    "fcvit_tiny_in1k": _classifier("tiny", 74.9),
+    "fcvit_s12_in1k": _classifier("s12", 80.9),
+    "fcvit_s24_in1k": _classifier("s24", 82.5),
+    "fcvit_s48_in1k": _classifier("s48", 83.6),
+    "mask_rcnn_fcvit_s12_coco": _detector(
+        "1EAz0qkbGGNqy7SgYr7E3pPCMo8YYnTVK", (42.3, 64.2, 46.2), (38.6, 61.1, 41.3)
+    ),
+    "mask_rcnn_fcvit_s24_coco": _detector(
+        "1XdZyVcC9oZqNFnUhQWRXNLwoupahMLAp", (44.1, 65.4, 48.4), (39.9, 62.4, 42.7)
+    ),
+    "semantic_fpn_fcvit_s12_ade20k": _segmentor("17j_ZsGcoavAPC4OdPGXLo8ZEk0R8BZWK", 43.3),
+    "semantic_fpn_fcvit_s24_ade20k": _segmentor("1mzFxxMxe3XBQEibgrryuBVV7nQXDELKB", 45.5),
+}
+
+
+# ------------------------------------------------------------------------------- counting
+
+
+class _NoArithmetic(TorchDispatchMode):
+    """Zeros instead of what convolutions and matrix products compute, which is their shape's."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), (args, kwargs))
+        return tree_map_only(
+            torch.Tensor, lambda x: torch.zeros_like(x, device="cpu"), func(*args, **kwargs)
+        )
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model of a config on this machine, for evaluation, without pretrained weights."""
+    cfg = cfg.copy()
+    adapt(cfg)
+    cfg.model.backbone.init_cfg = None
+    test_cfg = cfg.model.get("test_cfg") or {}
+    if "rpn" in test_cfg:
+        # as many proposals and detections as are wanted at most: none is suppressed
+        test_cfg.rpn.nms.iou_threshold = test_cfg.rcnn.nms.iou_threshold = 1.0
+        test_cfg.rcnn.score_thr = 0.0
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model).eval()
+
+
+def multiply_adds(model: nn.Module, scope: str, size: tuple[int, int]) -> int:
+    """The multiply-adds of convolutions and matrix products on a picture of (height, width).
+
+    They are what OpenMMLab's metafiles call FLOPs.
+    """
+    inputs = torch.zeros(1, 3, *size)
+    info = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
+    info["scale_factor"] = (1.0, 1.0)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # one operator, which the counter does not know
+    torch.backends.mha.set_fastpath_enabled(False)
+    forward: Callable[[], Any] = {
+        "mmdet": lambda: model(inputs, [BaseDataElement(metainfo=info)], mode="predict"),
+        "mmseg": lambda: model.encode_decode(inputs, [info]),
+        "mmpretrain": lambda: model(inputs),
+    }[scope]
+    try:
+        with torch.no_grad(), _NoArithmetic(), FlopCounterMode(display=False) as counter:
+            forward()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.get_total_flops() // 2
+
+
+# ------------------------------------------------------------------------------- writing
+
+
+def leaves() -> list[Path]:
+    """Every config that is an experiment, families and archs in order."""
+    return sorted(
+        path for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_"
+    )
+
+
+def parse(config: Path) -> tuple[str, str, str]:
+    """The key in METHODS of a config, its arch and its data set, all from its name."""
+    name = NAME.fullmatch(config.stem)
+    if not name or name["data"] not in DATA:
+        raise ValueError(f"{config}: a config is METHOD_fcvit_ARCH[_MORE]_DATA.py; see DATA")
+    key = f"{config.parent.name}/{name['method'] or 'fcvit'}"
+    if key not in METHODS:
+        raise ValueError(f"{config}: add {key} to METHODS in tests/model_index.py")
+    return key, name["arch"], name["data"]
+
+
+def entry(config: Path, flops: int | None = None) -> dict:
+    """A config's entry in its metafile; FLOPs are counted if they are not given."""
+    cfg = Config.fromfile(config)
+    key, arch, data = parse(config)
+    method, (dataset, size) = METHODS[key], DATA[data]
+    model = build(cfg)
+    if flops is None:
+        flops = multiply_adds(model, cfg.default_scope, size)
+    if "max_epochs" in cfg.train_cfg:
+        duration = {"Epochs": cfg.train_cfg.max_epochs}
+    else:
+        duration = {"Iterations": cfg.train_cfg.max_iters}
+    published = PUBLISHED.get(config.stem)
+    found: dict[str, Any] = {
+        "Name": config.stem,
+        "In Collection": method.name,
+        "Config": str(config.relative_to(ROOT)),
+        "Metadata": {
+            "Training Data": dataset,
+            **duration,
+            "Architecture": [f"FCViT-{arch.capitalize()}", *method.parts],
+            "Parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "FLOPs": flops,
+            "Input Size": "x".join(map(str, size)),
+        },
+        "Paper": FCVIT,
+    }
+    if published:
+        found["Results"] = [
+            {"Task": task, "Dataset": dataset, "Metrics": metrics}
+            for task, metrics in published.metrics.items()
+        ]
+        found["Weights"] = published.weights
+    return found
+
+
+def metafile(key: str, entries: list[dict]) -> dict:
+    """A family's metafile: the method as a collection, and its configs."""
+    method = METHODS[key]
+    collection = {
+        "Name": method.name,
+        "Metadata": {
+            "Training Data": sorted({entry["Metadata"]["Training Data"] for entry in entries}),
+            "Training Techniques": ["AdamW", "Weight Decay"],
+            "Architecture": ["FCViT", *method.parts],
+        },
+        "Paper": {"Title": method.title, "URL": ARXIV + method.arxiv},
+        "README": "README.md",
+        "Code": {"URL": "https://github.com/ma-xu/FCViT"},
+    }
+    return {"Collections": [collection], "Models": entries}
+
+
+def metafile_path(key: str) -> Path:
+    return ROOT / "configs" / f"{key}_metafile.yml"
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write what is in several places several times."""
+        return True
+
+
+def as_text(content: dict) -> str:
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100)
+
+
+def files(flops: Callable[[Path], int | None] = lambda config: None) -> dict[Path, str]:
+    """Every file of the index with what it must hold.
+
+    Args:
+        flops: gives what is known already of a config.
+    """
+    families: dict[str, list[dict]] = {}
+    for config in leaves():
+        families.setdefault(parse(config)[0], []).append(entry(config, flops(config)))
+    found = {metafile_path(key): as_text(metafile(key, it)) for key, it in families.items()}
+    imports = [str(path.relative_to(ROOT)) for path in found]
+    return {ROOT / "model-index.yml": as_text({"Import": imports}), **found}
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))

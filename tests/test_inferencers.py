@@ -1,0 +1,112 @@
+"""OpenMMLab's inferencers take our configs by path, with a checkpoint of this machine."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.infer import BaseInferencer
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import save_checkpoint
+
+from fcvit_mm import shapes
+
+CONFIGS = {
+    "mmdet": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "mmseg": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+    "mmpretrain": ROOT / "configs/classification/fcvit_tiny_shapes.py",
+}
+
+META = {
+    "mmdet": {"classes": shapes.CLASSES, "palette": shapes.PALETTE},
+    "mmseg": {"classes": shapes.SEMANTIC_CLASSES, "palette": shapes.SEMANTIC_PALETTE},
+    "mmpretrain": {"classes": shapes.CLASSES},
+}
+
+
+def saved(scope: str, path: Path, with_classes: bool = True) -> dict:
+    """Save a model with random weights as a training does; returns its weights."""
+    cfg = Config.fromfile(CONFIGS[scope])
+    init_default_scope(scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    meta = {"dataset_meta": META[scope]} if with_classes else {}
+    save_checkpoint({"state_dict": model.state_dict(), "meta": meta}, str(path))
+    return model.state_dict()
+
+
+def inferencer(scope: str, checkpoint: Path) -> BaseInferencer:
+    config = str(CONFIGS[scope])
+    if scope == "mmdet":
+        from mmdet.apis import DetInferencer
+
+        return DetInferencer(config, str(checkpoint), device="cpu")
+    if scope == "mmseg":
+        from mmseg.apis import MMSegInferencer
+
+        return MMSegInferencer(config, str(checkpoint), device="cpu")
+    from mmpretrain import ImageClassificationInferencer
+
+    return ImageClassificationInferencer(config, str(checkpoint), device="cpu")
+
+
+def assert_loaded(found: BaseInferencer, weights: dict, said: str) -> None:
+    assert "do not match" not in said
+    state = found.model.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in state.items())
+
+
+@pytest.fixture
+def picture(example_data) -> str:
+    return str(min((example_data / "data/shapes").rglob("*.png")))
+
+
+@pytest.mark.official
+def test_detection(tmp_path, picture, capfd):
+    weights = saved("mmdet", tmp_path / "weights.pth")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(classes|palette)")
+        found = inferencer("mmdet", tmp_path / "weights.pth")
+    assert_loaded(found, weights, "".join(capfd.readouterr()))
+    assert found.model.dataset_meta["classes"] == shapes.CLASSES
+    # an untrained head scores each class alike
+    found.model.roi_head.test_cfg.score_thr = 0.0
+    result = found(picture, return_vis=True)
+    (prediction,) = result["predictions"]
+    assert len(prediction["labels"]) == len(prediction["scores"]) > 0
+    assert np.shape(prediction["bboxes"]) == (len(prediction["labels"]), 4)
+    assert {tuple(mask["size"]) for mask in prediction["masks"]} == {(64, 64)}
+    assert result["visualization"][0].shape[2] == 3
+
+
+@pytest.mark.official
+def test_segmentation(tmp_path, picture, capfd):
+    weights = saved("mmseg", tmp_path / "weights.pth")
+    found = inferencer("mmseg", tmp_path / "weights.pth")
+    assert_loaded(found, weights, "".join(capfd.readouterr()))
+    assert found.model.dataset_meta["classes"] == shapes.SEMANTIC_CLASSES
+    result = found(picture, return_vis=True)
+    assert result["predictions"].shape == (64, 64) and result["predictions"].max() < 5
+    assert result["visualization"].shape == (64, 64, 3)
+
+
+@pytest.mark.official
+def test_classification(tmp_path, picture, capfd):
+    weights = saved("mmpretrain", tmp_path / "weights.pth")
+    found = inferencer("mmpretrain", tmp_path / "weights.pth")
+    assert_loaded(found, weights, "".join(capfd.readouterr()))
+    (result,) = found(picture)
+    assert len(result["pred_scores"]) == 4 and sum(result["pred_scores"]) == pytest.approx(1)
+    assert result["pred_class"] == shapes.CLASSES[np.argmax(result["pred_scores"])]
+
+
+@pytest.mark.parametrize(("scope", "classes"), [("mmdet", "COCO"), ("mmseg", "Cityscapes")])
+def test_a_file_without_class_names_is_warned_of(tmp_path, scope, classes):
+    """OpenMMLab then takes those of a data set of its own, and says so."""
+    saved(scope, tmp_path / "weights.pth", with_classes=False)
+    with pytest.warns(UserWarning, match=f"class names are not saved.* {classes}"):
+        inferencer(scope, tmp_path / "weights.pth")
