@@ -1,5 +1,6 @@
 # Each target does everything from a clone: makes its environment, installs, runs.
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
+#   make chain
 #   make test, make test-official, make lint
 PYTHON ?= python3
 TASK ?= detection
@@ -9,7 +10,7 @@ VENV := .venv
 OFFICIAL := .venv-official
 BIN := $(VENV)/bin
 
-.PHONY: demo check-demo test test-official lint format clean
+.PHONY: demo check-demo chain test test-official lint format clean
 
 demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
@@ -20,6 +21,9 @@ check-demo:
 	"detection shapes"|"segmentation shapes"|"detection coins") ;; \
 	*) echo "error: TASK=$(TASK) DATA=$(DATA): TASK is detection or segmentation, DATA is shapes, or coins with detection" >&2; exit 2 ;; \
 	esac
+
+chain: $(VENV)/installed
+	$(BIN)/python tools/chain.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,6 +1,6 @@
 """The demonstration: data are generated, FCViT-tiny is trained on them, its predictions are drawn.
 
-It runs a config of configs/ as tools/train.py does, from random weights, with a progress display
+It runs a config of the package as tools/train.py does, from random weights, with a progress display
 in the place of MMEngine's log lines, which go to a file. What is drawn are the predictions of the
 last evaluation, the ones that were measured, on held-out pictures.
 """
@@ -74,14 +74,14 @@ def _generate_coins(folder: Path, pictures: tuple[int, int] | None) -> bool:
 
 DEMOS = {
     ("detection", "shapes"): Demo(
-        "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
+        "fcvit_mm::detection/mask_rcnn_fcvit_tiny_shapes.py",
         _generate_shapes,
         {"coco/bbox_mAP": "box mAP", "coco/segm_mAP": "mask mAP"},
         shapes.CLASSES,
         shapes.PALETTE,
     ),
     ("segmentation", "shapes"): Demo(
-        "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+        "fcvit_mm::segmentation/semantic_fpn_fcvit_tiny_shapes.py",
         _generate_shapes,
         {"mIoU": "mIoU"},
         shapes.SEMANTIC_CLASSES,
@@ -89,7 +89,7 @@ DEMOS = {
         full=100.0,
     ),
     ("detection", "coins"): Demo(
-        "configs/detection/mask_rcnn_fcvit_tiny_coins.py",
+        "fcvit_mm::detection/mask_rcnn_fcvit_tiny_coins.py",
         _generate_coins,
         {"coco/bbox_mAP_50": "box AP50", "coco/segm_mAP_50": "mask AP50"},
         coins.CLASSES,
@@ -233,6 +233,23 @@ def _output_to(path: Path) -> Iterator[None]:
         yield
 
 
+def run_quietly(cfg: Config, output: Path, record: Record, *hooks: Hook) -> None:
+    """Train by a config, with further hooks, sending what libraries print to the file `output`.
+
+    Raises:
+        fcvit_mm.runtime.ConfigError: data are missing, or something can't be built.
+    """
+    try:
+        with _output_to(output):
+            runtime.check_files(cfg, ("train_dataloader", "val_dataloader"))
+            runner = runtime.build_runner(cfg)
+            for hook in (record, *hooks):
+                runner.register_hook(hook)
+            runner.train()
+    finally:
+        record.close()
+
+
 # --------------------------------------------------------------------------------- pictures
 
 
@@ -342,7 +359,7 @@ def draw_grid(path: Path, demo: Demo, samples: Sequence[Any], title: str) -> Non
         for name, colour in zip(demo.classes, demo.palette, strict=True)
     ]
     figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(path: Path, record: Record, title: str) -> None:
@@ -368,10 +385,10 @@ def draw_curves(path: Path, record: Record, title: str) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -446,7 +463,7 @@ def draw_row(path: Path, demo: Demo, data: Path, samples: Sequence[Any], title: 
         axes.set_title(head, fontsize=10)
         axes.axis("off")
     figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
     found = count_found(truth, predicted)
     return (
         f"{found} of {len(truth.boxes)} coins of the lowest row found, "
@@ -513,14 +530,7 @@ def run(
         f"log: {folder / 'output.txt'}",
     )
     record = Record(demo, console)
-    try:
-        with _output_to(folder / "output.txt"):
-            runtime.check_files(cfg, ("train_dataloader", "val_dataloader"))
-            runner = runtime.build_runner(cfg)
-            runner.register_hook(record)
-            runner.train()
-    finally:
-        record.close()
+    run_quietly(cfg, folder / "output.txt", record)
 
     figures = ", ".join(f"{name} {value:.3f}" for name, value in record.figures[-1][1].items())
     count = f"{len(record.predictions)} held-out {'tiles' if data == 'coins' else 'pictures'}"
@@ -547,7 +557,7 @@ def run(
         f"  curves:      {products['curves']}",
         f"  weights:     {folder / f'iter_{len(record.losses)}.pth'}",
         "next:",
-        f"  {python} tools/test.py {demo.config} {folder / f'iter_{len(record.losses)}.pth'}"
+        f"  {python} -m fcvit_mm test {demo.config} {folder / f'iter_{len(record.losses)}.pth'}"
         f" --show-dir {folder / 'pictures'}{options}",
     ]
     for other_task, other_data in DEMOS:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from fcvit_mm import coins, demo
+from fcvit_mm import coins, demo, runtime
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "tools/demo.py"]
@@ -66,8 +66,9 @@ def test_demo(options: list[str], figures: str, products: list[str], tmp_path: P
         path = [line.split(maxsplit=name.count(" ") + 1)[-1] for line in ending if name in line][0]
         assert_picture(path)
     assert Path(named["weights:"]).is_file()
-    tool, config, weights = next(line for line in ending if "tools/test.py" in line).split()[1:4]
-    assert all((ROOT / path).is_file() for path in (tool, config, weights))
+    (command,) = [line for line in ending if "-m fcvit_mm test" in line]
+    config, weights = command.split()[4:6]
+    assert runtime.load_config(config) and (ROOT / weights).is_file()
     assert ending[-1].startswith("  make demo")
 
 

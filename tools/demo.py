@@ -2,24 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 
 from fcvit_mm import demo, runtime
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type for argparse: integers from `least` on."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
-        return number
-
-    return parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,11 +12,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", choices=demo.DATA, default=demo.DATA[0])
     parser.add_argument("--work-dir", help="log, weights, pictures (default: work_dirs/demo_...)")
     parser.add_argument("--data-root", help="folder of the data (default: data/shapes, data/coins)")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the training")
-    parser.add_argument("--iterations", type=whole_number(1), help="default: the config's")
+    parser.add_argument("--seed", type=runtime.whole_number(0), default=0, help="of the training")
+    parser.add_argument("--iterations", type=runtime.whole_number(1), help="default: the config's")
     parser.add_argument(
         "--pictures",
-        type=whole_number(1),
+        type=runtime.whole_number(1),
         nargs=2,
         metavar=("TRAIN", "VAL"),
         help="numbers of generated pictures; others than usual need a --data-root of their own",

@@ -1,0 +1,35 @@
+"""Pretrain a classifier, fine-tune a detector and a segmentor, compare: python tools/chain.py."""
+
+import argparse
+import sys
+
+from fcvit_mm import chain, runtime
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Show what pretraining as a classifier gains in detection and segmentation.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    positive = runtime.whole_number(1)
+    parser.add_argument("--work-dir", help="figures, plot, logs")
+    parser.add_argument("--data-root", help="folder of the generated data sets")
+    parser.add_argument("--seeds", type=runtime.whole_number(0), nargs="+")
+    parser.add_argument("--pretraining", type=positive, help="iterations")
+    parser.add_argument("--iterations", type=positive, help="with each start")
+    parser.add_argument("--processes", type=positive, help="trainings at a time")
+    parser.set_defaults(**chain.DEFAULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        chain.run(**vars(args))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command starts anew", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
