@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import Config
 
 from fcvit_mm import coins, demo, runtime
 
@@ -129,7 +128,7 @@ def test_data_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
 def test_shorter_or_longer_schedules_keep_their_proportions(
     name: tuple[str, str], iterations: int
 ) -> None:
-    cfg = Config.fromfile(ROOT / demo.DEMOS[name].config)
+    cfg = runtime.load_config(demo.DEMOS[name].config)
     share = iterations / cfg.train_cfg.max_iters
     ends = [scheduler.end for scheduler in cfg.param_scheduler]
     demo.shorten(cfg, iterations)
