@@ -27,11 +27,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def example_data(tmp_path_factory) -> Path:
-    """A directory with data/shapes of 8 and 4 pictures of 64 pixels."""
+    """A directory with data/shapes and data/shapes_classification, 8 and 4 pictures each."""
     from fcvit_mm import shapes
 
     directory = tmp_path_factory.mktemp("example")
-    shapes.generate(directory / "data/shapes", train=8, val=4, size=(64, 64), seed=0)
+    data = directory / "data"
+    shapes.generate(data / "shapes", train=8, val=4, size=(64, 64))
+    shapes.generate(data / "shapes_classification", 8, 4, (32, 32), task="classification")
     return directory
 
 

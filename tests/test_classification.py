@@ -18,7 +18,7 @@ from test_configs import differences
 from test_tools import assert_sentence
 from torch import nn
 
-from fcvit_mm import CheckpointError, runtime, shapes
+from fcvit_mm import CheckpointError, runtime
 from fcvit_mm.runtime import ConfigError
 
 CONFIGS = ROOT / "configs/classification"
@@ -279,14 +279,6 @@ def test_a_training_step_and_a_prediction(imagenet, tmp_path, arch):
 # -------------------------------------------------------------------------------- the tools
 
 
-@pytest.fixture(scope="module")
-def pictures(example_data) -> Path:
-    """The example data, with a data/shapes_classification of 8 and 4 pictures."""
-    folder = example_data / "data/shapes_classification"
-    shapes.generate(folder, 8, 4, (32, 32), task="classification")
-    return example_data
-
-
 SHORT = [
     "train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2",
     "train_dataloader.batch_size=4",
@@ -298,7 +290,7 @@ TOP1 = r"Iter\({}\).*accuracy/top1: (\d+\.\d+)"
 
 
 @pytest.mark.official
-def test_training_and_testing_with_the_tools(tool, pictures, tmp_path):
+def test_training_and_testing_with_the_tools(tool, tmp_path):
     result = tool(
         "dist_train.sh", EXAMPLE, 2, "--work-dir", tmp_path, "--auto-scale-lr",
         "--cfg-options", *SHORT,

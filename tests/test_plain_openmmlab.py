@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from fcvit_mm import FCViT, read_checkpoint, shapes
+from fcvit_mm import FCViT, read_checkpoint
 
 # What a user writes: our backbone in a config of the toolbox's, which is named by its path because
 # `mmseg::` can't be used beside the maintained packages.
@@ -106,15 +107,12 @@ log_processor = dict(by_epoch=False)
 @pytest.mark.official
 @pytest.mark.parametrize(("toolbox", "config"), [*CONFIGS.items(), ("mmdet", INHERITED)])
 def test_trains_by_the_toolboxs_own_tool(toolbox, config, example_data, tmp_path):
-    shapes.generate(
-        example_data / "data/shapes_classification", 8, 4, (64, 64), task="classification"
-    )
     mim = Path(find_spec(toolbox).origin).parent / ".mim"
     (tmp_path / "mine.py").write_text(config.replace("CONFIGS", str(mim / "configs")) + SHORT)
     result = subprocess.run(
         [sys.executable, mim / "tools/train.py", tmp_path / "mine.py", "--work-dir", tmp_path],
         cwd=example_data,
-        env={**os.environ, "PYTHONPATH": str(Path(shapes.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
