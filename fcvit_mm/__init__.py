@@ -18,6 +18,7 @@ if find_spec("mmengine") is None:
 from . import mim, mmcv_ops
 from .backbone import FCViT
 from .checkpoint import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
+from .fuse import fuse
 from .mim import config_path
 from .optim import FCViTLayerDecayOptimWrapperConstructor
 
@@ -31,6 +32,7 @@ __all__ = [
     "FCViTLayerDecayOptimWrapperConstructor",
     "__version__",
     "config_path",
+    "fuse",
     "load_pretrained",
     "read_checkpoint",
 ]

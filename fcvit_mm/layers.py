@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from . import strips
+
 NUM_HEADS = 8
 # Channels are divided by this in the bottlenecks of a token mixer.
 REDUCTION = 8
@@ -26,18 +28,28 @@ class PatchEmbed(nn.Module):
         super().__init__()
         kernel = 2 * stride - 1
         self.proj = nn.Conv2d(in_dim, dim, kernel, stride, padding=kernel // 2)
-        self.norm = nn.BatchNorm2d(dim)
+        self.norm: nn.Module = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x))
 
 
+def by_head(values: Tensor) -> Tensor:
+    """Channels split by head, as rows of a matrix: (B, d) -> (B, h, d), zero outside of a head."""
+    heads = torch.eye(NUM_HEADS, dtype=values.dtype, device=values.device)
+    return values[:, None] * heads.repeat_interleave(values.shape[1] // NUM_HEADS, dim=1)
+
+
 class GlobalContext(nn.Module):
-    """One context vector an image, handed to each position by similarity (paper section 3.2).
+    """Adds one context vector an image, weighted by similarity (paper section 3.2).
 
         S   = <u, mean of u> within each head / sqrt(e)
         S'  = alpha * (S - mean(S)) / (std(S) + 1e-5) + beta,  over heads and positions together
-        out = S' * W2 max(W1a gap, W1b gap)
+        out = u + S' * W2 max(W1a gap, W1b gap)
+
+    The inner products of all heads are one product of u with a matrix (d, h), and so is, with
+    (h, d), the handing out; the addition is part of it. So u is read three times, for its mean,
+    for S and for the sum, and nothing of its size is written but the output.
 
     Args:
         dim: channels d, a multiple of 8.
@@ -54,7 +66,7 @@ class GlobalContext(nn.Module):
         self.fc2 = nn.Linear(dim // REDUCTION, dim)
 
     def similarity(self, x: Tensor, gap: Tensor) -> Tensor:
-        """S' of the class docstring, (B, h, 1, H, W), at least float32.
+        """S' of the class docstring, (B, h, H, W), at least float32.
 
         Args:
             x: (B, d, H, W).
@@ -63,23 +75,25 @@ class GlobalContext(nn.Module):
         # NOTE: half precision overflows in the inner product and loses the deviation's digits.
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            heads = x.to(dtype).unflatten(1, (NUM_HEADS, -1))  # (B, h, e, H, W)
-            mean_token = gap.to(dtype).unflatten(1, (NUM_HEADS, -1))[..., None, None]
-            sim = (heads * mean_token).sum(2, keepdim=True) * heads.shape[2] ** -0.5
-            std, mean = torch.std_mean(sim, dim=(1, 2, 3, 4), keepdim=True)
-            alpha, beta = (
-                p.to(dtype).view(-1, 1, 1, 1) for p in (self.rescale_weight, self.rescale_bias)
-            )
-            return alpha * (sim - mean) / (std + 1e-5) + beta
+            scale = (x.shape[1] // NUM_HEADS) ** -0.5
+            mean_tokens = by_head(gap.to(dtype) * scale)  # (B, h, d)
+            sim = mean_tokens @ x.to(dtype).flatten(2)  # (B, h, N)
+            std, mean = torch.std_mean(sim, dim=(1, 2), keepdim=True)
+            alpha, beta = (p.to(dtype)[:, None] for p in (self.rescale_weight, self.rescale_bias))
+            return (alpha * ((sim - mean) / (std + 1e-5)) + beta).unflatten(2, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         gap = x.mean((2, 3))  # (B, d)
-        context = self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1))  # (B, d)
+        context = self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1)).to(x.dtype)  # (B, d)
         if not self.weighted:
-            return context[..., None, None].to(x.dtype).expand_as(x)
-        context = context.unflatten(1, (NUM_HEADS, -1))[..., None, None]  # (B, h, e, 1, 1)
-        similarity = self.similarity(x, gap).to(x.dtype)  # (B, h, 1, H, W)
-        return (similarity * context.to(x.dtype)).flatten(1, 2)
+            return x + context[..., None, None]
+        similarity = self.similarity(x, gap).to(x.dtype).flatten(2)  # (B, h, N)
+        tokens, contexts = x.flatten(2), by_head(context)  # (B, d, N), (B, h, d)
+        # a product keeps no memory format: it is written in the order that the next layer reads
+        if x.is_contiguous(memory_format=torch.channels_last):
+            out = torch.baddbmm(tokens.mT, similarity.mT, contexts)  # (B, N, d)
+            return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return torch.baddbmm(tokens, contexts.mT, similarity).unflatten(2, x.shape[2:])
 
 
 class TokenMixer(nn.Module):
@@ -108,7 +122,7 @@ class TokenMixer(nn.Module):
         def depthwise(kernel: int) -> nn.Module:
             return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
 
-        def pointwise() -> nn.Module:
+        def pointwise() -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
 
         self.gc1, self.dw1, self.fc1 = context(), depthwise(kernel_size[0]), pointwise()
@@ -117,11 +131,21 @@ class TokenMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gc1 is not None:
-            x = x + self.gc1(x)
-        x = self.act(self.fc1(self.dw1(x)))
+            x = self.gc1(x)
+        x = self.bottleneck(self.fc1, self.dw1(x))
         if self.gc2 is not None:
-            x = x + self.gc2(x)
-        return self.act(self.fc2(self.dw2(x)))
+            x = self.gc2(x)
+        return self.bottleneck(self.fc2, self.dw2(x))
+
+    def bottleneck(self, pointwise: nn.Module, x: Tensor) -> Tensor:
+        """GELU of a pointwise bottleneck."""
+
+        def chain(rows: Tensor, *_: int) -> Tensor:
+            return self.act(pointwise(rows))
+
+        if strips.pay(x):
+            return strips.in_strips(chain, x, pointwise.parameters(), hidden=x.shape[1])
+        return chain(x)
 
 
 class ChannelMixer(nn.Module):
@@ -136,9 +160,18 @@ class ChannelMixer(nn.Module):
         self.fc2 = nn.Conv2d(hidden, dim, 1)
         self.drop = nn.Dropout(drop_rate)
 
+    def mix(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
+        """All layers; so many rows above and below, mere neighbours, are not in the result."""
+        x = self.dwconv(self.fc1(x))
+        if above or below:
+            x = x[:, :, above : x.shape[2] - below]
+        return self.drop(self.fc2(self.drop(self.act(x))))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.act(self.dwconv(self.fc1(x))))
-        return self.drop(self.fc2(x))
+        if strips.pay(x) and not (self.training and self.drop.p):
+            hidden = self.fc1.out_channels
+            return strips.in_strips(self.mix, x, self.parameters(), hidden, halo=1)
+        return self.mix(x)
 
 
 class Block(nn.Module):
@@ -171,12 +204,19 @@ class Block(nn.Module):
         self.channel_mixer = ChannelMixer(dim, mlp_ratio, drop_rate)
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
-        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        # None in a block that `fcvit_mm.fuse` has changed
+        self.layer_scale_2: nn.Parameter | None = nn.Parameter(torch.full((dim,), layer_scale_init))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale_1, scale_2 = self.layer_scale_1[:, None, None], self.layer_scale_2[:, None, None]
-        x = x + self.drop_path(scale_1 * self.token_mixer(self.norm1(x)))
-        return x + self.drop_path(scale_2 * self.channel_mixer(self.norm2(x)))
+        x = self.add(x, self.layer_scale_1, self.token_mixer(self.norm1(x)))
+        return self.add(x, self.layer_scale_2, self.channel_mixer(self.norm2(x)))
+
+    def add(self, x: Tensor, scale: Tensor | None, branch: Tensor) -> Tensor:
+        """x + DropPath(scale * branch), where a scale of None is already in the branch."""
+        branch = self.drop_path(branch)
+        if scale is None:
+            return x + branch
+        return torch.addcmul(x, scale[:, None, None], branch)
 
 
 def init_start_values(module: nn.Module) -> None:

@@ -62,6 +62,10 @@ def flat(x):
 
 
 def loop_global_context(x, layer: GlobalContext):
+    return each(lambda u, c: u + c, x, loop_context(x, layer))
+
+
+def loop_context(x, layer: GlobalContext):
     d, n = len(x), len(x[0]) * len(x[0][0])
     e = d // HEADS
     gap = [sum(map(sum, plane)) / n for plane in x]
@@ -95,7 +99,7 @@ def loop_token_mixer(x, layer: TokenMixer):
     steps = ((layer.gc1, layer.dw1, layer.fc1), (layer.gc2, layer.dw2, layer.fc2))
     for context, depthwise, pointwise in steps:
         if context is not None:
-            x = each(lambda a, b: a + b, x, loop_global_context(x, context))
+            x = loop_global_context(x, context)
         x = loop_conv(each(gelu, loop_conv(loop_conv(x, depthwise), pointwise[0])), pointwise[2])
         x = each(gelu, x)
     return x

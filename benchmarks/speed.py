@@ -1,0 +1,215 @@
+"""How fast FCViT is beside its published form and its peers: python benchmarks/speed.py.
+
+Every figure is a ratio of medians from one run, in which what is compared takes turns. The
+published form is tests/plain.py, with the same weights; the peers are MMPretrain's. Prints a table
+in Markdown, times in milliseconds.
+"""
+
+import argparse
+import copy
+import os
+import platform
+import runpy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+import fcvit_mm
+from fcvit_mm import FCViT, runtime
+
+ROOT = Path(__file__).parents[1]
+PlainFCViT = runpy.run_path(str(ROOT / "tests/plain.py"))["PlainFCViT"]
+ARCH = "s12"
+PEERS = {
+    "ResNet-50": dict(type="mmpretrain.ResNet", depth=50),
+    "ConvNeXt-T": dict(type="mmpretrain.ConvNeXt", arch="tiny", out_indices=(0, 1, 2, 3)),
+    "PoolFormer-S24": dict(type="mmpretrain.PoolFormer", arch="s24", out_indices=(0, 2, 4, 6)),
+    "Swin-T": dict(type="mmpretrain.SwinTransformer", arch="tiny", out_indices=(0, 1, 2, 3)),
+}
+Row = tuple[str, str, str, str]  # what, against what, ratio, medians
+Call = Callable[[], object]
+
+
+def medians(calls: dict[str, Call], repeats: int) -> dict[str, float]:
+    """Milliseconds of each call, which take turns; each is called once before."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            since = time.perf_counter()
+            call()
+            times[name].append(1000 * (time.perf_counter() - since))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare(what: str, calls: dict[str, Call], repeats: int) -> Iterator[Row]:
+    """The first call against each of the others."""
+    (first, ours), *others = medians(calls, repeats).items()
+    for name, theirs in others:
+        yield what, name, f"{ours / theirs:.2f}", f"{first} {ours:.0f}, {name} {theirs:.0f}"
+
+
+def models() -> tuple[FCViT, nn.Module]:
+    """FCViT and its published form, with the same weights."""
+    torch.manual_seed(0)
+    fast, plain = FCViT(ARCH, layer_scale_init=0.1), PlainFCViT(ARCH)
+    plain.load_state_dict(fast.state_dict())
+    return fast, plain
+
+
+def inference(repeats: int) -> Iterator[Row]:
+    fast, plain = models()
+    fast.eval(), plain.eval()
+    since = time.perf_counter()
+    fused = fcvit_mm.fuse(copy.deepcopy(fast))
+    preparation = time.perf_counter() - since
+    with torch.no_grad():
+        for batch in (1, 2):
+            x = torch.randn(batch, 3, 512, 512)
+            calls = {"fused": lambda x=x: fused(x), "published form": lambda x=x: plain(x)}
+            ready = f" (prepared in {preparation:.2f} s)" if batch == 1 else ""
+            yield from compare(f"inference, {batch}x3x512x512{ready}", calls, repeats)
+        x = torch.randn(1, 3, 512, 512)
+        calls = {"as it is": lambda: fast(x), "published form": lambda: plain(x)}
+        yield from compare("inference, 1x3x512x512, not fused", calls, repeats)
+
+
+def compiled(repeats: int) -> Iterator[Row]:
+    fast, plain = models()
+    x = torch.randn(1, 3, 512, 512)
+    fast = torch.compile(fcvit_mm.fuse(fast.eval()), options={"freezing": True})
+    plain.eval()
+    with torch.no_grad():
+        calls = {"compiled": lambda: fast(x), "published form": lambda: plain(x)}
+        yield from compare("inference, torch.compile, 1x3x512x512", calls, repeats)
+
+
+def training(repeats: int) -> Iterator[Row]:
+    x = torch.randn(2, 3, 512, 512)
+    pair = dict(zip(("fast", "published form"), models(), strict=True))
+
+    def step(model: nn.Module) -> None:
+        sum(out.mean() for out in model(x)).backward()
+        model.zero_grad()
+
+    calls = {name: lambda model=model: step(model) for name, model in pair.items()}
+    yield from compare("forward and backward, 2x3x512x512", calls, repeats)
+    fast, plain = (saved_bytes(model, x) / 1e6 for model in pair.values())
+    yield (
+        "memory saved for backward, 2x3x512x512",
+        "published form",
+        f"{fast / plain:.2f}",
+        f"{fast:.0f} MB, {plain:.0f} MB",
+    )
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """What a forward pass keeps for the backward pass, parameters and input apart."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    for known in (*model.parameters(), *model.buffers(), x):
+        kept.pop(known.untyped_storage().data_ptr(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def pixels(repeats: int) -> Iterator[Row]:
+    fast, _ = models()
+    fast.eval()
+    sizes = {"1333x800": (800, 1333), "224x224": (224, 224)}
+    images = {name: torch.randn(1, 3, *size) for name, size in sizes.items()}
+    with torch.no_grad():
+        calls = {name: lambda x=x: fast(x) for name, x in images.items()}
+        large, small = (
+            1e6 * found / (height * width)
+            for found, (height, width) in zip(
+                medians(calls, repeats).values(), sizes.values(), strict=True
+            )
+        )
+    figures = f"{large:.0f} ns a pixel, {small:.0f} ns"
+    yield "time a pixel, 1333x800", "224x224", f"{large / small:.2f}", figures
+
+
+def peers(repeats: int) -> Iterator[Row]:
+    x = torch.randn(1, 3, 512, 512)
+    fast, _ = models()
+    built = {name: MODELS.build(cfg) for name, cfg in PEERS.items()}
+    for model in (fast, *built.values()):
+        model.eval()  # in a statement of its own: some of MMPretrain's do not return the model
+    with torch.no_grad():
+        calls = {"FCViT-s12": lambda: fast(x)}
+        calls |= {name: lambda model=model: model(x) for name, model in built.items()}
+        yield from compare("inference, 1x3x512x512", calls, repeats)
+
+
+def mask_rcnn(repeats: int) -> Iterator[Row]:
+    from mmdet.testing import demo_mm_inputs
+
+    init_default_scope("mmdet")
+    cfg = runtime.load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
+    cfg.model.backbone.init_cfg = None
+    data = demo_mm_inputs(2, [(3, 400, 640)] * 2, with_mask=True, num_classes=80)
+    calls: dict[str, Call] = {}
+    for name, backbone in zip(("fast", "published form"), models(), strict=True):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.backbone = backbone
+        model.train()
+        optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
+        calls[name] = lambda model=model, optimizer=optimizer: model.train_step(data, optimizer)
+    yield from compare("Mask R-CNN, a training iteration, 2 pictures of 640x400", calls, repeats)
+
+
+MEASURES = {
+    "inference": inference,
+    "compiled": compiled,
+    "training": training,
+    "pixels": pixels,
+    "peers": peers,
+    "mask_rcnn": mask_rcnn,
+}
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
+    parser.add_argument("--repeats", type=runtime.whole_number(1), default=7)
+    parser.add_argument("--threads", type=runtime.whole_number(1), default=2)
+    args = parser.parse_args()
+    for name in args.measures:
+        if name not in MEASURES:
+            parser.error(f"there is no measure {name}; there are {', '.join(MEASURES)}")
+    torch.set_num_threads(args.threads)
+    print(
+        f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {args.threads} threads of "
+        f"{os.cpu_count()} processors, PyTorch {torch.__version__}, float32, FCViT-{ARCH}, "
+        f"medians of {args.repeats}\n"
+    )
+    print("| measure | against | ratio | medians, ms |\n|---|---|---|---|", flush=True)
+    for name in args.measures or MEASURES:
+        for row in MEASURES[name](args.repeats):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

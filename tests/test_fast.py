@@ -1,0 +1,170 @@
+"""The fast formulation is the plain one: strip by strip, fused, and with less kept for backward."""
+
+import pytest
+import torch
+from plain import PlainFCViT
+from torch import Tensor, nn
+
+import fcvit_mm
+from fcvit_mm import FCViT, strips
+from fcvit_mm.layers import ChannelMixer
+
+SMALL = dict(layers=(1, 2, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 3, 2, 2))
+
+
+def pair(**kwargs) -> tuple[FCViT, PlainFCViT]:
+    """Ours and the plain form with the same random parameters, none of which hides another."""
+    torch.manual_seed(0)
+    fast, plain = FCViT(SMALL, kernel_size=5, **kwargs), PlainFCViT(SMALL, kernel_size=5)
+    for name, value in fast.state_dict().items():
+        if value.is_floating_point() and "running_var" not in name:
+            value.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.3)
+    plain.load_state_dict(fast.state_dict())
+    return fast.double(), plain.double()
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+
+
+# One strip for several pictures, one a picture, strips of some rows and of one.
+@pytest.mark.parametrize("strip_bytes", [2**20, 2**15, 2**13, 1])
+@pytest.mark.parametrize("size", [(64, 64), (33, 61), (32, 100), (97, 40)], ids=str)
+def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
+    fast, plain = pair()
+    x = torch.randn(3, 3, *size, dtype=torch.float64)
+    images = [x.clone().requires_grad_() for _ in range(2)]
+    outs = [model(image) for model, image in zip((fast, plain), images, strict=True)]
+    weights = [torch.randn_like(out) for out in outs[1]]
+    for out, reference in zip(*outs, strict=True):
+        assert_close(out, reference)
+    for maps in outs:
+        sum((out * weight).sum() for out, weight in zip(maps, weights, strict=True)).backward()
+    assert_close(images[0].grad, images[1].grad)
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in fast.named_parameters():
+        assert_close(parameter.grad, expected[name])
+
+
+def test_strips_cover_every_row_once_with_their_neighbours():
+    for pictures, height, strip_bytes in ((1, 17, 4096), (5, 3, 4096), (2, 40, 1), (1, 1, 1)):
+        x = torch.zeros(pictures, 8, height, 6)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(strips, "STRIP_BYTES", strip_bytes)
+            found = list(strips._strips(x, hidden=16, halo=2))
+        for strip in found:
+            x[strip.pictures, :, strip.rows] += 1
+            above, below = strip.neighbours
+            assert above == min(2, strip.rows.start)
+            assert below == min(2, height - strip.rows.stop)
+            rows = strip.rows.stop - strip.rows.start
+            held = x[strip.pictures, :, strip.rows].shape[0] * rows * 6 * 16 * 4
+            assert held <= strip_bytes or rows == 1 or strip_bytes == 1
+        assert (x == 1).all()
+
+
+def test_parameters_without_gradients_get_none():
+    mixer = ChannelMixer(8, 2)
+    mixer.dwconv.requires_grad_(False)
+    x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    mixer(x).sum().backward()
+    has = {name: parameter.grad is not None for name, parameter in mixer.named_parameters()}
+    assert has == {name: not name.startswith("dwconv") for name in has}
+
+
+def test_a_layer_that_somebody_exchanged_is_the_one_that_is_called():
+    """Strips call the modules, so that wrappers such as low-rank adapters keep their effect."""
+
+    class Doubled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    mixer = ChannelMixer(8, 2).eval()
+    x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    before = mixer(x)
+    exchanged = Doubled(16, 8, 1)
+    exchanged.load_state_dict(mixer.fc2.state_dict())
+    mixer.fc2 = exchanged
+    torch.testing.assert_close(mixer(x), 2 * before)
+
+
+def test_dropout_is_not_drawn_anew_in_the_backward_pass():
+    """With dropout the mixer is left to autograd: the gradient is that of what was computed."""
+    mixer = ChannelMixer(8, 2, drop_rate=0.5).train()
+    x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = mixer(x)
+    dropped = out == 0
+    assert 0.2 < dropped.float().mean() < 0.8
+    out[dropped].sum().backward()
+    assert not x.grad.any()
+
+
+def test_a_second_derivative_is_refused():
+    mixer = ChannelMixer(8, 2).double()
+    x = torch.randn(1, 8, 6, 6, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(mixer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """The memory that a forward pass keeps for the backward pass, parameters and input apart."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)  # so that no address is used twice
+        return tensor
+
+    held: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    known = {value.untyped_storage().data_ptr() for value in (*model.state_dict().values(), x)}
+    return sum(size for pointer, size in kept.items() if pointer not in known)
+
+
+def test_less_than_half_is_kept_for_the_backward_pass():
+    fast, plain = FCViT("s12"), PlainFCViT("s12")
+    x = torch.randn(2, 3, 96, 96)
+    ratio = saved_bytes(fast, x) / saved_bytes(plain, x)
+    assert 0.2 < ratio < 0.45
+
+
+# ------------------------------------------------------------------------------------- fuse
+
+
+def test_fuse_keeps_the_outputs():
+    fast, _ = pair()
+    model = nn.ModuleDict({"backbone": fast.float().eval()})
+    model.backbone.patch_embed.norm.running_var.fill_(0.3)
+    x = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        expected = fast(x)
+        before = set(fast.state_dict())
+        assert fcvit_mm.fuse(model) is model
+        gone = before - set(fast.state_dict())
+        assert {name.split(".")[-1] for name in gone} == {
+            "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "layer_scale_2"
+        }  # fmt: skip
+        state = {name: value.clone() for name, value in fast.state_dict().items()}
+        fcvit_mm.fuse(model)
+        for name, value in fast.state_dict().items():
+            assert value.equal(state[name])
+        for out, reference in zip(fast(x), expected, strict=True):
+            assert (out - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+def test_fuse_refuses_training_mode_and_models_without_fcvit():
+    model = nn.Sequential(FCViT(SMALL))
+    with pytest.raises(ValueError, match=r"training mode; call model.eval\(\)"):
+        fcvit_mm.fuse(model)
+    model.eval()
+    model[0].network[2][1].train()
+    with pytest.raises(ValueError, match="training mode"):
+        fcvit_mm.fuse(model)
+    with pytest.raises(ValueError, match="Linear has no FCViT"):
+        fcvit_mm.fuse(nn.Linear(1, 1))
