@@ -9,7 +9,7 @@ from .mim import MIM
 
 def main() -> None:
     tools = {path.stem: path for path in sorted((MIM / "tools").glob("*.*"))}
-    if len(sys.argv) < 2:
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(f"usage: python -m fcvit_mm TOOL [arguments of the tool]\ntools: {', '.join(tools)}")
         return
     name = sys.argv[1]

@@ -158,6 +158,12 @@ def _explain(filename: str, error: Exception) -> str:
             "the weights as .safetensors, or, if you wrote the file yourself, allow the class with "
             "torch.serialization.add_safe_globals."
         )
+    with open(fetch(filename), "rb") as file:
+        if file.read(256).lstrip()[:1] == b"<":
+            return (
+                f"{filename} is a web page and no checkpoint; download the file itself, not the "
+                "page that shows it"
+            )
     reason = f"{type(error.__context__ or error).__name__} {text}".splitlines()[0][:200]
     return f"{filename} is damaged or not a PyTorch checkpoint ({reason}); fetch or copy it again"
 
@@ -370,8 +376,9 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
             "",
             "backbone.",
         }
-        seems = "not an FCViT" + "".join(
-            f", but to contain one (set prefix={p!r})" for p in prefixes
+        seems = "not an FCViT" + (
+            "".join(f", but to contain one (set prefix={p!r})" for p in prefixes)
+            or " (docs/weights.md says where FCViT's weights are)"
         )
     elif differences := [name for name in ours if theirs[name] != ours[name]]:
         seems = " and ".join(

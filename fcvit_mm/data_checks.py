@@ -17,6 +17,7 @@ Format of COCO: https://cocodataset.org/#format-data.
 import difflib
 import json
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,11 @@ WRONG_SIZE = Problem(
 )
 MISSING_MAP = Problem(
     "pictures without label map", "add the label maps, remove the pictures or set seg_map_suffix"
+)
+MISSING_PICTURE_OF_MAP = Problem(
+    "label maps without picture",
+    "put the pictures there, remove the label maps, set img_suffix, which is the same for all "
+    "pictures, or list the pictures in an ann_file",
 )
 BROKEN_MAP = Problem("label maps that can't be read", "replace these files")
 COLOUR_MAP = Problem(
@@ -629,7 +635,13 @@ def _build(node: dict, where: str, scope: str | None, report: Report) -> Any:
     try:
         dataset = DATASETS.build(dict(_scope_=scope) | node | dict(lazy_init=True, pipeline=[]))
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        report.add(where, Problem(f"can't be built ({_reason(error)})", "correct the config"))
+        # MMSegmentation's error lists all classes of both
+        reason = textwrap.shorten(_reason(error), 200, placeholder=" ...")
+        own = "METAINFO" in str(error)
+        remedy = (
+            f"set {where}.type='BaseSegDataset' for classes of your own" if own else "correct it"
+        )
+        report.add(where, Problem(f"can't be built ({reason})", remedy))
         return None
     classes = dataset.metainfo.get("classes") or ()
     if not all(isinstance(name, str) for name in classes):
@@ -694,6 +706,13 @@ def _list_files(dataset: Any, where: str, report: Report) -> list[_File]:
         what = f"no pictures that end in {suffix!r} (there are: {', '.join(held) or 'no files'})"
         report.add(folder, Problem(what, f"set {where}.img_suffix or data_prefix"))
     is_labelled = hasattr(dataset, "reduce_zero_label")
+    maps = dataset.data_prefix.get("seg_map_path")
+    # those that an ann_file lists are meant to be all
+    if entries and is_labelled and maps and not dataset.ann_file:
+        used = {os.path.normpath(entry.get("seg_map_path", "")) for entry in entries}
+        for path in sorted(Path(maps).rglob(f"*{dataset.seg_map_suffix}")):
+            if os.path.normpath(path) not in used:
+                report.add(maps, MISSING_PICTURE_OF_MAP, path.name)
     return [
         _File(entry["img_path"], label_map=entry.get("seg_map_path") if is_labelled else None)
         for entry in entries

@@ -3,6 +3,7 @@
 A config of any directory inherits from ours with `_base_ = "fcvit_mm::detection/NAME.py"`.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,10 +21,14 @@ def config_path(name: str) -> str:
     Raises:
         FileNotFoundError: there is none of this name.
     """
-    path = MIM / "configs" / name
+    configs = MIM / "configs"
+    path = configs / name
     if not path.is_file():
+        names = [str(path.relative_to(configs)) for path in configs.glob("[!_]*/*.py")]
+        nearest = get_close_matches(name, names, n=1, cutoff=0)
         raise FileNotFoundError(
-            f"{PREFIX}{name}: there is no such config; see {MIM / 'configs'} for those there are"
+            f"{PREFIX}{name}: there is no such config; the nearest name is {PREFIX}"
+            f"{''.join(nearest)}, see {configs} for all"
         )
     return str(path)
 

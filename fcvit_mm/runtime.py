@@ -29,7 +29,17 @@ from torch.distributed import broadcast_object_list, init_process_group, new_gro
 
 from . import data_checks, mim
 from .arch import ALIASES, get_arch
-from .checkpoint import CheckpointError, check_fit, classifier_weights, is_url, read_checkpoint
+from .backbone import FCViT
+from .checkpoint import (
+    OUTPUT_NORM,
+    CheckpointError,
+    check_fit,
+    classifier_weights,
+    fetch,
+    is_url,
+    read_checkpoint,
+    sha256,
+)
 from .data_checks import dicts, innermost
 
 # The authors' shared drive, a folder a model; there is no direct link to the files.
@@ -406,7 +416,8 @@ def _check_data_once(cfg: Config, loaders: tuple[str, ...]) -> None:
     if errors:
         more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(
-            f"{errors[0]}{more}. All is listed by tools/check_data.py {cfg.filename}; "
+            f"{errors[0]}{more}. All is listed by python -m fcvit_mm check_data "
+            f"{cfg.filename}; "
             "--cfg-options check_data=False leaves this check out."
         )
 
@@ -433,7 +444,8 @@ class CompleteCheckpointHook(Hook):
     """Refuse a checkpoint that does not fit, where MMEngine would only warn in its log.
 
     In test and on resume every tensor must fit; in training with `load_from` the backbone must,
-    while heads of other classes may differ.
+    but for the output norms of stages that only one of both has, while heads of other classes may
+    differ.
     """
 
     def __init__(self, filename: str, whole: bool) -> None:
@@ -453,10 +465,19 @@ class CompleteCheckpointHook(Hook):
             given = classifier_weights(given)
         if not self.whole:
             given, wanted = (
-                {key: value for key, value in state.items() if key.startswith("backbone.")}
-                for state in (given, wanted)
+                {
+                    key: value
+                    for key, value in state.items()
+                    if key.startswith("backbone.")
+                    and (key in other or not OUTPUT_NORM.match(key.removeprefix("backbone.")))
+                }
+                for state, other in ((given, wanted), (wanted, given))
             )
         check_fit(self.filename, given, wanted)
+        part = "the whole model" if self.whole else "the backbone, and of other parts what fits,"
+        runner.logger.info(
+            f"FCViT: {part} comes from {self.filename}, SHA-256 {sha256(fetch(self.filename))}"
+        )
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -479,12 +500,29 @@ def build_runner(cfg: Config) -> Runner:
                 getattr(runner, loop)
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{cfg.filename} can't be built: {_first_line(error)}") from error
+    _check_neck(runner.model)
     for change in changes:
         runner.logger.info(f"adapted to this machine: {change}")
     if cfg.get("load_from"):
         hook = CompleteCheckpointHook(cfg.load_from, whole=cfg.resume or not cfg.get("train_cfg"))
         runner.register_hook(hook)
     return runner
+
+
+def _check_neck(model: Any) -> None:
+    """Refuse a neck for other channels than the backbone has, which would fail when it is used."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    backbone, neck = getattr(model, "backbone", None), getattr(model, "neck", None)
+    wanted = getattr(neck, "in_channels", None)
+    if isinstance(backbone, FCViT) and isinstance(wanted, list | tuple):
+        channels = list(backbone.out_channels)
+        if list(wanted) != channels:
+            raise ConfigError(
+                f"model.neck.in_channels is {list(wanted)}, while the backbone's outputs have "
+                f"{channels} channels; set model.neck.in_channels={channels}, or the backbone's "
+                "arch and out_indices"
+            )
 
 
 def _drop_pretrained(cfg: Config) -> None:

@@ -184,7 +184,7 @@ def resnet() -> dict:
             lambda: tiny().state_dict(),
             ["set weighted_context=True", "unexpected", "gc1.rescale_weight"],
         ),
-        ({}, resnet, ["not an FCViT", "conv1.weight"]),
+        ({}, resnet, ["not an FCViT (docs/weights.md says where", "conv1.weight"]),
         (
             {},
             lambda: {"neck.w": torch.zeros(1), **{f"backbone.{k}": v for k, v in resnet().items()}},
@@ -242,7 +242,7 @@ def test_arguments_are_inferred_from_released_files(arch):
     [
         ("absent", "no such"),
         ("empty", "empty"),
-        ("text", "damaged or not|not a whole"),
+        ("text", "is a web page and no checkpoint; download|not a whole"),
         ("truncated", "damaged or not|not a whole"),
         ("list", "holds a list|not a whole"),
     ],

@@ -430,8 +430,8 @@ def test_damage_of_a_picture_is_named(data, task, damage):
     change, words = PICTURES[damage]
     change(data / "images/train/00003.png")
     if (task, damage) in (("segmentation", "absent"), ("segmentation", "folder")):
-        # its folder is all that says what pictures there are
-        assert reports(task)[0].pictures == 7
+        # its folder is all that says what pictures there are, but for the label map that is left
+        assert "label maps without picture: 00003.png" in only_error(reports(task))
         return
     error = only_error(reports(task))
     assert error.startswith("data/shapes/images/train: pictures that") and words in error
@@ -566,6 +566,18 @@ def test_a_pipeline_that_contradicts_its_data_set_is_named(data):
     assert error.startswith("train_dataloader.dataset.reduce_zero_label: is False, while")
 
 
+def test_a_label_map_without_its_picture_is_named(data):
+    (data / "images/train/00003.png").unlink()
+    (data / "images/train/00005.png").rename(data / "images/train/00005.jpg")
+    error = only_error(reports("segmentation"))
+    assert "label_maps/train: label maps without picture: 00003.png, 00005.png;" in error
+    assert "img_suffix" in error
+    listed = data / "train.txt"
+    listed.write_text("\n".join(f"{i:05}" for i in (0, 1, 2, 4, 6, 7)))
+    found = reports("segmentation", train_dataloader__dataset__ann_file=listed.name)
+    assert [report.errors for report in found] == [[], []]
+
+
 def test_pictures_of_another_suffix_are_named(data):
     error = reports("segmentation", train_dataloader__dataset__img_suffix=".jpg")[0].errors[0]
     assert "no pictures that end in '.jpg' (there are: .png)" in error and "img_suffix" in error
@@ -611,6 +623,11 @@ def test_of_a_folder_a_class_the_pictures_are_checked(data, name):
 def test_a_data_set_that_can_not_be_built_is_named(data):
     error = reports(train_dataloader__dataset__type="NoSuchSet")[0].errors[0]
     assert error.startswith("train_dataloader.dataset: can't be built") and "NoSuchSet" in error
+    error = reports("segmentation", train_dataloader__dataset__type="ADE20KDataset")[0].errors[0]
+    assert error.endswith(
+        "set train_dataloader.dataset.type='BaseSegDataset' for classes of your own"
+    )
+    assert len(error) < 400  # and not all of ADE20K's classes
 
 
 @pytest.fixture
@@ -663,7 +680,8 @@ def test_two_processes_end_each_by_itself_before_training(example_data, broken, 
             process.kill()
     assert [process.returncode for process in processes] == [2, 2]
     (line,) = [line for line in first.splitlines() if line.startswith("error: ")]
-    assert all(words in line for words in (broken, "check_data.py", "check_data=False"))
+    for words in (broken, "python -m fcvit_mm check_data", "check_data=False"):
+        assert words in line
     assert "Traceback" not in first + second and "error: " not in second
     assert not (tmp_path / "runs").exists()
 

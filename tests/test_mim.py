@@ -133,9 +133,11 @@ def test_a_program_that_knows_nothing_of_us_reads_our_configs(tmp_path):
 
 
 def test_the_tools_are_listed_and_a_wrong_one_is_a_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fcvit_mm"])
-    main()
-    listed = capsys.readouterr().out
+    for arguments in ([], ["--help"]):
+        monkeypatch.setattr(sys, "argv", ["fcvit_mm", *arguments])
+        main()
+        listed = capsys.readouterr().out
+        assert listed.startswith("usage: python -m fcvit_mm TOOL")
     for name in ("train", "test", "convert_checkpoint", "dist_train", "slurm_test"):
         assert re.search(rf"\b{name}\b", listed)
     monkeypatch.setattr(sys, "argv", ["fcvit_mm", "trian"])
@@ -150,6 +152,9 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
     for wrong in ("detection/absent.py", "detection", "_base_"):
         with pytest.raises(runtime.ConfigError, match=f"fcvit_mm::{wrong}: there is no such"):
             runtime.load_config(f"fcvit_mm::{wrong}")
+    nearest = "nearest name is fcvit_mm::detection/mask_rcnn_fcvit_s12_coco.py"
+    with pytest.raises(runtime.ConfigError, match=nearest):
+        runtime.load_config("fcvit_mm::detection/mask_rcn_fcvit_s12_coco.py")
     (tmp_path / "mine.py").write_text('_base_ = "fcvit_mm::detection/absent.py"')
     with pytest.raises(runtime.ConfigError, match=r"mine.py .*fcvit_mm::detection/absent.py: th"):
         runtime.load_config(str(tmp_path / "mine.py"))

@@ -1,12 +1,15 @@
 """What runtime checks and changes before a Runner is built."""
 
+import logging
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
 
-from fcvit_mm import runtime
-from fcvit_mm.runtime import ConfigError, adapt, check_files, load_config
+from fcvit_mm import CheckpointError, FCViT, runtime
+from fcvit_mm.runtime import CompleteCheckpointHook, ConfigError, adapt, check_files, load_config
 
 DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
 SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py")
@@ -132,6 +135,7 @@ def test_data_inside_wrappers_are_checked_too(tmp_path):
         ({"optim_wrapper.type": "NoSuchWrapper"}, ["NoSuchWrapper"]),
         ({"train_dataloader.dataset.type": "NoSuchSet"}, ["NoSuchSet"]),
         ({"val_evaluator.metric": "no_such_metric"}, ["no_such_metric"]),
+        ({"model.neck.in_channels": [8, 16]}, ["is [8, 16]", "=[32, 64, 160, 320], or"]),
     ],
     ids=str,
 )
@@ -142,6 +146,26 @@ def test_what_can_not_be_built_is_a_sentence(example_data, monkeypatch, tmp_path
         runtime.build_runner(cfg)
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message
+
+
+def test_a_checkpoint_of_other_outputs_can_be_loaded_from_but_not_resumed(tmp_path, caplog):
+    """The output norms of stages that only one of both has are no part of what must fit."""
+    path = tmp_path / "epoch_1.pth"
+    models = {
+        outs: torch.nn.ModuleDict({"backbone": FCViT("tiny", out_indices=outs)})
+        for outs in ((0, 1, 2), (1, 2, 3))
+    }
+    checkpoint = {"state_dict": models[0, 1, 2].state_dict()}
+    torch.save(checkpoint, path)
+    runner = SimpleNamespace(model=models[1, 2, 3], logger=logging.getLogger("test"))
+    with caplog.at_level(logging.INFO, "test"):
+        CompleteCheckpointHook(str(path), whole=False).after_load_checkpoint(runner, checkpoint)
+    assert f"FCViT: the backbone, and of other parts what fits, comes from {path}" in caplog.text
+    with pytest.raises(CheckpointError, match="2 missing: backbone.norm6.bias"):
+        CompleteCheckpointHook(str(path), whole=True).after_load_checkpoint(runner, checkpoint)
+    del checkpoint["state_dict"]["backbone.network.0.0.norm1.bias"]
+    with pytest.raises(CheckpointError, match="1 missing: backbone.network.0.0.norm1.bias"):
+        CompleteCheckpointHook(str(path), whole=False).after_load_checkpoint(runner, checkpoint)
 
 
 def test_work_dir_follows_the_name_of_the_config():

@@ -222,7 +222,7 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
     ids=lambda value: " ".join(value[:3]) if value[0].endswith((".py", ".sh")) else "",
 )
 def test_bad_input_is_one_sentence_and_status_2(tool, tmp_path, arguments, words):
-    files = {"broken.py": "model = dict(", "empty.pth": "", "text.pth": "<html>Sign in</html>"}
+    files = {"broken.py": "model = dict(", "empty.pth": "", "text.pth": "no weights"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     places = {
