@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
     parser.add_argument("--repeats", type=runtime.whole_number(1), default=7)
     parser.add_argument("--threads", type=runtime.whole_number(1), default=2)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     for name in args.measures:
         if name not in MEASURES:
             parser.error(f"there is no measure {name}; there are {', '.join(MEASURES)}")

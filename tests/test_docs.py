@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +68,14 @@ def test_every_block_and_command_is_of_a_kind_that_is_tested_below():
     assert {block.language for block in BLOCKS} <= {"bash", "json", "python", "text"}
     tested = [
         command
-        for pattern in ("^make ", "^pip install", RUNS, "tools/slurm", "convert_checkpoint")
+        for pattern in (
+            "^make ",
+            "^pip install",
+            RUNS,
+            "tools/slurm",
+            "convert_checkpoint",
+            "benchmarks/",
+        )
         for command in kind(pattern)
     ]
     assert sorted(COMMANDS) == sorted(tested) and len(COMMANDS) >= 15
@@ -168,6 +176,27 @@ def test_tools_get_as_far_as_the_missing_weights_or_data(tool, command, example_
     errors = re.findall(r"^error: (.*)", result.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert re.search("pretrained weights|no such checkpoint file|does not exist", errors[0])
+
+
+@pytest.mark.parametrize("command", kind("benchmarks/"))
+def test_benchmarks_take_what_the_page_gives_them(command):
+    """A measure that does not exist, behind the others, has them refused before any is taken."""
+    _, script, *arguments = shlex.split(command)
+    result = subprocess.run(
+        [sys.executable, script, *arguments, "no_such_measure"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "no measure no_such_measure; there are inference, compiled, training," in result.stderr
+
+
+def test_the_benchmark_prints_a_table():
+    script = ROOT / "benchmarks/speed.py"
+    command = [sys.executable, script, "pixels", "--repeats", "1", "--threads", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    row = r"\| time a pixel, 1333x800 \| 224x224 \| \d+\.\d\d \| \d+ ns a pixel, \d+ ns \|"
+    assert re.search(row, result.stdout) and "PyTorch" in result.stdout
 
 
 @pytest.mark.parametrize("command", kind("tools/slurm"))
