@@ -143,7 +143,7 @@ class TokenMixer(nn.Module):
         def chain(rows: Tensor, *_: int) -> Tensor:
             return self.act(pointwise(rows))
 
-        if strips.pay(x):
+        if strips.pay(x, hidden=x.shape[1]):
             return strips.in_strips(chain, x, pointwise.parameters(), hidden=x.shape[1])
         return chain(x)
 
@@ -168,8 +168,8 @@ class ChannelMixer(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        if strips.pay(x) and not (self.training and self.drop.p):
-            hidden = self.fc1.out_channels
+        hidden = self.fc1.out_channels
+        if strips.pay(x, hidden) and not (self.training and self.drop.p):
             return strips.in_strips(self.mix, x, self.parameters(), hidden, halo=1)
         return self.mix(x)
 

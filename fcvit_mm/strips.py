@@ -17,6 +17,9 @@ from torch.autograd.function import once_differentiable
 # Of hidden channels in a strip. Measured for FCViT-s12: smaller strips lose more to their
 # neighbouring rows, which are computed twice, larger ones fall out of the cache.
 STRIP_BYTES = 6 * 2**20
+# In training each strip is computed twice, which is as fast only where the alternative is to go
+# through memory again and again: from so many strips on.
+TRAINING_STRIPS = 5
 
 # (rows of pictures (n, d, rows, W), how many of them above and below are mere neighbours)
 # -> (n, d, rows without neighbours, W)
@@ -108,11 +111,16 @@ def in_strips(
     return _InStrips.apply(chain, hidden, halo, x, *parameters)
 
 
-def pay(x: Tensor) -> bool:
-    """Whether strips pay for a tensor: on the CPU, in channels_last, in full precision.
+def pay(x: Tensor, hidden: int) -> bool:
+    """Whether strips pay: on the CPU, in channels_last, in full precision, for large tensors.
 
     Where a graph is made of the layers, for a compiler or for export, they are called as they are.
+
+    Args:
+        x: (B, d, H, W).
+        hidden: as in `in_strips`.
     """
+    strips = TRAINING_STRIPS if torch.is_grad_enabled() else 1
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -120,4 +128,5 @@ def pay(x: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
+        and x[:, 0].numel() * hidden * x.element_size() > strips * STRIP_BYTES
     )

@@ -64,7 +64,13 @@ def test_strips_cover_every_row_once_with_their_neighbours():
         assert (x == 1).all()
 
 
-def test_parameters_without_gradients_get_none():
+@pytest.fixture
+def always(monkeypatch) -> None:
+    """Strips of one row, also for the smallest tensors."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+
+
+def test_parameters_without_gradients_get_none(always):
     mixer = ChannelMixer(8, 2)
     mixer.dwconv.requires_grad_(False)
     x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
@@ -73,7 +79,7 @@ def test_parameters_without_gradients_get_none():
     assert has == {name: not name.startswith("dwconv") for name in has}
 
 
-def test_a_layer_that_somebody_exchanged_is_the_one_that_is_called():
+def test_a_layer_that_somebody_exchanged_is_the_one_that_is_called(always):
     """Strips call the modules, so that wrappers such as low-rank adapters keep their effect."""
 
     class Doubled(nn.Conv2d):
@@ -90,7 +96,7 @@ def test_a_layer_that_somebody_exchanged_is_the_one_that_is_called():
     torch.testing.assert_close(mixer(x), 2 * before)
 
 
-def test_dropout_is_not_drawn_anew_in_the_backward_pass():
+def test_dropout_is_not_drawn_anew_in_the_backward_pass(always):
     """With dropout the mixer is left to autograd: the gradient is that of what was computed."""
     mixer = ChannelMixer(8, 2, drop_rate=0.5).train()
     x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -101,7 +107,7 @@ def test_dropout_is_not_drawn_anew_in_the_backward_pass():
     assert not x.grad.any()
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_is_refused(always):
     mixer = ChannelMixer(8, 2).double()
     x = torch.randn(1, 8, 6, 6, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -127,11 +133,25 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in known)
 
 
-def test_less_than_half_is_kept_for_the_backward_pass():
+def test_strips_keep_less_than_half_for_the_backward_pass(always):
     fast, plain = FCViT("s12"), PlainFCViT("s12")
     x = torch.randn(2, 3, 96, 96)
     ratio = saved_bytes(fast, x) / saved_bytes(plain, x)
     assert 0.2 < ratio < 0.45
+
+
+@pytest.mark.parametrize(("grad", "least"), [(False, 1), (True, 5)], ids=["predict", "train"])
+def test_strips_are_for_tensors_that_are_large_enough(grad, least, monkeypatch):
+    """Where one strip holds all there is nothing to gain; in training more is computed."""
+    x = torch.randn(2, 8, 4, 6).contiguous(memory_format=torch.channels_last)
+    size = 2 * 16 * 4 * 6 * 4
+    with torch.set_grad_enabled(grad):
+        enough = -(-size // least)
+        for strip_bytes, expected in ((enough, False), (enough - 1, True)):
+            monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
+            assert strips.pay(x, hidden=16) == expected
+        assert not strips.pay(x.contiguous(), hidden=16)
+        assert not strips.pay(x.bfloat16(), hidden=16)
 
 
 # ------------------------------------------------------------------------------------- fuse
