@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
 import fcvit_mm
 from fcvit_mm import FCViT, runtime
 
 ROOT = Path(__file__).parents[1]
-PlainFCViT = runpy.run_path(str(ROOT / "tests/plain.py"))["PlainFCViT"]
+PLAIN = runpy.run_path(str(ROOT / "tests/plain.py"))
+PlainFCViT, saved_bytes = PLAIN["PlainFCViT"], PLAIN["saved_bytes"]
 ARCH = "s12"
 PEERS = {
     "ResNet-50": dict(type="mmpretrain.ResNet", depth=50),
@@ -109,21 +110,6 @@ def training(repeats: int) -> Iterator[Row]:
         f"{fast / plain:.2f}",
         f"{fast:.0f} MB, {plain:.0f} MB",
     )
-
-
-def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """What a forward pass keeps for the backward pass, parameters and input apart."""
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    for known in (*model.parameters(), *model.buffers(), x):
-        kept.pop(known.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def pixels(repeats: int) -> Iterator[Row]:

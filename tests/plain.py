@@ -107,3 +107,18 @@ class PlainFCViT(nn.Module):
             if i % 2 == 0:
                 outs.append(self.get_submodule(f"norm{i}")(x))
         return tuple(outs)
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """What a forward pass keeps for the backward pass, parameters and input apart."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    for known in (*model.parameters(), *model.buffers(), x):
+        kept.pop(known.untyped_storage().data_ptr(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

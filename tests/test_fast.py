@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plain import PlainFCViT
+from plain import PlainFCViT, saved_bytes
 from torch import Tensor, nn
 
 import fcvit_mm
@@ -114,23 +114,6 @@ def test_a_second_derivative_is_refused(always):
     (gradient,) = torch.autograd.grad(mixer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
-
-
-def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """The memory that a forward pass keeps for the backward pass, parameters and input apart."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor)  # so that no address is used twice
-        return tensor
-
-    held: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    known = {value.untyped_storage().data_ptr() for value in (*model.state_dict().values(), x)}
-    return sum(size for pointer, size in kept.items() if pointer not in known)
 
 
 def test_strips_keep_less_than_half_for_the_backward_pass(always):
