@@ -235,6 +235,19 @@ def classifier_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {translate(key): value for key, value in weights.items()}
 
 
+def model_weights(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the content of a file, by the names of a whole model of MMEngine's.
+
+    Args:
+        checkpoint: see `load_from_file`.
+        wanted: state dict of the model.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    given = {key.removeprefix("module."): value for key, value in weights.items()}
+    # what FCViT has the classifier do when it loads them
+    return classifier_weights(given) if "head.fc.weight" in wanted else given
+
+
 def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
     """Cut the backbone out of a detector, segmentor or classifier; a bare backbone stays.
 

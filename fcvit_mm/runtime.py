@@ -34,9 +34,9 @@ from .checkpoint import (
     OUTPUT_NORM,
     CheckpointError,
     check_fit,
-    classifier_weights,
     fetch,
     is_url,
+    model_weights,
     read_checkpoint,
     sha256,
 )
@@ -127,14 +127,14 @@ def load_config(
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may fail in any way
-        raise ConfigError(f"{filename} can't be read as a config: {_first_line(error)}") from error
+        raise ConfigError(f"{filename} can't be read as a config: {first_line(error)}") from error
     options = options or {}
     for key in options:
         _check_option(key, cfg)
     try:
         cfg.merge_from_dict(options)
     except Exception as error:
-        raise ConfigError(f"--cfg-options does not fit {filename}: {_first_line(error)}") from error
+        raise ConfigError(f"--cfg-options does not fit {filename}: {first_line(error)}") from error
     cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}"
     cfg.launcher = launcher
     return cfg
@@ -252,8 +252,8 @@ def draw_predictions(cfg: Config, directory: str) -> None:
         cfg.visualizer.save_dir = directory
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, without the lines that follow and the quotes of a KeyError."""
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, without the quotes of a KeyError."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0]
 
@@ -457,12 +457,8 @@ class CompleteCheckpointHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        weights = checkpoint.get("state_dict", checkpoint)
-        given = {key.removeprefix("module."): value for key, value in weights.items()}
         wanted = model.state_dict()
-        if "head.fc.weight" in wanted:
-            # what FCViT has the classifier do when it loads them
-            given = classifier_weights(given)
+        given = model_weights(checkpoint, wanted)
         if not self.whole:
             given, wanted = (
                 {
@@ -499,8 +495,8 @@ def build_runner(cfg: Config) -> Runner:
             if getattr(runner, f"_{loop}") is not None:
                 getattr(runner, loop)
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(f"{cfg.filename} can't be built: {_first_line(error)}") from error
-    _check_neck(runner.model)
+        raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
+    check_neck(runner.model)
     for change in changes:
         runner.logger.info(f"adapted to this machine: {change}")
     if cfg.get("load_from"):
@@ -509,7 +505,7 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _check_neck(model: Any) -> None:
+def check_neck(model: Any) -> None:
     """Refuse a neck for other channels than the backbone has, which would fail when it is used."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -525,7 +521,7 @@ def _check_neck(model: Any) -> None:
             )
 
 
-def _drop_pretrained(cfg: Config) -> None:
+def drop_pretrained(cfg: Config) -> None:
     """Load no pretrained weights, which a whole checkpoint overwrites and which may be absent."""
     for _, node in list(dicts(cfg.model)):
         init_cfg = node.get("init_cfg")
@@ -542,7 +538,7 @@ def train(cfg: Config) -> Runner:
     """
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
-        _drop_pretrained(cfg)
+        drop_pretrained(cfg)
     loaders = (
         ("train_dataloader", "val_dataloader") if cfg.get("val_cfg") else ("train_dataloader",)
     )
@@ -559,7 +555,7 @@ def test(cfg: Config) -> dict[str, float]:
         ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
     """
     check_checkpoint(cfg.load_from)
-    _drop_pretrained(cfg)
+    drop_pretrained(cfg)
     check_files(cfg, ("test_dataloader",))
     # What belongs to training must not be needed, nor built.
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",

@@ -1,0 +1,221 @@
+"""A trained model that takes pictures: what infer, similarity_map, export and the page share.
+
+`load_model` builds what a config says and fills it completely from a checkpoint, or says why not;
+a `Predictor` adds the config's test pipeline and gives data samples of OpenMMLab.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
+
+from . import runtime
+from .checkpoint import CheckpointError, check_fit, load_from_file, model_weights
+from .data_checks import innermost
+
+TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
+
+
+def task_of(cfg: Config) -> str:
+    """What a config is for: detection, segmentation or classification.
+
+    Raises:
+        ConfigError: its default_scope says nothing of the kind.
+    """
+    scope = cfg.get("default_scope")
+    if scope not in TASKS:
+        raise runtime.ConfigError(
+            f"{cfg.filename}: default_scope is {scope!r}; set it to one of {', '.join(TASKS)}"
+        )
+    return TASKS[scope]
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device of a name such as cuda:1; without one the GPU if there is any, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:  # torch has many kinds of devices, each with errors of its own
+        raise runtime.ConfigError(
+            f"--device {name} can't be used: {runtime.first_line(error)}; leave it out for the "
+            "GPU if there is one, else the CPU"
+        ) from error
+    return device
+
+
+def build_model(cfg: Config) -> Any:
+    """Build the model of a config with random weights, adapted to this machine.
+
+    Raises:
+        ConfigError: the config names something that can't be built.
+    """
+    runtime.adapt(cfg)
+    runtime.drop_pretrained(cfg)
+    task_of(cfg)
+    init_default_scope(cfg.default_scope)
+    try:
+        model = MODELS.build(cfg.model)
+    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+        raise runtime.ConfigError(
+            f"{cfg.filename} can't be built: {runtime.first_line(error)}"
+        ) from error
+    runtime.check_neck(model)
+    return model
+
+
+def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None) -> Any:
+    """Build the model of a config, filled completely from a checkpoint, in evaluation mode.
+
+    Args:
+        cfg: a config; changed in place as this machine needs it.
+        checkpoint: path or http(s) URL.
+        device: see `find_device`.
+
+    Returns:
+        The model, with `dataset_meta` of the data set that it was trained on: classes, palette.
+
+    Raises:
+        ConfigError: the config can't be built.
+        CheckpointError: the file can't be read, or does not fit the model.
+    """
+    content = load_from_file(checkpoint)
+    model = build_model(cfg)
+    weights = model_weights(content, model.state_dict())
+    check_fit(checkpoint, weights, model.state_dict())
+    model.load_state_dict(weights)
+    # where OpenMMLab's own inferencers keep it
+    model.dataset_meta = _dataset_meta(cfg, content)
+    return model.to(device or find_device()).eval()
+
+
+def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
+    """Classes and palette: the file's, whose names OpenMMLab 1 and 2 write differently, or else
+    those of the config's data set."""
+    meta = content.get("meta") or {}
+    found = {key.lower(): value for key, value in (meta.get("dataset_meta") or meta).items()}
+    datasets = innermost((cfg.get("test_dataloader") or {}).get("dataset"), "dataset")
+    for _, node in datasets:
+        known = dict(getattr(DATASETS.get(node["type"]), "METAINFO", {}))
+        known |= node.get("metainfo") or {}
+        for key in ("classes", "palette"):
+            if not found.get(key) and known.get(key):
+                found[key] = known[key]
+    if not found.get("classes"):
+        raise CheckpointError(
+            f"neither the checkpoint nor {cfg.filename} names the classes; add "
+            "test_dataloader.dataset.metainfo=dict(classes=(...)) to the config"
+        )
+    classes = found["classes"]
+    classes = (classes,) if isinstance(classes, str) else tuple(classes)
+    palette = found.get("palette")
+    if not isinstance(palette, list | tuple) or len(palette) < len(classes):
+        palette = distinct_colours(len(classes))
+    return {"classes": classes, "palette": [tuple(map(int, colour)) for colour in palette]}
+
+
+def distinct_colours(n: int) -> list[tuple[int, int, int]]:
+    """n colours, RGB, 0 to 255, that lie apart: hues by the golden ratio, the same each time."""
+    hues = (np.arange(n) * 0.618034 * 180 % 180).astype(np.uint8)
+    hsv = np.stack([hues, np.full(n, 190, np.uint8), np.full(n, 230, np.uint8)], 1)[None]
+    return [tuple(map(int, c)) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """A picture as OpenMMLab's pipelines read it: (H, W, 3), BGR, 0 to 255, EXIF applied.
+
+    Raises:
+        ConfigError: no such file, or not a picture.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise runtime.ConfigError(f"{path} can't be read: {error.strerror}") from error
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if image is None:
+        raise runtime.ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
+    return image
+
+
+class Predictor:
+    """A model with the test pipeline of its config, for pictures in memory.
+
+    Args:
+        cfg, checkpoint, device: see `load_model`.
+
+    Attributes:
+        task: detection, segmentation or classification.
+        classes: names, in the order of labels.
+        palette: a colour a class, RGB, 0 to 255.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: torch.device | None = None) -> None:
+        self.cfg = cfg
+        self.task = task_of(cfg)
+        self.model = load_model(cfg, checkpoint, device)
+        self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
+        self.palette: list[tuple[int, int, int]] = self.model.dataset_meta["palette"]
+        self.pipeline = self._pipeline()
+
+    def _pipeline(self) -> Compose:
+        """The test pipeline, but for a picture in memory that has no annotations."""
+        _, dataset = next(innermost(self.cfg.test_dataloader.dataset, "test_dataloader.dataset"))
+        steps = [
+            dict(step, type="LoadImageFromNDArray")
+            if step["type"].endswith("LoadImageFromFile")
+            else step
+            for step in dataset["pipeline"]
+            if not step["type"].endswith("LoadAnnotations")
+        ]
+        return Compose([TRANSFORMS.build(step) for step in steps])
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """What the pipeline makes of a picture (H, W, 3), BGR: inputs (3, h, w), data_samples.
+
+        Raises:
+            ConfigError: the pipeline does not take this picture.
+        """
+        try:
+            return self.pipeline(
+                {"img": image, "img_id": 0, "img_path": None, "ori_shape": image.shape[:2]}
+            )
+        except Exception as error:  # a pipeline is made of arbitrary classes
+            height, width = image.shape[:2]
+            raise runtime.ConfigError(
+                f"the pipeline of {self.cfg.filename} does not take a picture of {width}x{height}: "
+                f"{runtime.first_line(error)}"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Predict for pictures (H, W, 3), BGR, 0 to 255, of any sizes.
+
+        Those that the pipeline brings to one size are a batch, so that none is padded for another
+        and each is predicted as if alone.
+
+        Returns:
+            A data sample each, on the CPU, at the size of the picture: pred_instances,
+            pred_sem_seg or pred_score.
+        """
+        groups = defaultdict(list)
+        for i, image in enumerate(images):
+            data = self.prepare(image)
+            groups[data["inputs"].shape].append((i, data))
+        samples: list[Any] = [None] * len(images)
+        for group in groups.values():
+            batch = {key: [data[key] for _, data in group] for key in ("inputs", "data_samples")}
+            for (i, _), sample in zip(group, self.model.test_step(batch), strict=True):
+                samples[i] = sample.cpu()
+        return samples
