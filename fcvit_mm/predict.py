@@ -126,7 +126,7 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
     return {"classes": classes, "palette": [tuple(map(int, colour)) for colour in palette]}
 
 
-def distinct_colours(n: int) -> list[tuple[int, int, int]]:
+def distinct_colours(n: int) -> list[tuple[int, ...]]:
     """n colours, RGB, 0 to 255, that lie apart: hues by the golden ratio, the same each time."""
     hues = (np.arange(n) * 0.618034 * 180 % 180).astype(np.uint8)
     hsv = np.stack([hues, np.full(n, 190, np.uint8), np.full(n, 230, np.uint8)], 1)[None]
@@ -166,7 +166,7 @@ class Predictor:
         self.task = task_of(cfg)
         self.model = load_model(cfg, checkpoint, device)
         self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
-        self.palette: list[tuple[int, int, int]] = self.model.dataset_meta["palette"]
+        self.palette: list[tuple[int, ...]] = self.model.dataset_meta["palette"]
         self.pipeline = self._pipeline()
 
     def _pipeline(self) -> Compose:
