@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -28,6 +27,7 @@ from mmengine.runner.checkpoint import get_external_models, get_torchvision_mode
 from torch import Tensor, nn
 
 from .arch import ARCHS, Arch
+from .files import whole_file
 
 # Where a file keeps its weights; the first that is there is taken, the whole file if none is.
 EMA_CONTAINER = "state_dict_ema"
@@ -489,17 +489,13 @@ def convert_checkpoint(
         raise CheckpointError(f"{source} does not hold an FCViT; its keys are {_listing(weights)}")
     # A tensor may be a view of a larger storage, which would be written whole.
     weights = {key: value.detach().clone().contiguous() for key, value in weights.items()}
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        if target.suffix == ".pth":
-            torch.save(weights, partial)
-        else:
-            # not save_file, whose files only their owner can read
-            partial.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-        os.replace(partial, target)
+        with whole_file(target) as partial:
+            if target.suffix == ".pth":
+                torch.save(weights, partial)
+            else:
+                # not save_file, whose files only their owner can read
+                partial.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
     except OSError as error:
         raise CheckpointError(f"{target} can't be written: {error}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
     return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"

@@ -82,9 +82,13 @@ class GlobalContext(nn.Module):
             alpha, beta = (p.to(dtype)[:, None] for p in (self.rescale_weight, self.rescale_bias))
             return (alpha * ((sim - mean) / (std + 1e-5)) + beta).unflatten(2, x.shape[2:])
 
+    def context(self, gap: Tensor) -> Tensor:
+        """W2 max(W1a gap, W1b gap): (B, d) -> (B, d)."""
+        return self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1))
+
     def forward(self, x: Tensor) -> Tensor:
         gap = x.mean((2, 3))  # (B, d)
-        context = self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1)).to(x.dtype)  # (B, d)
+        context = self.context(gap).to(x.dtype)  # (B, d)
         if not self.weighted:
             return x + context[..., None, None]
         similarity = self.similarity(x, gap).to(x.dtype).flatten(2)  # (B, h, N)

@@ -4,8 +4,11 @@
 a `Predictor` adds the config's test pipeline and gives data samples of OpenMMLab.
 """
 
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,19 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
 
 from . import runtime
 from .checkpoint import CheckpointError, check_fit, load_from_file, model_weights
 from .data_checks import innermost
+
+# A box that touches the border is drawn well enough.
+warnings.filterwarnings("ignore", message=r"Warning: The (bbox|polygon) is out of bounds")
+
+# The longer side, in pixels, from which a name drawn by OpenMMLab's visualizers can be read.
+READABLE = 512
+# In a label map: no class, as OpenMMLab's data sets mark what is ignored.
+IGNORED = 255
 
 TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
 
@@ -219,3 +230,86 @@ class Predictor:
             for (i, _), sample in zip(group, self.model.test_step(batch), strict=True):
                 samples[i] = sample.cpu()
         return samples
+
+    def labels_of(self, names: Sequence[str] | None) -> list[int]:
+        """The labels of some classes; of all without names.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        if names is None:
+            return list(range(len(self.classes)))
+        for name in names:
+            if name not in self.classes:
+                (nearest,) = get_close_matches(name, self.classes, n=1, cutoff=0)
+                raise runtime.ConfigError(
+                    f"the model has no class {name!r}; the nearest name is {nearest!r}"
+                )
+        return [self.classes.index(name) for name in names]
+
+    def select(self, sample: Any, threshold: float, labels: Sequence[int]) -> Any:
+        """A data sample with what is to be shown alone.
+
+        Args:
+            sample: of this model, left as it is.
+            threshold: least score of a detection, 0 to 1.
+            labels: classes to keep; other pixels of a label map become `IGNORED`.
+        """
+        sample = sample.clone()
+        wanted = torch.tensor(list(labels))
+        if "pred_instances" in sample:
+            found = sample.pred_instances
+            sample.pred_instances = found[
+                (found.scores >= threshold) & torch.isin(found.labels, wanted)
+            ]
+        if "pred_sem_seg" in sample:
+            found = sample.pred_sem_seg.data
+            sample.pred_sem_seg.data = found.where(torch.isin(found, wanted), IGNORED)
+        return sample
+
+    def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw a prediction over its picture, with the visualizer of the config.
+
+        Args:
+            image: (H, W, 3), BGR.
+            sample: see `select`.
+
+        Returns:
+            (k * H, k * W, 3), BGR, with the least whole k for the longer side to be `READABLE`.
+        """
+        k = enlargement(image)
+        image, sample = enlarge(image, k), sample.clone()
+        if "pred_instances" in sample:
+            found = sample.pred_instances
+            found.bboxes = found.bboxes * k
+            if "masks" in found:
+                found.masks = repeat(found.masks, k)
+        if "pred_sem_seg" in sample:
+            sample.pred_sem_seg = type(sample.pred_sem_seg)(
+                data=repeat(sample.pred_sem_seg.data, k)
+            )
+        if not hasattr(self, "visualizer"):
+            settings = dict(self.cfg.visualizer, vis_backends=None, name=f"predictor {id(self)}")
+            self.visualizer = VISUALIZERS.build(settings)
+            self.visualizer.dataset_meta = self.model.dataset_meta
+        # the threshold is `select`'s
+        options = {"pred_score_thr": 0.0} if self.task == "detection" else {}
+        self.visualizer.add_datasample(
+            "prediction", image[..., ::-1], sample, draw_gt=False, **options
+        )
+        return self.visualizer.get_image()[..., ::-1]
+
+
+def enlargement(image: np.ndarray) -> int:
+    """How many times a picture is enlarged to be drawn on."""
+    return max(1, math.ceil(READABLE / max(image.shape[:2])))
+
+
+def enlarge(image: np.ndarray, k: int) -> np.ndarray:
+    """(H, W, 3) -> (k * H, k * W, 3)."""
+    return cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image
+
+
+def repeat(maps: torch.Tensor, k: int) -> torch.Tensor:
+    """(N, H, W) -> (N, k * H, k * W), each pixel k * k times."""
+    return maps.repeat_interleave(k, 1).repeat_interleave(k, 2)

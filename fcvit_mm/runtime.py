@@ -7,6 +7,7 @@ what a user can mend into one sentence and exit status 2.
 
 import argparse
 import inspect
+import math
 import os
 import sys
 import time
@@ -194,6 +195,17 @@ def whole_number(least: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def fraction(text: str) -> float:
+    """A type for argparse: numbers from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
+    return number
 
 
 def enable_amp(cfg: Config) -> None:

@@ -1,0 +1,56 @@
+"""Where FCViT looks: python tools/similarity_map.py CONFIG CHECKPOINT PICTURE..."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fcvit_mm import infer, runtime, similarity
+from fcvit_mm.predict import Predictor, find_device
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draw the similarity of each position to the image's mean, head by head, and "
+        "measure how much the contexts that positions receive differ."
+    )
+    parser.add_argument("config", help="path of a config file; detection or another task")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="PICTURE", help="a picture, a folder or a glob"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="pictures (default: work_dirs/CONFIG/similarity)"
+    )
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3, 4), default=4)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--block", type=runtime.whole_number(1), help="of the stage, from 1 on (default: the last)"
+    )
+    which.add_argument("--all-blocks", action="store_true", help="of the stage")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
+    runtime.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    out = Path(args.out or f"{cfg.work_dir}/similarity")
+    sources = infer.find_sources(args.inputs, out)
+    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
+    rows, problems = similarity.run(
+        predictor, sources, out, args.stage, args.block, args.all_blocks
+    )
+    if rows:
+        table = Table("stage", "block", "difference of contexts")
+        for row in rows:
+            table.add_row(str(row["stage"]), str(row["block"]), f"{row['difference']:.3f}")
+        Console().print(table)
+        print(f"pictures: {out}")
+    infer.report(problems)
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
