@@ -24,7 +24,7 @@ from .checkpoint import CheckpointError, check_fit, load_from_file, model_weight
 from .data_checks import innermost
 
 # A box that touches the border is drawn well enough.
-warnings.filterwarnings("ignore", message=r"Warning: The (bbox|polygon) is out of bounds")
+warnings.filterwarnings("ignore", message=r"Warning: The (bbox|polygon|text) is out of bounds")
 
 # The longer side, in pixels, from which a name drawn by OpenMMLab's visualizers can be read.
 READABLE = 512
@@ -179,16 +179,17 @@ class Predictor:
         self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
         self.palette: list[tuple[int, ...]] = self.model.dataset_meta["palette"]
         self.pipeline = self._pipeline()
+        settings = dict(cfg.visualizer, vis_backends=None, name=f"predictor {id(self)}")
+        self.visualizer = VISUALIZERS.build(settings)
+        self.visualizer.dataset_meta = self.model.dataset_meta
 
     def _pipeline(self) -> Compose:
         """The test pipeline, but for a picture in memory that has no annotations."""
         _, dataset = next(innermost(self.cfg.test_dataloader.dataset, "test_dataloader.dataset"))
         steps = [
-            dict(step, type="LoadImageFromNDArray")
-            if step["type"].endswith("LoadImageFromFile")
-            else step
+            step
             for step in dataset["pipeline"]
-            if not step["type"].endswith("LoadAnnotations")
+            if not step["type"].endswith(("LoadImageFromFile", "LoadAnnotations"))
         ]
         return Compose([TRANSFORMS.build(step) for step in steps])
 
@@ -199,9 +200,9 @@ class Predictor:
             ConfigError: the pipeline does not take this picture.
         """
         try:
-            return self.pipeline(
-                {"img": image, "img_id": 0, "img_path": None, "ori_shape": image.shape[:2]}
-            )
+            # as OpenMMLab's step that reads a file would hand it on
+            shapes = {"img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+            return self.pipeline({"img": image, "img_id": 0, "img_path": None, **shapes})
         except Exception as error:  # a pipeline is made of arbitrary classes
             height, width = image.shape[:2]
             raise runtime.ConfigError(
@@ -264,7 +265,8 @@ class Predictor:
             ]
         if "pred_sem_seg" in sample:
             found = sample.pred_sem_seg.data
-            sample.pred_sem_seg.data = found.where(torch.isin(found, wanted), IGNORED)
+            kept = found.where(torch.isin(found, wanted), IGNORED)
+            sample.pred_sem_seg = type(sample.pred_sem_seg)(data=kept)
         return sample
 
     def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
@@ -280,18 +282,15 @@ class Predictor:
         k = enlargement(image)
         image, sample = enlarge(image, k), sample.clone()
         if "pred_instances" in sample:
-            found = sample.pred_instances
+            found = sample.pred_instances.clone()
             found.bboxes = found.bboxes * k
             if "masks" in found:
                 found.masks = repeat(found.masks, k)
+            sample.pred_instances = found
         if "pred_sem_seg" in sample:
             sample.pred_sem_seg = type(sample.pred_sem_seg)(
                 data=repeat(sample.pred_sem_seg.data, k)
             )
-        if not hasattr(self, "visualizer"):
-            settings = dict(self.cfg.visualizer, vis_backends=None, name=f"predictor {id(self)}")
-            self.visualizer = VISUALIZERS.build(settings)
-            self.visualizer.dataset_meta = self.model.dataset_meta
         # the threshold is `select`'s
         options = {"pred_score_thr": 0.0} if self.task == "detection" else {}
         self.visualizer.add_datasample(

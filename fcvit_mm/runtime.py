@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def run_tool(main: Callable[[], None]) -> None:
             # speaks.
             time.sleep(10)
         sys.exit(2)
+
+
+def require(module: str, extra: str) -> None:
+    """Make sure that a package is there which one tool alone needs.
+
+    Raises:
+        ConfigError: it is not; the message names the extra that brings it.
+    """
+    if find_spec(module) is None:
+        raise ConfigError(f"this needs {module}, which is not installed: pip install "
+                          f"'fcvit-mm[{extra}]'")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- configs

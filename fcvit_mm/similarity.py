@@ -197,7 +197,7 @@ def draw_grid(picture: Array, contexts: Sequence[Context]) -> Any:
             place.axis("off")
         shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-limit, limit), COLOURS)
         bar = row.colorbar(shades, ax=[first, *places], pad=0.01, aspect=12)
-        bar.set_label("S'", fontsize=8)
+        bar.ax.set_title("S'", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return figure
 

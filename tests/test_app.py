@@ -1,0 +1,187 @@
+"""The page, in a real Chromium without a screen, as somebody at the machine uses it."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, free_port
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_infer import picture
+from test_inferencers import CONFIGS, saved
+from test_tools import assert_sentence
+
+# untrained, all scores are near 0.2
+OPTIONS = ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]
+SLOW = 60_000  # milliseconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("weights")
+    for scope in CONFIGS:
+        saved(scope, folder / f"{scope}.pth")
+    return {scope: str(folder / f"{scope}.pth") for scope in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        # without one of the system, Playwright's own, which `make test` installs
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def start(config: Path, checkpoint: str, *options: str) -> tuple[subprocess.Popen, str]:
+    """Serve a page; returns the process and the address."""
+    log = Path(checkpoint).with_suffix(".log")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "tools/app.py", config, checkpoint, "--device", "cpu",
+             "--port", str(free_port()), *options],
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    end = time.monotonic() + SLOW / 1000
+    while not (found := re.search(r"^page: (\S+)", log.read_text(), re.M)):
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+    return process, found[1]
+
+
+def stop(process: subprocess.Popen) -> int:
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def address(weights) -> Iterator[str]:
+    process, address = start(CONFIGS["mmdet"], weights["mmdet"], *OPTIONS)
+    yield address
+    assert stop(process) == 0
+
+
+@pytest.fixture
+def page(browser, address) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1280, "height": 1200})
+    page.set_default_timeout(SLOW)
+    expect.set_options(timeout=SLOW)
+    page.requests = []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.goto(address)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    cv2.imwrite(str(folder / "a.png"), picture(0, 64, 64))
+    cv2.imwrite(str(folder / "one.png"), picture(0, 64, 64)[:1, :1])
+    (folder / "text.jpg").write_text("no picture\n")
+    return folder
+
+
+def upload(page: Page, path: Path) -> None:
+    page.set_input_files("#picture input[type=file]", path)
+
+
+def shown(page: Page, where: str) -> np.ndarray:
+    """The picture that the browser has loaded there."""
+    address = page.locator(f"{where} img").get_attribute("src")
+    content = urllib.request.urlopen(address).read()
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+
+
+def set_threshold(page: Page, value: float) -> None:
+    box = page.locator("#threshold input[type=number]")
+    box.fill(str(value))
+    box.press("Enter")
+
+
+def test_upload_threshold_and_a_text(page, files):
+    upload(page, files / "a.png")
+    expect(page.locator("#drawn img")).to_be_visible()
+    expect(page.locator("#maps img")).to_be_visible()
+    set_threshold(page, 0)
+    expect(page.locator("#table [role=gridcell]").nth(20)).to_be_visible()
+    many, all_rows = shown(page, "#drawn"), page.locator("#table").inner_text()
+    assert many.shape == (512, 512, 3)
+    assert np.abs(many - cv2.resize(picture(0, 64, 64), (512, 512)).astype(float)).mean() > 5
+    maps = shown(page, "#maps")
+    assert maps.shape[1] > 1000 and maps.std() > 10
+
+    # no score is 1
+    before = page.locator("#drawn img").get_attribute("src")
+    set_threshold(page, 1)
+    expect(page.locator("#drawn img")).not_to_have_attribute("src", before)
+    none = shown(page, "#drawn")
+    assert np.abs(none - cv2.resize(picture(0, 64, 64), (512, 512)).astype(float)).mean() < 5
+    assert page.locator("#table").inner_text() != all_rows
+
+    # a text gives a message, the old prediction does not stay, and the page lives on
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    expect(page.locator("#drawn img")).to_have_count(0)
+    upload(page, files / "text.jpg")
+    message = page.locator("[data-testid=toast-body]")
+    expect(message).to_contain_text("text.jpg is not a picture that OpenCV can read")
+    assert "/" not in message.inner_text()
+    expect(page.locator("#drawn img")).to_have_count(0)
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    upload(page, files / "a.png")
+    expect(page.locator("#drawn img")).to_be_visible()
+    # nothing comes from another server
+    assert page.requests and all("//127.0.0.1:" in url for url in page.requests)
+
+
+def test_examples_and_the_choice_of_a_block(page):
+    page.locator("[data-testid=dataset] img, .gallery img").first.click()
+    expect(page.locator("#drawn img")).to_be_visible()
+    expect(page.locator("#maps img")).to_be_visible()
+    before, maps = page.locator("#maps img").get_attribute("src"), shown(page, "#maps")
+    page.locator("#block input").click()
+    page.get_by_role("option", name="stage 1, block 1").click()
+    expect(page.locator("#maps img")).not_to_have_attribute("src", before)
+    now = shown(page, "#maps")
+    assert now.shape == maps.shape and np.abs(now.astype(int) - maps).mean() > 1
+
+
+def test_a_picture_of_one_pixel_has_a_prediction_and_no_maps(page, files):
+    upload(page, files / "one.png")
+    expect(page.locator("[data-testid=toast-body]")).to_contain_text("single position")
+    expect(page.locator("#drawn img")).to_be_visible()
+    expect(page.locator("#maps img")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scope", ["mmseg", "mmpretrain"])
+def test_other_tasks(browser, weights, files, scope):
+    process, address = start(CONFIGS[scope], weights[scope])
+    page = browser.new_page()
+    page.set_default_timeout(SLOW)
+    page.goto(address)
+    upload(page, files / "a.png")
+    expect(page.locator("#drawn img")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#maps img")).to_be_visible(timeout=SLOW)
+    assert page.locator("#threshold").count() == 0
+    expect(page.locator("#table")).to_contain_text(re.compile("circle|ground"))
+    page.close()
+    assert stop(process) == 0
+
+
+def test_wrong_input_is_one_sentence(tool, weights, address):
+    config = CONFIGS["mmdet"]
+    port = address.rstrip("/").rpartition(":")[2]
+    result = tool("app.py", config, weights["mmdet"], "--port", port)
+    assert_sentence(result, f"port {port} can't be used", "--port")
+    assert_sentence(tool("app.py", config, weights["mmseg"]), "does not fit the model")

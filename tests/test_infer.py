@@ -1,0 +1,373 @@
+"""Pictures and videos through models: Predictor, and tools/infer.py as a user runs it."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.registry import init_default_scope
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from test_inferencers import CONFIGS, inferencer, saved
+from test_tools import assert_sentence
+
+from fcvit_mm import infer, runtime, shapes
+from fcvit_mm.predict import IGNORED, Predictor, read_picture
+
+# an untrained head scores each class alike
+ALL = "model.test_cfg.rcnn.score_thr=0.0"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("weights")
+    for scope in CONFIGS:
+        saved(scope, folder / f"{scope}.pth")
+    # untrained scores are all but equal, and rounding would decide on their order
+    content = torch.load(folder / "mmdet.pth", weights_only=True)
+    for name in ("rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"):
+        content["state_dict"][name] *= 100
+    torch.save(content, folder / "mmdet.pth")
+    return {scope: str(folder / f"{scope}.pth") for scope in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def predictors(weights) -> dict[str, Predictor]:
+    found = {}
+    for scope, config in CONFIGS.items():
+        options = {"model.test_cfg.rcnn.score_thr": 0.0} if scope == "mmdet" else None
+        cfg = runtime.load_config(str(config), options)
+        found[scope] = Predictor(cfg, weights[scope], torch.device("cpu"))
+    return found
+
+
+def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
+    return shapes.picture(3, "val", index, (width, height)).image[..., ::-1].copy()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder with two pictures of the same name, a clip of three frames, and a text."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "below").mkdir()
+    cv2.imwrite(str(folder / "a.png"), picture(0))
+    cv2.imwrite(str(folder / "below/a.jpg"), picture(1, 40, 56))
+    clip = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for index in range(3):
+        clip.write(picture(index))
+    clip.release()
+    (folder / "text.jpg").write_text("no picture\n")
+    return folder
+
+
+def values_of(sample) -> list[torch.Tensor]:
+    if "pred_instances" in sample:
+        found = sample.pred_instances
+        return [found.bboxes, found.scores, found.labels, found.masks]
+    return [sample.pred_sem_seg.data if "pred_sem_seg" in sample else sample.pred_score]
+
+
+def assert_alike(a: np.ndarray, b: np.ndarray) -> None:
+    """Labels or masks, of which rounding may decide one pixel in a thousand the other way."""
+    assert a.shape == b.shape and (a != b).mean() < 1e-3
+
+
+# -------------------------------------------------------------------------------- Predictor
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("scope", CONFIGS)
+def test_what_openmmlabs_inferencer_predicts(predictors, weights, scope):
+    init_default_scope(scope)
+    theirs = inferencer(scope, Path(weights[scope]))
+    if scope == "mmdet":
+        theirs.model.roi_head.test_cfg.score_thr = 0.0
+    image = picture(0)
+    (sample,) = predictors[scope]([image])
+    result = theirs(image)
+    if scope == "mmdet":
+        (expected,) = result["predictions"]
+        found = sample.pred_instances
+        assert len(found) > 0
+        assert found.labels.tolist() == expected["labels"]
+        np.testing.assert_allclose(found.scores, expected["scores"], rtol=1e-5)
+        np.testing.assert_allclose(found.bboxes, expected["bboxes"], rtol=1e-5, atol=1e-4)
+        for mask, code in zip(found.masks.numpy(), expected["masks"], strict=True):
+            assert_alike(mask, coco_mask.decode(code))
+    elif scope == "mmseg":
+        assert sample.pred_sem_seg.data.shape == (1, 48, 64)
+        assert_alike(sample.pred_sem_seg.data[0].numpy(), result["predictions"])
+    else:
+        np.testing.assert_allclose(sample.pred_score, result[0]["pred_scores"], rtol=1e-5)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("scope", CONFIGS)
+def test_a_prediction_does_not_depend_on_the_batch(predictors, scope):
+    images = [picture(0), picture(1, 40, 56), picture(2), picture(3, 90, 33)]
+    together = predictors[scope](images)
+    for image, sample in zip(images, together, strict=True):
+        (alone,) = predictors[scope]([image])
+        for a, b in zip(values_of(sample), values_of(alone), strict=True):
+            if a.is_floating_point():
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            else:
+                assert_alike(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+def test_selecting_and_drawing_leave_the_prediction_as_it_is(predictors, scope):
+    predictor, image = predictors[scope], picture(0)
+    (sample,) = predictor([image])
+    before = [value.clone() for value in values_of(sample)]
+    selected = predictor.select(sample, 0.0, [1, 2])
+    drawn = predictor.draw(image, selected)
+    # the longer side of 64 is brought to 512
+    assert drawn.shape == (384, 512, 3)
+    assert np.abs(drawn.astype(int) - cv2.resize(image, (512, 384))).mean() > 5
+    for now, then in zip(values_of(sample), before, strict=True):
+        assert torch.equal(now, then)
+    if scope == "mmdet":
+        assert 0 < len(selected.pred_instances) < len(sample.pred_instances)
+        assert set(selected.pred_instances.labels.tolist()) <= {1, 2}
+        threshold = float(sample.pred_instances.scores[3])
+        kept = predictor.select(sample, threshold, range(4)).pred_instances
+        assert kept.scores.min() >= threshold and len(kept) >= 4
+    else:
+        labels = sample.pred_sem_seg.data
+        expected = torch.where((labels == 1) | (labels == 2), labels, IGNORED)
+        assert torch.equal(selected.pred_sem_seg.data, expected)
+
+
+def test_boxes_and_masks_are_drawn_where_they_are(predictors):
+    """A mask over the left half, enlarged eight times, colours the left half alone."""
+    predictor, image = predictors["mmdet"], np.full((48, 64, 3), 128, np.uint8)
+    (sample,) = predictor([image])
+    found = sample.pred_instances[:1]
+    found.bboxes = torch.tensor([[0.0, 0, 32, 48]])
+    found.masks = torch.zeros(1, 48, 64, dtype=torch.bool)
+    found.masks[:, :, :32] = True
+    sample.pred_instances = found
+    changed = np.abs(predictor.draw(image, sample).astype(int) - 128).max(2) > 20
+    assert changed[:, :250].mean() > 0.95 and changed[:, 270:].mean() < 0.01
+
+
+def test_rotation_by_exif_is_applied(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(0)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").shape == (64, 48, 3)
+
+
+def test_a_file_without_classes_takes_those_of_the_data_set(tmp_path):
+    saved("mmdet", tmp_path / "bare.pth", with_classes=False)
+    cfg = runtime.load_config(str(CONFIGS["mmdet"]))
+    predictor = Predictor(cfg, str(tmp_path / "bare.pth"))
+    assert predictor.classes == shapes.CLASSES
+    assert predictor.palette == [tuple(colour) for colour in shapes.PALETTE]
+
+
+# --------------------------------------------------------------------------- what is read
+
+
+def test_sources_of_folders_globs_and_numbers(pictures, tmp_path):
+    out = tmp_path / "out"
+    found = infer.find_sources([str(pictures)], out)
+    assert [(str(s.name), s.moving) for s in found] == [
+        ("a.png", False), ("below/a.jpg", False), ("clip.avi", True), ("text.jpg", False)
+    ]  # fmt: skip
+    found = infer.find_sources([f"{pictures}/**/a.*", f"{pictures}/a.png", "0"], out)
+    assert [str(s.name) for s in found] == ["a.png", "a_2.jpg", "a_3.png", "webcam0.mp4"]
+    assert found[3].path == 0 and found[3].moving
+
+
+def test_earlier_results_are_not_read_again(pictures):
+    out = pictures / "below"
+    names = [str(s.name) for s in infer.find_sources([str(pictures)], out)]
+    assert names == ["a.png", "clip.avi", "text.jpg"]
+    with pytest.raises(runtime.ConfigError, match="lies in --out"):
+        infer.find_sources([str(pictures / "below/a.jpg")], out)
+
+
+def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(pictures, tmp_path):
+    content = (pictures / "clip.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
+    (source,) = infer.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
+    frames = []
+    with pytest.raises(runtime.ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
+        frames += infer.read_frames(source)
+    (source,) = infer.find_sources([str(pictures / "clip.avi")], tmp_path / "out")
+    assert [frame.number for frame in infer.read_frames(source)] == [0, 1, 2]
+    assert [frame.number for frame in infer.read_frames(source, most=2)] == [0, 1]
+
+
+# ------------------------------------------------------------------------ what is written
+
+
+class Interrupted:
+    """A predictor that Ctrl-C, or a fault, reaches at its second call."""
+
+    def __init__(self, predictor: Predictor, error: BaseException) -> None:
+        self.predictor, self.error, self.calls = predictor, error, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.predictor, name)
+
+    def __call__(self, images):
+        self.calls += 1
+        if self.calls == 2:
+            raise self.error
+        return self.predictor(images)
+
+
+def test_what_was_predicted_before_an_interrupt_is_written(predictors, pictures, tmp_path):
+    sources = infer.find_sources([str(pictures / "clip.avi")], tmp_path)
+    stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
+    _, problems = infer.run(stopped, sources, tmp_path)
+    assert problems == ["interrupted: what was predicted before is written"]
+    assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1
+    video = cv2.VideoCapture(str(tmp_path / "drawn/clip.mp4"))
+    assert video.read()[0] and not video.read()[0]
+
+
+def test_a_fault_leaves_nothing_half_written(predictors, pictures, tmp_path):
+    sources = infer.find_sources([str(pictures / "clip.avi")], tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        infer.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), sources, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_names_of_results_without_an_ending_of_a_picture(tmp_path):
+    infer.write_picture(tmp_path / "a.unknown", picture(0))
+    assert np.array_equal(read_picture(tmp_path / "a.unknown.png"), picture(0))
+
+
+def test_one_video_is_open_at_a_time(predictors, pictures, tmp_path):
+    twice = infer.find_sources([str(pictures / "clip.avi")] * 2, tmp_path)
+    with ExitStack() as stack:
+        results = infer.Results(predictors["mmseg"], tmp_path, stack)
+        for source in twice:
+            for frame in infer.read_frames(source):
+                (sample,) = predictors["mmseg"]([frame.image])
+                results.add(frame, sample)
+        results.close()
+    for name in ("clip", "clip_2"):
+        assert cv2.VideoCapture(str(tmp_path / f"drawn/{name}.mp4")).isOpened()
+        assert len(list((tmp_path / f"labels/{name}").iterdir())) == 3
+
+
+@pytest.mark.official
+def test_detections(tool, predictors, weights, pictures, tmp_path):
+    result = tool(
+        "infer.py", CONFIGS["mmdet"], weights["mmdet"], pictures, "--out", tmp_path,
+        "--score-threshold", 0, "--batch-size", 2, "--classes", "star", "circle",
+        "--cfg-options", ALL,
+    )  # fmt: skip
+    # the text is reported, and did not stop the others
+    assert_sentence(result, "text.jpg is not a picture")
+    found = COCO(str(tmp_path / "detections.json"))
+    assert [tuple(image.values())[1:] for image in found.imgs.values()] == [
+        (str(pictures / "a.png"), 64, 48),
+        (str(pictures / "below/a.jpg"), 40, 56),
+        *((str(pictures / "clip.avi"), 64, 48, frame) for frame in range(3)),
+    ]  # fmt: skip
+    predictor = predictors["mmdet"]
+    for image_id, path in ((1, "a.png"), (2, "below/a.jpg")):
+        (sample,) = predictor([read_picture(pictures / path)])
+        expected = predictor.select(sample, 0.0, predictor.labels_of(["star", "circle"]))
+        expected = expected.pred_instances
+        annotations = found.imgToAnns[image_id]
+        assert len(annotations) == len(expected) > 0
+        names = [found.cats[a["category_id"]]["name"] for a in annotations]
+        assert names == [shapes.CLASSES[label] for label in expected.labels]
+        boxes = np.array([a["bbox"] for a in annotations])
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, expected.bboxes, atol=1e-3)
+        np.testing.assert_allclose([a["score"] for a in annotations], expected.scores, atol=1e-5)
+        for annotation, mask in zip(annotations, expected.masks.numpy(), strict=True):
+            decoded = coco_mask.decode(annotation["segmentation"])
+            assert_alike(decoded, mask)
+            assert annotation["area"] == decoded.sum()
+    drawn = {str(p.relative_to(tmp_path / "drawn")) for p in (tmp_path / "drawn").rglob("*.*")}
+    assert drawn == {"a.png", "below/a.jpg", "clip.mp4"}
+
+
+@pytest.mark.official
+def test_label_maps(tool, predictors, weights, pictures, tmp_path):
+    result = tool(
+        "infer.py", CONFIGS["mmseg"], weights["mmseg"], pictures / "a.png", pictures / "clip.avi",
+        "--out", tmp_path, "--max-frames", 2, "--classes", "ground", "star", "square",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    labels = cv2.imread(str(tmp_path / "labels/a.png"), cv2.IMREAD_UNCHANGED)
+    (sample,) = predictors["mmseg"]([read_picture(pictures / "a.png")])
+    expected = sample.pred_sem_seg.data[0].numpy()
+    expected = np.where(np.isin(expected, [0, 2, 4]), expected, IGNORED)
+    assert labels.dtype == np.uint8
+    assert_alike(labels, expected)
+    assert sorted(p.name for p in (tmp_path / "labels/clip").iterdir()) == [
+        "000000.png", "000001.png"
+    ]  # fmt: skip
+    assert "label maps of 3 pictures" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.jpg"], ["nowhere.jpg", "no such file"]),
+        (["text.jpg"], ["text.jpg is not a picture"]),
+        (["a.png", "--classes", "sqare"], ["no class 'sqare'", "'square'"]),
+        (["a.png", "--device", "nonsense"], ["--device nonsense can't be used"]),
+        (["empty"], ["the folder has no pictures"]),
+        (["a.png", "--out", "text.jpg"], ["--out text.jpg can't be written"]),
+        (["7"], ["webcam 7 can't be opened"]),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    weights, pictures, tmp_path, monkeypatch, capsys, arguments, words
+):
+    """By the main function of the tool, which would start anew for a second each."""
+    (pictures / "empty").mkdir(exist_ok=True)
+    monkeypatch.chdir(pictures)
+    command = ["infer.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path, *arguments]
+    monkeypatch.setattr("sys.argv", [str(word) for word in command])
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_tool(main_of("infer"))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert [line for line in error.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in error
+
+
+def main_of(name: str):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_a_picture_of_one_pixel(predictors, tmp_path):
+    cv2.imwrite(str(tmp_path / "one.png"), np.full((1, 1, 3), 200, np.uint8))
+    for scope in ("mmdet", "mmseg"):
+        sources = infer.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
+        lines, problems = infer.run(predictors[scope], sources, tmp_path / scope)
+        assert problems == [] and "1 picture" in lines[1]
+        assert read_picture(tmp_path / scope / "drawn/one.png").shape == (512, 512, 3)
+    assert cv2.imread(str(tmp_path / "mmseg/labels/one.png"), cv2.IMREAD_UNCHANGED).shape == (1, 1)
+
+
+def test_a_checkpoint_of_another_arch_and_a_classifier(tool, weights, pictures):
+    config = ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"
+    result = tool("infer.py", config, weights["mmdet"], pictures / "a.png")
+    assert_sentence(result, "mmdet.pth does not fit the model", "arch='tiny'")
+    result = tool("infer.py", CONFIGS["mmpretrain"], weights["mmpretrain"], pictures / "a.png")
+    assert_sentence(result, "is a classifier", "similarity_map")

@@ -1,0 +1,37 @@
+"""A page in the browser for a model: python tools/app.py CONFIG CHECKPOINT."""
+
+import argparse
+
+from fcvit_mm import runtime
+from fcvit_mm.predict import Predictor, find_device
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="A page in the browser: what a model finds in a picture, and where it looks."
+    )
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument("--port", type=runtime.whole_number(1), default=7860)
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
+    runtime.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    runtime.require("gradio", "app")
+    from fcvit_mm import app
+
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
+    app.run(
+        predictor,
+        f"{args.config}, {args.checkpoint}",
+        args.port,
+        lambda address: print(f"page: {address} (Ctrl-C ends it)", flush=True),
+    )
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
