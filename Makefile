@@ -1,5 +1,6 @@
 # Each target does everything from a clone: makes its environment, installs, runs.
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
+#   make app [TASK=... | CONFIG=... CHECKPOINT=...]
 #   make chain
 #   make test, make test-official, make lint
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 OFFICIAL := .venv-official
 BIN := $(VENV)/bin
 
-.PHONY: demo check-demo chain test test-official lint format clean
+.PHONY: demo check-demo app chain test test-official lint format clean
 
 demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
@@ -22,10 +23,21 @@ check-demo:
 	*) echo "error: TASK=$(TASK) DATA=$(DATA): TASK is detection or segmentation, DATA is shapes, or coins with detection" >&2; exit 2 ;; \
 	esac
 
+# A page for the demo's model, which is trained if it is not there, or for any other.
+DEMO_WEIGHTS := work_dirs/demo_$(TASK)_$(DATA)/iter_500.pth
+METHOD := $(if $(filter segmentation,$(TASK)),semantic_fpn,mask_rcnn)
+DEMO_CONFIG := configs/$(TASK)/$(METHOD)_fcvit_tiny_$(DATA).py
+
+app: check-demo $(VENV)/installed $(if $(CHECKPOINT),,$(DEMO_WEIGHTS))
+	$(BIN)/python tools/app.py $(or $(CONFIG),$(DEMO_CONFIG)) $(or $(CHECKPOINT),$(DEMO_WEIGHTS))
+
+$(DEMO_WEIGHTS): | $(VENV)/installed
+	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
+
 chain: $(VENV)/installed
 	$(BIN)/python tools/chain.py
 
-test: $(VENV)/installed
+test: $(VENV)/installed $(VENV)/browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What must hold with the last official releases of OpenMMLab too.
@@ -45,6 +57,14 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or later is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --editable '.[openmmlab,dev]'
+	touch $@
+
+# The page is tested in a real browser: the system's Chromium or Chrome, or Debian's, or else the
+# one that Playwright downloads.
+$(VENV)/browser: $(VENV)/installed
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| { test $$(id -u) = 0 && apt-get update && apt-get install -y --no-install-recommends chromium; } \
+	|| $(BIN)/playwright install chromium
 	touch $@
 
 # A second environment with the official releases; torch is 6 GB and shared with the first.
