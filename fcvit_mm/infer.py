@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .files import make_folder, whole_file
 from .predict import Predictor, read_picture
-from .runtime import ConfigError
+from .runtime import ConfigError, writing
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -349,23 +349,20 @@ def run(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=console is None)
-    try:
+    with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
-        with ExitStack() as stack, progress:
-            results = Results(predictor, out, stack)
-            bar = progress.add_task("pictures", total=total)
-            stream = frames()
-            try:
-                while batch := list(islice(stream, batch_size)):
-                    samples = predictor([frame.image for frame in batch])
-                    for frame, sample in zip(batch, samples, strict=True):
-                        results.add(frame, predictor.select(sample, threshold, labels))
-                        progress.advance(bar)
-            except KeyboardInterrupt:
-                problems.append("interrupted: what was predicted before is written")
-            return results.close(), problems
-    except OSError as error:
-        raise ConfigError(f"--out {out} can't be written: {error}") from error
+        results = Results(predictor, out, stack)
+        bar = progress.add_task("pictures", total=total)
+        stream = frames()
+        try:
+            while batch := list(islice(stream, batch_size)):
+                samples = predictor([frame.image for frame in batch])
+                for frame, sample in zip(batch, samples, strict=True):
+                    results.add(frame, predictor.select(sample, threshold, labels))
+                    progress.advance(bar)
+        except KeyboardInterrupt:
+            problems.append("interrupted: what was predicted before is written")
+        return results.close(), problems
 
 
 def report(problems: Sequence[str]) -> None:

@@ -4,8 +4,6 @@
 a `Predictor` adds the config's test pipeline and gives data samples of OpenMMLab.
 """
 
-import math
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -17,17 +15,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
 
 from . import runtime
 from .checkpoint import CheckpointError, check_fit, load_from_file, model_weights
 from .data_checks import innermost
+from .draw import build_visualizer, draw
 
-# A box that touches the border is drawn well enough.
-warnings.filterwarnings("ignore", message=r"Warning: The (bbox|polygon|text) is out of bounds")
-
-# The longer side, in pixels, from which a name drawn by OpenMMLab's visualizers can be read.
-READABLE = 512
 # In a label map: no class, as OpenMMLab's data sets mark what is ignored.
 IGNORED = 255
 
@@ -179,9 +173,7 @@ class Predictor:
         self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
         self.palette: list[tuple[int, ...]] = self.model.dataset_meta["palette"]
         self.pipeline = self._pipeline()
-        settings = dict(cfg.visualizer, vis_backends=None, name=f"predictor {id(self)}")
-        self.visualizer = VISUALIZERS.build(settings)
-        self.visualizer.dataset_meta = self.model.dataset_meta
+        self.visualizer = build_visualizer(cfg, self.model.dataset_meta)
 
     def _pipeline(self) -> Compose:
         """The test pipeline, but for a picture in memory that has no annotations."""
@@ -270,45 +262,5 @@ class Predictor:
         return sample
 
     def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw a prediction over its picture, with the visualizer of the config.
-
-        Args:
-            image: (H, W, 3), BGR.
-            sample: see `select`.
-
-        Returns:
-            (k * H, k * W, 3), BGR, with the least whole k for the longer side to be `READABLE`.
-        """
-        k = enlargement(image)
-        image, sample = enlarge(image, k), sample.clone()
-        if "pred_instances" in sample:
-            found = sample.pred_instances.clone()
-            found.bboxes = found.bboxes * k
-            if "masks" in found:
-                found.masks = repeat(found.masks, k)
-            sample.pred_instances = found
-        if "pred_sem_seg" in sample:
-            sample.pred_sem_seg = type(sample.pred_sem_seg)(
-                data=repeat(sample.pred_sem_seg.data, k)
-            )
-        # the threshold is `select`'s
-        options = {"pred_score_thr": 0.0} if self.task == "detection" else {}
-        self.visualizer.add_datasample(
-            "prediction", image[..., ::-1], sample, draw_gt=False, **options
-        )
-        return self.visualizer.get_image()[..., ::-1]
-
-
-def enlargement(image: np.ndarray) -> int:
-    """How many times a picture is enlarged to be drawn on."""
-    return max(1, math.ceil(READABLE / max(image.shape[:2])))
-
-
-def enlarge(image: np.ndarray, k: int) -> np.ndarray:
-    """(H, W, 3) -> (k * H, k * W, 3)."""
-    return cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image
-
-
-def repeat(maps: torch.Tensor, k: int) -> torch.Tensor:
-    """(N, H, W) -> (N, k * H, k * W), each pixel k * k times."""
-    return maps.repeat_interleave(k, 1).repeat_interleave(k, 2)
+        """Draw what `select` gave over its picture (H, W, 3), BGR; see `fcvit_mm.draw.draw`."""
+        return draw(self.visualizer, image, sample)

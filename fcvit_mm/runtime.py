@@ -12,7 +12,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -218,6 +219,34 @@ def fraction(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
     return number
+
+
+def ending(*allowed: str) -> Callable[[str], Path]:
+    """A type for argparse: files to write that end in one of `allowed`."""
+
+    def parse(text: str) -> Path:
+        if Path(text).suffix not in allowed:
+            raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(allowed)}")
+        return Path(text)
+
+    return parse
+
+
+# what matplotlib writes
+PLOTS = (".png", ".pdf", ".svg")
+
+
+@contextmanager
+def writing(what: str | Path) -> Iterator[None]:
+    """Say which result could not be written.
+
+    Raises:
+        ConfigError: for an OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{what} can't be written: {error.strerror or error}") from error
 
 
 def enable_amp(cfg: Config) -> None:

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import FCViT
+from .draw import enlarge, enlargement, visible
 from .files import make_folder, whole_file
 from .infer import Source, write_picture
 from .layers import NUM_HEADS, GlobalContext, by_head
-from .predict import Predictor, enlarge, enlargement, read_picture
-from .runtime import ConfigError
+from .predict import Predictor, read_picture
+from .runtime import ConfigError, writing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -142,16 +143,7 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
     finally:
         for handle in handles:
             handle.remove()
-    return _visible(data["inputs"]), found
-
-
-def _visible(inputs: Tensor) -> Array:
-    """(3, h, w) -> (h, w, 3), 0 to 255, also where a pipeline has normalised the picture."""
-    picture = inputs.permute(1, 2, 0).double().numpy(force=True)
-    if inputs.dtype != torch.uint8:
-        low, high = picture.min(), picture.max()
-        picture = (picture - low) / max(high - low, 1e-12) * 255
-    return picture.round().astype(np.uint8)
+    return visible(data["inputs"]), found
 
 
 # -------------------------------------------------------------------------------- pictures
@@ -274,7 +266,7 @@ def run(
             written.
     """
     looks, problems = [], []
-    try:
+    with writing(f"--out {out}"):
         make_folder(out)
         for source in sources:
             try:
@@ -294,8 +286,6 @@ def run(
         save_figure(draw_differences(rows), out / "difference.png")
         with whole_file(out / "difference.json") as partial:
             partial.write_text(json.dumps({"pictures": len(looks), "blocks": rows}, indent=1))
-    except OSError as error:
-        raise ConfigError(f"--out {out} can't be written: {error}") from error
     return rows, problems
 
 

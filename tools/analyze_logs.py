@@ -1,0 +1,50 @@
+"""Loss, learning rate, mAP and mIoU of trainings: python tools/analyze_logs.py WORK_DIR..."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from fcvit_mm import logs, runtime
+from fcvit_mm.files import whole_file
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Loss, learning rate, mAP and mIoU of trainings.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="WORK_DIR", help="a work directory, or a scalars.json in one"
+    )
+    parser.add_argument("--keys", nargs="+", help="what to show, such as loss coco/bbox_mAP_50")
+    parser.add_argument(
+        "--out", type=runtime.ending(*runtime.PLOTS), metavar="FILE.png", help="plot them"
+    )
+    parser.add_argument(
+        "--json", type=runtime.ending(".json"), metavar="FILE", help="write the figures"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    runs = [logs.read_run(Path(path)) for path in args.runs]
+    keys = logs.choose(runs, args.keys)
+    Console().print(logs.table(runs, keys))
+    found = {run.name: logs.summary(run, keys) for run in runs}
+    for run in runs:
+        if n := found[run.name]["not_finite"]:
+            run.problems.append(f"{run.name}: {n} values are not finite")
+        for problem in run.problems:
+            print(f"warning: {problem}", file=sys.stderr)
+    if args.json:
+        with runtime.writing(args.json), whole_file(args.json) as partial:
+            partial.write_text(json.dumps(found, indent=1))
+    if args.out:
+        with runtime.writing(args.out):
+            logs.plot(runs, keys, args.out)
+        print(f"plot: {args.out}")
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)

@@ -1,0 +1,42 @@
+"""What the pipeline of a config feeds the model: python tools/browse_data.py CONFIG."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fcvit_mm import browse, runtime
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draw what the pipeline of a config feeds the model, with boxes and masks."
+    )
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train")
+    parser.add_argument("--number", type=runtime.whole_number(1), default=8, help="default: 8")
+    parser.add_argument("--out", metavar="DIR", help="pictures (default: work_dirs/CONFIG/data)")
+    parser.add_argument(
+        "--seed", type=runtime.whole_number(0), default=0, help="of the augmentations"
+    )
+    runtime.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    out = Path(args.out or f"{cfg.work_dir}/data")
+    looks = browse.run(cfg, args.split, args.number, out, args.seed)
+    table = Table("item", "file", "size", "objects or pixels a class")
+    for found in looks:
+        contents = ", ".join(f"{name} {n}" for name, n in found.contents.items())
+        width, height = found.size
+        table.add_row(str(found.index), found.path or "mixed", f"{width}x{height}", contents)
+    Console().print(table)
+    print(f"pictures: {out}")
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)

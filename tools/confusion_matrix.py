@@ -1,0 +1,36 @@
+"""What a model takes for what: python tools/confusion_matrix.py CONFIG CHECKPOINT."""
+
+import argparse
+from pathlib import Path
+
+from fcvit_mm import confusion, runtime
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Test a checkpoint and draw its confusion matrix, of objects or of pixels."
+    )
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument(
+        "--out",
+        metavar="NAME",
+        help="of NAME.png and NAME.json (default: work_dirs/CONFIG/confusion)",
+    )
+    parser.add_argument("--score-threshold", type=runtime.fraction, default=0.3, metavar="SCORE")
+    parser.add_argument("--iou-threshold", type=runtime.fraction, default=0.5, metavar="IOU")
+    parser.add_argument("--masks", action="store_true", help="compare masks of objects, not boxes")
+    runtime.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    out = Path(args.out or f"{cfg.work_dir}/confusion")
+    confusion.run(cfg, args.checkpoint, out, args.score_threshold, args.iou_threshold, args.masks)
+    print(f"confusion matrix: {out}.png, {out}.json")
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
