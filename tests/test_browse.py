@@ -1,0 +1,119 @@
+"""What the pipeline feeds the model, against the data set itself."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from test_tools import assert_sentence
+
+from fcvit_mm import browse, draw, runtime, shapes
+from fcvit_mm.data_checks import dicts
+
+CONFIGS = {
+    "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "segmentation": "segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+    "classification": "classification/fcvit_tiny_shapes.py",
+}
+
+
+@pytest.fixture
+def load(example_data, monkeypatch):
+    monkeypatch.chdir(example_data)
+
+    def config(task: str) -> Config:
+        return runtime.load_config(str(ROOT / "configs" / CONFIGS[task]))
+
+    return config
+
+
+def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
+    looks = browse.run(load("detection"), "val", 3, tmp_path)
+    content = json.loads((example_data / "data/shapes/annotations/instances_val.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for found, image in zip(looks, content["images"], strict=False):
+        assert found.path.endswith(image["file_name"]) and found.size == (64, 64)
+        expected: dict[str, int] = {}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                name = names[annotation["category_id"]]
+                expected[name] = expected.get(name, 0) + 1
+        assert found.contents == {
+            name: expected[name] for name in shapes.CLASSES if name in expected
+        }
+        file = cv2.imread(found.path)
+        # boxes and masks are drawn over the picture
+        assert found.drawn.shape == (512, 512, 3)
+        assert np.abs(found.drawn - cv2.resize(file, (512, 512)).astype(float)).mean() > 3
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "00000_00000.png", "00001_00001.png", "00002_00002.png", "grid.png"
+    }  # fmt: skip
+    # two items a row, each beside its file
+    assert cv2.imread(str(tmp_path / "grid.png")).shape == (512, 1036, 3)
+
+
+def test_pixels_are_those_of_the_label_map(load, example_data, tmp_path):
+    (found,) = browse.run(load("segmentation"), "val", 1, tmp_path)
+    labels = cv2.imread(found.path.replace("images", "label_maps"), cv2.IMREAD_UNCHANGED)
+    expected = {n: int((labels == i).sum()) for i, n in enumerate(shapes.SEMANTIC_CLASSES)}
+    assert found.contents == {name: n for name, n in expected.items() if n}
+
+
+def test_classes_of_folders(load, tmp_path):
+    for found in browse.run(load("classification"), "val", 4, tmp_path):
+        assert list(found.contents) == [found.path.split("/")[-2]]
+
+
+def test_same_seed_same_pictures(load, tmp_path):
+    """The training pipeline crops and flips."""
+    looks = {
+        name: browse.run(load("segmentation"), "train", 6, tmp_path / name, seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    }
+    same = [np.array_equal(a.drawn, b.drawn) for a, b in zip(looks["a"], looks["b"], strict=True)]
+    other = [np.array_equal(a.drawn, c.drawn) for a, c in zip(looks["a"], looks["c"], strict=True)]
+    assert all(same) and not all(other)
+
+
+def test_a_picture_that_the_pipeline_has_normalised_is_visible():
+    inputs = torch.tensor([[[-2.0, 0.0]], [[0.0, 1.0]], [[2.0, 2.0]]])
+    assert draw.visible(inputs).tolist() == [[[0, 128, 255], [128, 191, 255]]]
+    assert draw.visible(torch.full((3, 1, 1), 7, dtype=torch.uint8)).tolist() == [[[7, 7, 7]]]
+
+
+def test_the_whole_picture_fits_amid_grey():
+    cell = browse.fit(np.zeros((10, 40, 3), np.uint8), 80)
+    assert cell.shape == (80, 80, 3)
+    assert (cell[30:50] == 0).all() and (cell[:30] == 238).all() and (cell[50:] == 238).all()
+
+
+@pytest.mark.official
+def test_the_tool(tool, tmp_path):
+    config = ROOT / "configs" / CONFIGS["detection"]
+    result = tool("browse_data.py", config, "--number", 2, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "64x64" in result.stdout and (tmp_path / "out/grid.png").is_file()
+    # wrong input
+    options = ["--cfg-options", "train_dataloader.dataset.data_root=nowhere"]
+    assert_sentence(tool("browse_data.py", config, *options), "nowhere", "does not exist")
+    (tmp_path / "file").write_text("")
+    result = tool("browse_data.py", config, "--out", tmp_path / "file")
+    assert_sentence(result, f"--out {tmp_path / 'file'} can't be written")
+
+
+def test_a_picture_that_is_none(load, example_data, tmp_path):
+    cfg = load("detection")
+    broken = tmp_path / "data"
+    import shutil
+
+    shutil.copytree(example_data / "data/shapes", broken)
+    for path in (broken / "images/train").iterdir():
+        path.write_text("no picture")
+    for _, node in dicts(cfg._cfg_dict):
+        if node.get("data_root"):
+            node["data_root"] = str(broken)
+    with pytest.raises(runtime.ConfigError, match="the pipeline fails on item 0"):
+        browse.run(cfg, "train", 1, tmp_path / "out")

@@ -1,0 +1,184 @@
+"""Confusion matrices against plain loops, and against what OpenMMLab's evaluators print."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_infer import weights  # noqa: F401
+from test_inferencers import CONFIGS
+from test_tools import TEST, assert_sentence
+
+from fcvit_mm import confusion, runtime, shapes
+
+RANDOM = np.random.default_rng(0)
+
+
+def plain_iou(a: np.ndarray, b: np.ndarray) -> float:
+    shared = (min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1]))
+    inner = max(shared[0], 0) * max(shared[1], 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return inner / (sum(areas) - inner)
+
+
+def plain_matrix(n, found, truth, threshold: float) -> np.ndarray:
+    """found: (label, score, box) of detections; truth: (label, box) of objects."""
+    matrix = np.zeros((n + 1, n + 1), int)
+    taken = set()
+    for label, _, box in sorted(found, key=lambda detection: -detection[1]):
+        candidates = [
+            (plain_iou(box, other), i) for i, (_, other) in enumerate(truth) if i not in taken
+        ]
+        iou, i = max(candidates, key=lambda pair: pair[0], default=(0, -1))
+        if i >= 0 and iou >= threshold:
+            taken.add(i)
+            matrix[truth[i][0], label] += 1
+        else:
+            matrix[n, label] += 1
+    for i, (label, _) in enumerate(truth):
+        if i not in taken:
+            matrix[label, n] += 1
+    return matrix
+
+
+def random_boxes(n: int) -> np.ndarray:
+    corners = RANDOM.uniform(0, 30, (n, 2))
+    return np.concatenate([corners, corners + RANDOM.uniform(8, 30, (n, 2))], 1)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5])
+def test_detections_against_plain_loops(tmp_path, threshold):
+    metric = confusion.ConfusionMatrix(str(tmp_path / "m"), 0.25, threshold)
+    metric.dataset_meta = {"classes": ("a", "b", "c")}
+    expected = np.zeros((4, 4), int)
+    for objects, detections in ((5, 9), (0, 4), (3, 0), (6, 12), (8, 30)):
+        truth = list(zip(RANDOM.integers(0, 3, objects), random_boxes(objects), strict=True))
+        boxes = random_boxes(detections)
+        labels, scores = RANDOM.integers(0, 3, detections), RANDOM.uniform(0, 1, detections)
+        found = list(zip(labels, scores, boxes, strict=True))
+        expected += plain_matrix(3, [d for d in found if d[1] >= 0.25], truth, threshold)
+        metric.process(None, [sample(labels, scores, boxes, truth)])
+    metric.compute_metrics(metric.results)
+    content = json.loads((tmp_path / "m.json").read_text())
+    assert content["classes"] == ["a", "b", "c", "background"]
+    assert content["matrix"] == expected.tolist()
+    assert expected[:3, :3].sum() > expected[:3, :3].trace() > 0
+
+
+def sample(labels, scores, boxes, truth, ignored=()) -> dict:
+    def part(boxes, labels) -> dict:
+        return {
+            "bboxes": torch.tensor(np.array(boxes).reshape(-1, 4)),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+        }
+
+    return {
+        "pred_instances": {**part(boxes, labels), "scores": torch.tensor(scores)},
+        "gt_instances": part([box for _, box in truth], [int(label) for label, _ in truth]),
+        "ignored_instances": part(list(ignored), [0] * len(ignored)),
+    }
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_detections_in_a_crowd_are_no_false_alarms(tmp_path, masks):
+    metric = confusion.ConfusionMatrix(str(tmp_path / "m"), masks=masks)
+    metric.dataset_meta = {"classes": ("a",)}
+    boxes = [[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]]
+    crowd = [[18.0, 18, 40, 40]]
+    one = sample([0, 0, 0], [0.9, 0.8, 0.7], boxes, [(0, boxes[0])], crowd)
+    if masks:
+        for key in ("pred_instances", "gt_instances", "ignored_instances"):
+            found = torch.zeros(len(one[key]["bboxes"]), 60, 60, dtype=torch.bool)
+            for mask, box in zip(found, one[key]["bboxes"].int().tolist(), strict=True):
+                mask[box[1] : box[3], box[0] : box[2]] = True
+            one[key] = {"masks": found, **{k: v for k, v in one[key].items() if k != "bboxes"}}
+    metric.process(None, [one])
+    assert metric.results[0].tolist() == [[1, 0], [1, 0]]
+
+
+def test_overlaps_of_masks():
+    a, b = torch.zeros(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
+    a[0, :, :2] = True
+    b[0, :2] = True
+    assert confusion.overlaps(a, b).item() == pytest.approx(4 / 12)
+    assert confusion.overlaps(a, b, of_first=True).item() == pytest.approx(4 / 8)
+    assert confusion.overlaps(a, b[:0]).shape == (1, 0)
+
+
+def test_pixels_against_plain_loops():
+    labels, truth = RANDOM.integers(0, 3, (2, 7, 9))
+    truth[RANDOM.random(truth.shape) < 0.3] = 255
+    expected = np.zeros((3, 3), int)
+    for i, j in np.ndindex(truth.shape):
+        if truth[i, j] != 255:
+            expected[truth[i, j], labels[i, j]] += 1
+    matrix = np.zeros((3, 3), np.int64)
+    confusion.count_pixels(matrix, labels, truth)
+    assert np.array_equal(matrix, expected)
+
+
+def test_figures_by_class():
+    rows = confusion.figures(np.array([[6, 2, 0], [1, 0, 3], [0, 0, 0]]), ["a", "b", "c"])
+    assert rows[0] == {"class": "a", "precision": 6 / 7, "recall": 6 / 8, "iou": 6 / 9}
+    assert rows[1] == {"class": "b", "precision": 0, "recall": 0, "iou": 0}
+    assert rows[2] == {"class": "c", "precision": 0, "recall": None, "iou": 0}
+
+
+@pytest.mark.parametrize("n", [4, 80, 150])
+def test_plots_of_few_and_many_classes(tmp_path, n):
+    matrix = RANDOM.integers(0, 50, (n, n)) + np.eye(n, dtype=int) * 5000
+    content = {"classes": [f"class {i}" for i in range(n)], "matrix": matrix.tolist()}
+    confusion.write(content, tmp_path / "m")
+    picture = cv2.imread(str(tmp_path / "m.png"))
+    assert 400 < picture.shape[0] < 3200 and picture.std() > 10
+    figure = confusion.draw(matrix, content["classes"])
+    # counts are written where they fit
+    assert len(figure.axes[0].texts) == (16 if n == 4 else 0)
+    confusion.pyplot.close(figure)
+
+
+@pytest.mark.official
+def test_segmentation_agrees_with_miou(tool, weights, tmp_path):  # noqa: F811
+    result = tool(
+        "confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--out", tmp_path / "m",
+        "--cfg-options", *TEST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    content = json.loads((tmp_path / "m.json").read_text())
+    matrix = np.array(content["matrix"])
+    assert content["classes"] == list(shapes.SEMANTIC_CLASSES)
+    # every pixel of the four pictures of 64x64
+    assert matrix.sum() == 4 * 64 * 64
+    ious = [row["iou"] for row in content["by_class"]]
+    (miou,) = re.findall(r"Iter\(test\).* mIoU: (\d+\.\d+)", result.stdout)
+    assert np.mean(ious) * 100 == pytest.approx(float(miou), abs=0.006)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("masks", [[], ["--masks"]])
+def test_detection_counts_every_object(tool, weights, example_data, tmp_path, masks):  # noqa: F811
+    result = tool(
+        "confusion_matrix.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path / "m", *masks,
+        "--score-threshold", 0, "--iou-threshold", 0.1, "--cfg-options", *TEST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    matrix = np.array(json.loads((tmp_path / "m.json").read_text())["matrix"])
+    content = json.loads((example_data / "data/shapes/annotations/instances_val.json").read_text())
+    counts = np.bincount([a["category_id"] - 1 for a in content["annotations"]], minlength=4)
+    assert matrix[:4].sum(1).tolist() == counts.tolist()
+    assert (tmp_path / "m.png").is_file()
+
+
+def test_wrong_input_is_one_sentence(tool, weights, tmp_path):  # noqa: F811
+    result = tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--masks")
+    assert_sentence(result, "--masks", "not of a model with masks")
+    cfg = runtime.load_config(str(CONFIGS["mmpretrain"]))
+    with pytest.raises(runtime.ConfigError, match="is a classifier"):
+        confusion.run(cfg, weights["mmpretrain"], tmp_path / "m")
+    assert_sentence(
+        tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmdet"], "--out", tmp_path / "m"),
+        "does not fit the model",
+    )

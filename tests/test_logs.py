@@ -1,0 +1,116 @@
+"""Logs of trainings: joined over resumptions, damaged ones, figures and plots."""
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from test_tools import CONFIGS, SHORT, assert_sentence
+
+from fcvit_mm import logs
+from fcvit_mm.runtime import ConfigError
+
+
+def write_log(folder: Path, date: str, lines: list) -> Path:
+    path = folder / date / logs.LOG
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(x if isinstance(x, str) else json.dumps(x) + "\n" for x in lines))
+    return path
+
+
+def training(step: int, loss: float, **more: float) -> dict:
+    return {"lr": 0.1 / step, "loss": loss, "time": 0.5 + step / 1000, "step": step, **more}
+
+
+def test_a_resumed_run_is_joined(tmp_path):
+    """Resumed after iteration 20: what was done twice counts as the second time."""
+    write_log(tmp_path, "1", [
+        training(10, 4.0), training(20, 3.0), {"mIoU": 40.0, "step": 20},
+        training(30, 9.0), {"mIoU": 99.0, "step": 30}, training(40, 9.0),
+    ])  # fmt: skip
+    write_log(tmp_path, "2", [training(30, 2.0), {"mIoU": 50.0, "step": 30}])
+    run = logs.read_run(tmp_path)
+    assert run.series("loss") == [(10, 4.0), (20, 3.0), (30, 2.0)]
+    assert run.series("mIoU") == [(20, 40.0), (30, 50.0)]
+    found = logs.summary(run, ["loss", "mIoU"])
+    assert found["iterations"] == 30 and "epochs" not in found
+    assert found["seconds_per_iteration"] == pytest.approx(0.52)
+    assert found["keys"] == {
+        "loss": {"last": 2.0}, "mIoU": {"last": 50.0, "best": 50.0, "best_iteration": 30}
+    }  # fmt: skip
+
+
+def test_the_best_is_not_the_last(tmp_path):
+    write_log(tmp_path, "1", [{"mAP": value, "step": step} for step, value in
+                              ((1, 0.2), (2, 0.7), (3, 0.7), (4, 0.5))])  # fmt: skip
+    found = logs.summary(logs.read_run(tmp_path), ["mAP"])["keys"]["mAP"]
+    assert found == {"last": 0.5, "best": 0.7, "best_iteration": 2}
+
+
+def test_epochs_become_iterations(tmp_path):
+    """Where a training counts epochs, the steps of its evaluations are epochs."""
+    write_log(tmp_path, "1", [
+        training(50, 3.0, epoch=1), training(100, 2.0, epoch=1), {"coco/bbox_mAP": 0.1, "step": 1},
+        training(150, 1.5, epoch=2, memory=900), training(200, 1.0, epoch=2, memory=1000),
+        {"coco/bbox_mAP": 0.2, "step": 2},
+    ])  # fmt: skip
+    run = logs.read_run(tmp_path)
+    assert run.series("coco/bbox_mAP") == [(100, 0.1), (200, 0.2)]
+    found = logs.summary(run, [])
+    assert (found["epochs"], found["memory_mb"]) == (2, 1000)
+
+
+def test_damaged_lines_and_what_is_not_finite(tmp_path):
+    path = write_log(tmp_path, "1", [
+        training(10, float("nan")), "[1, 2]\n", training(20, 3.0), '{"lr": 0.1, "loss": 2.0, "st'
+    ])  # fmt: skip
+    run = logs.read_run(tmp_path)
+    assert run.problems == [
+        f"{path}, line {number}: not a whole record, left out" for number in (2, 4)
+    ]
+    found = logs.summary(run, ["loss"])
+    assert found["not_finite"] == 1 and found["keys"]["loss"] == {"last": 3.0}
+
+
+def test_keys(tmp_path):
+    evaluation = {"coco/bbox_mAP": 0.1, "coco/bbox_mAP_50": 0.2, "step": 1}
+    write_log(tmp_path, "1", [training(1, 1.0, loss_mask=0.5, grad_norm=3.0), evaluation])
+    run = logs.read_run(tmp_path)
+    assert logs.choose([run], None) == ["loss", "loss_mask", "lr", "coco/bbox_mAP"]
+    assert logs.choose([run], ["grad_norm"]) == ["grad_norm"]
+    with pytest.raises(ConfigError, match="no run has loss_maks; the nearest name is loss_mask"):
+        logs.choose([run], ["loss_maks"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"), [(None, "no such work directory"), ([], "the log has no records")]
+)
+def test_no_log(tmp_path, lines, words):
+    if lines is not None:
+        write_log(tmp_path / "run", "1", lines)
+    with pytest.raises(ConfigError, match=words):
+        logs.read_run(tmp_path / "run")
+
+
+@pytest.mark.official
+def test_the_tool_on_a_training(tool, tmp_path):
+    result = tool(
+        "train.py", CONFIGS["semantic_fpn"], "--work-dir", tmp_path / "run", "--cfg-options", *SHORT
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    write_log(tmp_path / "other", "1", [training(1, 2.0), {"mIoU": 7.0, "step": 1}, "{"])
+    out, figures = tmp_path / "plot.png", tmp_path / "figures.json"
+    result = tool(
+        "analyze_logs.py", tmp_path / "run", tmp_path / "other", "--out", out, "--json", figures
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "line 3: not a whole record" in result.stderr
+    found = json.loads(figures.read_text())
+    run = found[str(tmp_path / "run")]
+    assert run["iterations"] == 4 and run["seconds_per_iteration"] > 0
+    assert 0 <= run["keys"]["mIoU"]["last"] <= run["keys"]["mIoU"]["best"] <= 100
+    assert found[str(tmp_path / "other")]["keys"]["mIoU"]["best"] == 7.0
+    assert "mIoU" in result.stdout and "7 (best 7 at 1)" in result.stdout
+    picture = cv2.imread(str(out))
+    assert picture.shape[1] > 3 * picture.shape[0] * 0.9 and picture.std() > 10
+    assert_sentence(tool("analyze_logs.py", tmp_path / "nowhere"), "no such work directory")
