@@ -1,0 +1,38 @@
+"""A model outside of Python: python tools/export.py CONFIG CHECKPOINT OUT.onnx."""
+
+import argparse
+
+import torch
+
+from fcvit_mm import export, runtime
+from fcvit_mm.predict import Predictor
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Export a model to ONNX or torch.export.")
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument(
+        "out", type=runtime.ending(".onnx", ".pt2"), help="file.onnx, or file.pt2 for torch.export"
+    )
+    parser.add_argument(
+        "--part",
+        choices=("whole", "features"),
+        default="whole",
+        help="features: backbone and neck alone",
+    )
+    runtime.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    export.kind_of(cfg, args.part)
+    predictor = Predictor(cfg, args.checkpoint, torch.device("cpu"))
+    worst = export.run(predictor, args.out, args.part)
+    print(f"{args.out}: largest difference from PyTorch {worst:.1e} of the largest value")
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)

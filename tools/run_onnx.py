@@ -1,0 +1,100 @@
+"""Run an exported model on a picture and draw what it finds, without PyTorch and OpenMMLab.
+
+    python tools/run_onnx.py MODEL.onnx PICTURE OUT.png
+
+needs numpy, opencv-python and onnxruntime alone; take it as a start for programs of your own.
+"""
+
+import argparse
+import json
+import sys
+from typing import NoReturn
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
+    """What the test pipeline did before the network: (H, W, 3) -> (h, w, 3)."""
+    for step in steps:
+        height, width = image.shape[:2]
+        if "multiple" in step:
+            size = [-(-n // step["multiple"]) * step["multiple"] for n in (width, height)]
+        elif "factor" in step:
+            size = [int(n * step["factor"]) for n in (width, height)]
+        elif step["keep_ratio"]:
+            long, short = max(step["scale"]), min(step["scale"])
+            factor = min(long / max(height, width), short / min(height, width))
+            size = [int(n * factor + 0.5) for n in (width, height)]
+        else:
+            size = step["scale"]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask over its box (h, w), 0 to 1 -> over the picture (height, width), bool."""
+    left, top, right, bottom = box
+    x = (np.arange(width) + 0.5 - left) / max(right - left, 1e-6) * mask.shape[1] - 0.5
+    y = (np.arange(height) + 0.5 - top) / max(bottom - top, 1e-6) * mask.shape[0] - 0.5
+    maps = np.broadcast_arrays(x[None], y[:, None])
+    x, y = (np.ascontiguousarray(values, np.float32) for values in maps)
+    return cv2.remap(mask, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) >= 0.5
+
+
+def shade(image: np.ndarray, where: np.ndarray, colour: list[int]) -> None:
+    """Lay half a colour, RGB, over a part of a picture, BGR, in place."""
+    image[where] = image[where] // 2 + np.array(colour[::-1], np.uint8) // 2
+
+
+def fail(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help="of tools/export.py")
+    parser.add_argument("picture")
+    parser.add_argument("out", help="the picture with what was found")
+    parser.add_argument("--score-threshold", type=float, default=0.5)
+    args = parser.parse_args()
+
+    image = cv2.imread(args.picture)
+    if image is None:
+        fail(f"{args.picture} is not a picture that OpenCV can read")
+    try:
+        session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+        about = json.loads(session.get_modelmeta().custom_metadata_map["fcvit_mm.json"])
+    except Exception as error:  # ONNX Runtime has no common class of errors
+        fail(f"{args.model} is not a model of tools/export.py: {error}")
+    resized = resize(image, about["resize"])
+    pictures = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+    outputs = session.run(None, {"pictures": np.ascontiguousarray(pictures)})
+
+    height, width = image.shape[:2]
+    if about["kind"] == "segmentor":
+        logits = outputs[0][0].transpose(1, 2, 0)
+        labels = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR).argmax(2)
+        for label in np.unique(labels):
+            shade(image, labels == label, about["palette"][label])
+            print(f"{about['classes'][label]}: {(labels == label).mean():.1%} of the picture")
+    elif about["kind"] == "mask_rcnn":
+        scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2)
+        for box, score, label, mask in reversed(list(zip(*outputs, strict=True))):
+            if score < args.score_threshold:
+                continue
+            box, colour = box * scale, about["palette"][label]
+            shade(image, paste(mask, box, height, width), colour)
+            left, top, right, bottom = (int(n) for n in box)
+            cv2.rectangle(image, (left, top), (right, bottom), colour[::-1], 1)
+            print(f"{about['classes'][label]} {score:.3f} at {left}, {top}, {right}, {bottom}")
+    else:
+        fail(f"{args.model} gives features, of shapes {[o.shape for o in outputs]}")
+    if not cv2.imwrite(args.out, image):
+        fail(f"{args.out} can't be written")
+
+
+if __name__ == "__main__":
+    main()
