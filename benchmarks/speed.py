@@ -8,12 +8,9 @@ in Markdown, times in milliseconds.
 import argparse
 import copy
 import os
-import platform
 import runpy
-import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,32 +20,13 @@ from torch import nn
 
 import fcvit_mm
 from fcvit_mm import FCViT, runtime
+from fcvit_mm.benchmark import PEERS, Call, medians, processor
 
 ROOT = Path(__file__).parents[1]
 PLAIN = runpy.run_path(str(ROOT / "tests/plain.py"))
 PlainFCViT, saved_bytes = PLAIN["PlainFCViT"], PLAIN["saved_bytes"]
 ARCH = "s12"
-PEERS = {
-    "ResNet-50": dict(type="mmpretrain.ResNet", depth=50),
-    "ConvNeXt-T": dict(type="mmpretrain.ConvNeXt", arch="tiny", out_indices=(0, 1, 2, 3)),
-    "PoolFormer-S24": dict(type="mmpretrain.PoolFormer", arch="s24", out_indices=(0, 2, 4, 6)),
-    "Swin-T": dict(type="mmpretrain.SwinTransformer", arch="tiny", out_indices=(0, 1, 2, 3)),
-}
 Row = tuple[str, str, str, str]  # what, against what, ratio, medians
-Call = Callable[[], object]
-
-
-def medians(calls: dict[str, Call], repeats: int) -> dict[str, float]:
-    """Milliseconds of each call, which take turns; each is called once before."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            since = time.perf_counter()
-            call()
-            times[name].append(1000 * (time.perf_counter() - since))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def compare(what: str, calls: dict[str, Call], repeats: int) -> Iterator[Row]:
@@ -167,13 +145,6 @@ MEASURES = {
     "peers": peers,
     "mask_rcnn": mask_rcnn,
 }
-
-
-def processor() -> str:
-    """The processor's name, as the system gives it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

@@ -10,17 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import BaseDataElement
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from fcvit_mm.runtime import DRIVE, RELEASED_WEIGHTS, adapt
+from fcvit_mm.cost import SIZES, build, multiply_adds
+from fcvit_mm.runtime import DRIVE, RELEASED_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 ARXIV = "https://arxiv.org/abs/"
@@ -86,14 +80,14 @@ METHODS = {
     ),
 }
 
-# Data sets by the end of a config's name, with the height and width at which FLOPs are counted.
+# Data sets by the end of a config's name, as SIZES has the height and width to count FLOPs at.
 DATA = {
-    "ade20k": ("ADE20K", (512, 512)),
-    "cityscapes": ("Cityscapes", (512, 1024)),
-    "coco": ("COCO", (800, 1280)),
-    "coins": ("fcvit_mm.coins", (128, 128)),
-    "in1k": ("ImageNet-1k", (224, 224)),
-    "shapes": ("fcvit_mm.shapes", (128, 128)),
+    "ade20k": "ADE20K",
+    "cityscapes": "Cityscapes",
+    "coco": "COCO",
+    "coins": "fcvit_mm.coins",
+    "in1k": "ImageNet-1k",
+    "shapes": "fcvit_mm.shapes",
 }
 
 
@@ -142,62 +136,6 @@ PUBLISHED = {
 }
 
 
-# ------------------------------------------------------------------------------- counting
-
-
-class _NoArithmetic(TorchDispatchMode):
-    """Zeros instead of what convolutions and matrix products compute, which is their shape's."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
-            return func(*args, **kwargs)
-        args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), (args, kwargs))
-        return tree_map_only(
-            torch.Tensor, lambda x: torch.zeros_like(x, device="cpu"), func(*args, **kwargs)
-        )
-
-
-def build(cfg: Config) -> nn.Module:
-    """The model of a config on this machine, for evaluation, without pretrained weights."""
-    cfg = cfg.copy()
-    adapt(cfg)
-    cfg.model.backbone.init_cfg = None
-    test_cfg = cfg.model.get("test_cfg") or {}
-    if "rpn" in test_cfg:
-        # as many proposals and detections as are wanted at most: none is suppressed
-        test_cfg.rpn.nms.iou_threshold = test_cfg.rcnn.nms.iou_threshold = 1.0
-        test_cfg.rcnn.score_thr = 0.0
-    init_default_scope(cfg.default_scope)
-    return MODELS.build(cfg.model).eval()
-
-
-def multiply_adds(model: nn.Module, scope: str, size: tuple[int, int]) -> int:
-    """The multiply-adds of convolutions and matrix products on a picture of (height, width).
-
-    They are what OpenMMLab's metafiles call FLOPs.
-    """
-    inputs = torch.zeros(1, 3, *size)
-    info = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
-    info["scale_factor"] = (1.0, 1.0)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # one operator, which the counter does not know
-    torch.backends.mha.set_fastpath_enabled(False)
-    forward: Callable[[], Any] = {
-        "mmdet": lambda: model(inputs, [BaseDataElement(metainfo=info)], mode="predict"),
-        "mmseg": lambda: model.encode_decode(inputs, [info]),
-        "mmpretrain": lambda: model(inputs),
-    }[scope]
-    try:
-        with torch.no_grad(), _NoArithmetic(), FlopCounterMode(display=False) as counter:
-            forward()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return counter.get_total_flops() // 2
-
-
 # ------------------------------------------------------------------------------- writing
 
 
@@ -223,7 +161,7 @@ def entry(config: Path, flops: int | None = None) -> dict:
     """A config's entry in its metafile; FLOPs are counted if they are not given."""
     cfg = Config.fromfile(config)
     key, arch, data = parse(config)
-    method, (dataset, size) = METHODS[key], DATA[data]
+    method, dataset, size = METHODS[key], DATA[data], SIZES[data]
     model = build(cfg)
     if flops is None:
         flops = multiply_adds(model, cfg.default_scope, size)

@@ -1,0 +1,231 @@
+"""Benchmarks with a clock of our own, and tools/benchmark.py as a subprocess. Nothing is timed."""
+
+import inspect
+import json
+import statistics
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from test_inferencers import CONFIGS
+from test_tools import assert_sentence
+from torch import Tensor, nn
+
+from fcvit_mm import FCViT, benchmark
+from fcvit_mm.benchmark import PREDICTION, TRAINING, Subject
+from fcvit_mm.runtime import ConfigError
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """Seconds that pass only as long as somebody works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# -------------------------------------------------------------------------------------- timing
+
+
+def test_calls_take_turns_and_each_round_begins_with_another():
+    clock, order = Clock(), []
+
+    def worker(name, seconds):
+        def work():
+            order.append(name)
+            # slower every time
+            clock.now += seconds * order.count(name)
+
+        return work
+
+    calls = {name: worker(name, seconds) for name, seconds in (("a", 1), ("b", 2), ("c", 4))}
+    times = benchmark.interleave(calls, 4, clock)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
+    # the first call of each, before the rounds, does not count
+    assert times == {
+        name: [1000 * seconds * count for count in (2, 3, 4, 5)]
+        for name, seconds in (("a", 1), ("b", 2), ("c", 4))
+    }
+
+
+def test_a_call_lasts_until_the_device_has_finished():
+    clock, asked = Clock(), []
+
+    def finish():
+        clock.now += len(asked)
+        asked.clear()
+
+    calls = {"a": lambda: asked.append(0), "b": lambda: asked.extend([0, 0])}
+    assert benchmark.interleave(calls, 2, clock, finish) == {"a": [1000] * 2, "b": [2000] * 2}
+
+
+@pytest.mark.parametrize("values", [[3.0], [4.0, 1.0], [5.0, 1.0, 2.0, 9.0, 7.0, 3.0, 100.0]])
+def test_spread(values):
+    found = benchmark.spread(values)
+    assert found.median == statistics.median(values)
+    quartiles = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
+    assert (found.lower, found.upper) == (quartiles[0], quartiles[2])
+
+
+def test_at_least_seven_rounds_are_the_default():
+    assert inspect.signature(benchmark.run).parameters["repeats"].default >= 7
+
+
+# -------------------------------------------------------------------------------------- models
+
+
+class Worker(nn.Module):
+    """Takes some seconds for a forward pass; remembers in which mode it was called."""
+
+    def __init__(self, clock: Clock, seconds: list[float]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+        self.clock, self.seconds, self.modes = clock, iter(seconds), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock.now += next(self.seconds)
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return self.conv(x)
+
+
+def test_results_are_medians_ratios_and_throughput():
+    clock, inputs = Clock(), torch.rand(4, 3, 2, 6)
+    # before the three rounds: a first run, one for memory, one before the clock
+    rounds = {"a": [10, 20, 60], "b": [30, 10, 20], "c": [5, 7, 5]}
+    workers = {name: Worker(clock, [99, 99, 99, *seconds] * 2) for name, seconds in rounds.items()}
+    models = [Subject(name, worker, inputs, []) for name, worker in workers.items()]
+    results = benchmark.measure(models, training=True, repeats=3, clock=clock)
+    assert [(r.activity, r.name) for r in results] == [
+        (activity, name) for activity in (PREDICTION, TRAINING) for name in rounds
+    ]
+    for result in results:
+        assert result.milliseconds == pytest.approx([1000 * s for s in rounds[result.name]])
+    medians = [20, 20, 5] * 2
+    assert [r.time.median for r in results] == pytest.approx([1000 * m for m in medians])
+    assert [r.ratio for r in results] == pytest.approx([m / 20 for m in medians])
+    assert [r.pictures_per_second for r in results] == pytest.approx([4 / m for m in medians])
+    for worker in workers.values():
+        assert worker.modes == [(False, False)] * 6 + [(True, True)] * 6
+        assert worker.conv.weight.grad is None
+
+
+def test_peak_memory_by_hand():
+    """12 positions, of 5 channels, in float32; a gradient is as large as its tensor."""
+    subject = Subject("a", Worker(Clock(), [0.0] * 9), torch.rand(1, 3, 2, 6), [])
+    output, weights = 4 * 12 * 5, 4 * (3 * 5 + 5)
+    assert benchmark.peak_memory(subject, subject.predict) == output
+    found = benchmark.peak_memory(subject, subject.train)
+    # the gradient of the output, those of weights, and a few single numbers
+    assert output + weights <= found <= 2 * output + weights + 64
+
+
+@pytest.mark.official
+def test_peers_have_maps_at_strides_4_to_32():
+    models = benchmark.subjects([str(CONFIGS["mmseg"])], True, True, (64, 64), 1, CPU)
+    assert [subject.name for subject in models] == [CONFIGS["mmseg"].stem, *benchmark.PEERS]
+    assert isinstance(models[0].model, FCViT)
+    for subject in models[1:]:
+        assert not subject.model.training
+        sizes = [tuple(out.shape[2:]) for out in subject.predict()]
+        assert sizes == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    # as their authors count them, without a classifier
+    millions = {"ResNet-50": 23.5, "ConvNeXt-T": 27.8, "PoolFormer-S24": 20.9, "Swin-T": 27.5}
+    for subject in models[1:]:
+        count = sum(p.numel() for p in subject.model.parameters()) / 1e6
+        assert count == pytest.approx(millions[subject.name], abs=0.1)
+
+
+# ------------------------------------------------------------------------------------ the tool
+
+
+@pytest.mark.official
+def test_the_tool_prints_what_it_writes(tool, tmp_path):
+    configs = CONFIGS["mmdet"], CONFIGS["mmseg"]
+    result = tool(
+        "benchmark.py", *configs, "--train", "--size", 64, 96, "--batch", 2, "--repeats", 3,
+        "--threads", 2, "--json", tmp_path / "a/b.json", "--plot", tmp_path / "b.png",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads((tmp_path / "a/b.json").read_text())
+    assert content["inputs"] == "2x3x64x96" and content["models"] == "models"
+    assert content["conditions"]["threads"] == 2 and content["conditions"]["dtype"] == "float32"
+    assert content["conditions"]["torch"] == torch.__version__
+    results = content["results"]
+    assert [(r["activity"], r["name"]) for r in results] == [
+        (activity, path.stem) for activity in (PREDICTION, TRAINING) for path in configs
+    ]
+    for first, row in zip([results[0]] * 2 + [results[2]] * 2, results, strict=True):
+        median = row["time"]["median"]
+        assert len(row["milliseconds"]) == 3 and median == statistics.median(row["milliseconds"])
+        assert row["ratio"] == pytest.approx(median / first["time"]["median"])
+        assert row["pictures_per_second"] == pytest.approx(2000 / median)
+        start = [*row["activity"].split(), row["name"]]
+        (line,) = [
+            line for line in result.stdout.splitlines() if line.split()[: len(start)] == start
+        ]
+        cells = line.split(row["name"])[1].split()
+        assert cells[0] == f"{median:.1f}" and cells[-1] == f"{row['peak_bytes'] / 1e6:.1f}"
+    # Mask R-CNN's heads, and what a backward pass needs
+    peaks = [row["peak_bytes"] for row in results]
+    assert peaks[0] > peaks[1] and peaks[2] > peaks[0] and peaks[3] > 2 * peaks[1]
+    for word in ("machine: ", "threads: 2", f"torch: {torch.__version__}", "dtype: float32"):
+        assert word in result.stdout
+    picture = cv2.imread(str(tmp_path / "b.png"))
+    assert picture.std() > 10 and picture.shape[1] == 1000
+
+
+def test_what_does_not_run_is_one_sentence_and_status_2(tool, tmp_path):
+    """A pyramid's 1x1 map has one position, of one picture: too few for BatchNorm."""
+    config = ROOT / "configs/segmentation/upernet_fcvit_tiny_shapes.py"
+    options = ["--train", "--size", 32, 32, "--repeats", 1, "--json", tmp_path / "a.json"]
+    result = tool("benchmark.py", config, *options)
+    assert_sentence(result, "training step of upernet", "try a larger --size or --batch")
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_no_config_prints_the_usage(tool):
+    result = tool("benchmark.py")
+    assert result.returncode == 2 and "usage: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"configs": [str(CONFIGS["mmseg"]), "absent.py"]}, "absent.py: there is no such config"),
+        ({"json_file": "a.txt"}, "--json a.txt must end in .json"),
+        ({"plot_file": "a.jpeg"}, "--plot a.jpeg must end in .png or .pdf or .svg"),
+        ({"configs": [str(CONFIGS["mmseg"])] * 2}, "two models are named semantic_fpn"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(monkeypatch, options, words):
+    monkeypatch.setattr(benchmark, "measure", None)
+    with pytest.raises(ConfigError, match=words):
+        benchmark.run(**{"configs": [str(CONFIGS["mmseg"])], **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "alone"), [({}, False), ({"backbones": True}, True), ({"peers": True}, True)]
+)
+def test_peers_are_measured_beside_backbones(monkeypatch, options, alone):
+    def subjects(configs, backbones, peers, *_):
+        raise ConfigError(f"{backbones} {peers}")
+
+    monkeypatch.setattr(benchmark, "subjects", subjects)
+    with pytest.raises(ConfigError, match=f"^{alone} {'peers' in options}$"):
+        benchmark.run([str(CONFIGS["mmseg"])], **options)
+
+
+def test_a_model_without_a_backbone_is_refused(tmp_path):
+    cfg = Config.fromfile(CONFIGS["mmseg"])
+    cfg.model = dict(type="mmpretrain.ResNet", depth=18)
+    cfg.dump(tmp_path / "mine.py")
+    with pytest.raises(ConfigError, match="the model has no backbone; leave out --backbone"):
+        benchmark.run([str(tmp_path / "mine.py")], backbones=True)

@@ -1,0 +1,469 @@
+"""What a model costs, against counts by hand, and tools/model_info.py as a subprocess."""
+
+import json
+from collections import Counter
+
+import cv2
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from mmengine.config import Config
+from plain import PlainFCViT, saved_bytes
+from test_inferencers import CONFIGS
+from test_tools import assert_sentence
+from torch import nn
+
+from fcvit_mm import FCViT, cost, strips
+from fcvit_mm.layers import NUM_HEADS, GlobalContext
+from fcvit_mm.runtime import ConfigError, load_config
+
+SIZE = (64, 96)
+CPU = torch.device("cpu")
+
+
+def built(scope: str) -> nn.Module:
+    return cost.build(load_config(str(CONFIGS[scope])))
+
+
+# ------------------------------------------------------------------------------ multiply-adds
+
+
+def by_hand(model: nn.Module, scope: str, size: tuple[int, int]) -> Counter:
+    """Multiply-adds by module, from the shapes that layers see in an ordinary prediction."""
+    found: Counter = Counter()
+
+    def book(name: str, number: int) -> None:
+        found[name] += number
+
+    def hook(name):
+        def count(module, inputs, output):
+            (x,) = inputs
+            if isinstance(module, nn.ConvTranspose2d):
+                book(name, x.numel() * module.weight[0].numel())
+            elif isinstance(module, nn.Conv2d):
+                book(name, output.numel() * module.weight[0].numel())
+            elif isinstance(module, nn.Linear):
+                book(name, output.numel() * module.in_features)
+            elif isinstance(module, GlobalContext):
+                # of each position with a matrix (d, h), and back
+                book(name, 2 * x.numel() * NUM_HEADS)
+
+        return count
+
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, GlobalContext)
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
+    with torch.no_grad():
+        cost.run_prediction(
+            model, torch.rand(1, 3, *size), cost.example_samples(scope, size, 1, CPU)
+        )
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("scope", CONFIGS)
+def test_parameters_and_multiply_adds_are_those_counted_by_hand(scope):
+    model = built(scope)
+    measured = cost.measure(model, scope, SIZE)
+    expected = by_hand(model, scope, SIZE)
+    assert measured.total.multiply_adds == expected.total() > 1e7
+    assert measured.total.parameters == sum(p.numel() for p in model.parameters())
+    rows = {row.part: row for row in measured.rows}
+    belongs = {"stem": ["patch_embed."]} | {
+        f"stage {i + 1}": [f"network.{2 * i - 1}.", f"network.{2 * i}.", f"norm{2 * i}."]
+        for i in range(4)
+    }
+    for part, prefixes in belongs.items():
+        starts = tuple(f"backbone.{prefix}" for prefix in prefixes)
+        numbers = [n for name, n in expected.items() if name.startswith(starts)]
+        parameters = [p for name, p in model.named_parameters() if name.startswith(starts)]
+        assert rows[f"backbone: {part}"].multiply_adds == sum(numbers) > 0
+        assert rows[f"backbone: {part}"].parameters == sum(p.numel() for p in parameters)
+    for part in rows.keys() - {f"backbone: {part}" for part in belongs} - {cost.REST}:
+        start = part.replace(": ", ".") + "."
+        assert rows[part].multiply_adds == sum(
+            n for name, n in expected.items() if name.startswith(start)
+        )
+
+
+def test_attention_counts_as_its_products():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x):
+            tokens = x.flatten(2).mT.repeat(1, 1, 11)[..., :32]
+            return self.inner(tokens, tokens, tokens, need_weights=False)[0]
+
+    n, d = 6 * 4, 32
+    # four projections of each token; each token's similarity to each, and the sums by it
+    assert (
+        cost.multiply_adds(Attention().eval(), "mmpretrain", (6, 4)) == 4 * n * d**2 + 2 * n**2 * d
+    )
+
+
+def test_rows_that_strips_compute_twice_count_once(monkeypatch):
+    model = FCViT("tiny").eval()
+    expected = cost.multiply_adds(model, "mmpretrain", SIZE)
+    assert expected == by_hand(model, "mmpretrain", SIZE).total()
+    monkeypatch.setattr(strips, "STRIP_BYTES", 2**12)
+    assert by_hand(model, "mmpretrain", SIZE).total() > 1.1 * expected
+    assert cost.multiply_adds(model, "mmpretrain", SIZE) == expected
+
+
+def test_the_backbone_is_linear_in_the_pixels():
+    model = FCViT("tiny").eval()
+    small, large = (
+        cost.multiply_adds(model, "mmpretrain", size) for size in ((64, 64), (128, 192))
+    )
+    # but for the context vectors' linear layers, of which there is one an image
+    constant = sum(
+        linear.weight.numel() for linear in model.modules() if isinstance(linear, nn.Linear)
+    )
+    assert large - constant == 6 * (small - constant)
+
+
+# ------------------------------------------------------------------------------------- memory
+
+
+def memory() -> cost.Memory:
+    return cost.Memory(cost.Watch({}), [])
+
+
+def test_memory_counts_each_tensor_while_it_is_there():
+    x = torch.rand(1000)
+    with memory() as found:
+        a = x + 1
+        b = a.view(10, 100)  # the same bytes
+        assert found.now == 4000
+        c = b.double()
+        assert found.now == 12000
+        del a
+        assert found.now == 12000
+        del b
+        assert found.now == 8000
+        c += 1  # in place
+        assert (found.now, found.peak) == (8000, 12000)
+        assert found.kept() == {cost.REST: 8000}
+    del c
+
+
+def test_memory_leaves_out_what_was_there():
+    x, weight = torch.rand(10, 10), torch.rand(10, 10)
+    with cost.Memory(cost.Watch({}), [x, weight]) as found:
+        views = x.view(100), weight.mT
+        assert found.now == found.peak == 0
+        product = x @ weight
+        assert found.now == 400
+    del views, product
+
+
+def test_what_is_kept_is_what_autograd_saves(monkeypatch):
+    """Against the hooks of autograd, with strips and without, which keeps twice as much."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 2**12)
+    found = {}
+    for model in (FCViT("tiny"), PlainFCViT("tiny")):
+        x = torch.rand(2, 3, *SIZE)
+        cost.keep_statistics(model)
+        expected = saved_bytes(model, x)
+        found[type(model)] = cost.kept_for_backward(model.eval(), x, []).total()
+        assert found[type(model)] == pytest.approx(expected, rel=0.01)
+        assert not model.training
+    assert found[FCViT] < 0.5 * found[PlainFCViT]
+
+
+def test_a_single_position_is_no_obstacle_to_training():
+    """BatchNorm refuses one in training mode, in which all other layers are."""
+
+    class Seen(nn.Module):
+        def forward(self, x):
+            return modes.append(self.training) or x
+
+    modes: list[bool] = []
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), Seen()).eval()
+    assert cost.kept_for_backward(model, torch.rand(1, 3, 4, 4), []).total() > 0
+    assert modes == [True] and not model.training
+
+
+def test_what_is_kept_belongs_to_the_part_that_made_it():
+    model = FCViT("tiny").eval()
+    kept = cost.kept_for_backward(model, torch.rand(1, 3, *SIZE), [])
+    del model.network[1:]
+    del model.norm2, model.norm4, model.norm6
+    model.out_indices = (0,)
+    shallow = cost.kept_for_backward(model, torch.rand(1, 3, *SIZE), [])
+    for part in ("stem", "stage 1"):
+        assert kept[part] == shallow[part] > 0
+    assert not any(shallow[f"stage {i}"] for i in (2, 3, 4))
+
+
+def test_the_peak_of_a_prediction():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 2, 1)).eval()
+    found = cost.peak_in_prediction(model, torch.rand(1, 3, 5, 7), [])
+    # in- and output of a layer are there together, but for the picture
+    maps = [4 * 35 * channels for channels in (8, 8 + 2, 2 + 2)]
+    assert [found.peaks[name] for name in "012"] == maps and found.peak == max(maps)
+
+
+# -------------------------------------------------------------------------------------- parts
+
+
+class Inner(nn.Module):
+    def forward(self, watch: cost.Watch) -> str:
+        if watch.part != "b":
+            raise ValueError(watch.part)
+        return watch.part
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, watch: cost.Watch) -> list[str]:
+        # directly, as MMSegmentation calls its heads
+        return [watch.part, self.inner.forward(watch), watch.part]
+
+
+def test_a_watch_knows_the_innermost_part_and_leaves_no_trace():
+    outer = Outer()
+    with cost.Watch({"b": [outer.inner], "a": [outer]}) as watch:
+        assert outer(watch) == ["a", "b", "a"] and watch.part == cost.REST
+        other = cost.Watch({})
+        with pytest.raises(ValueError, match=cost.REST):
+            outer(other)
+        assert watch.part == cost.REST
+    assert not any("forward" in vars(module) for module in outer.modules())
+
+
+@pytest.mark.parametrize("size", [(64, 96), (100, 75), (33, 200)])
+def test_strides_are_the_backbones(size):
+    model = FCViT("tiny").eval()
+    shapes = cost.count(model, "mmpretrain", size).shapes
+    strides = [cost.stride_of(shapes[f"stage {i}"][0][2:], size) for i in range(1, 5)]
+    assert tuple(strides) == model.strides
+    assert [shapes[f"stage {i}"][0][1] for i in range(1, 5)] == list(model.out_channels)
+
+
+def test_what_is_no_map_of_the_picture_has_no_stride():
+    assert cost.stride_of((3, 100), (64, 64)) is None
+
+
+def test_outputs_are_written_with_channels_once():
+    outputs = [
+        cost.Output((1, 64, 32, 48), 4),
+        cost.Output((1, 64, 16, 24), 8),
+        cost.Output((1, 5, 32, 48), 4),
+        cost.Output((100, 8), None),
+        cost.Output((1, 300, 8), None),
+    ]
+    assert cost.as_text([*outputs, *outputs]) == [
+        ("64: 32x48 16x24", "4 8"), ("5: 32x48", "4"), ("100x8", ""), ("300x8", ""),
+    ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------- what models are run on
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("scope", CONFIGS)
+def test_a_model_learns_from_the_example(scope):
+    """A loss with a gradient for every part of the model, for two pictures of an odd size."""
+    model, size = built(scope).train(), (41, 67)
+    inputs, samples = torch.rand(2, 3, *size), cost.example_samples(scope, size, 2, CPU)
+    loss = cost.run_loss(model, inputs, samples)
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    for name, modules in cost.parts_of(model).items():
+        parameters = [p for module in modules for p in module.parameters()]
+        assert not parameters or any(p.grad is not None and p.grad.any() for p in parameters), name
+
+
+def test_a_detector_keeps_as_many_as_are_wanted_at_most():
+    """Of the anchors of four maps, many overlapping, the largest map's best and all others."""
+    wanted = {"rpn.max_per_img": 1000, "rcnn.max_per_img": 300}
+    options = {f"model.test_cfg.{key}": number for key, number in wanted.items()}
+    model = cost.build(load_config(str(CONFIGS["mmdet"]), options))
+    shapes = cost.count(model, "mmdet", (64, 64)).shapes
+    proposals = model.test_cfg.rpn.nms_pre + 3 * (8 * 8 + 4 * 4 + 2 * 2)
+    assert shapes["roi_head: bbox_head"][0][0] == proposals < 1000
+    assert shapes["roi_head: mask_head"][0][0] == 300
+    samples = cost.example_samples("mmdet", (64, 64), 1, CPU)
+    (found,) = cost.run_prediction(model, torch.rand(1, 3, 64, 64), samples)
+    assert len(found.pred_instances) == 300
+
+
+def test_the_objects_of_the_example_are_the_quarters():
+    (sample,) = cost.example_samples("mmdet", (40, 60), 1, CPU)
+    masks, boxes = sample.gt_instances.masks.to_ndarray(), sample.gt_instances.bboxes
+    assert (masks.sum(0) == 1).all()
+    for mask, box in zip(masks, boxes.int().tolist(), strict=True):
+        left, top, right, bottom = box
+        assert mask[top:bottom, left:right].all() and mask.sum() == 20 * 30
+
+
+# -------------------------------------------------------------------------------------- sweep
+
+
+def test_fit_is_the_line_through_what_lies_on_one():
+    line = cost.fit([1, 2, 5], [5, 7, 13])
+    assert (line.start, line.slope) == (pytest.approx(3), pytest.approx(2))
+    assert line.residual == pytest.approx(0, abs=1e-9)
+    # the mean, as a bend in the middle has no slope
+    line = cost.fit([0, 1, 2], [10, 13, 10])
+    assert (line.start, line.slope) == (pytest.approx(11), pytest.approx(0))
+    assert line.residual == pytest.approx(2 / 11)
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        ((128, 128), [(32, 32), (64, 64), (96, 96), (128, 128)]),
+        ((800, 1280), [(192, 320), (288, 480), (384, 640), (512, 800), (608, 960), (704, 1120),
+                       (800, 1280)]),
+    ],
+)  # fmt: skip
+def test_sizes_of_a_sweep(size, sizes):
+    assert cost.sweep_sizes(size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("detection/retinanet_fcvit_s12_1x_coco", (800, 1280)),
+        ("segmentation/semantic_fpn_fcvit_s12_80k_cityscapes", (512, 1024)),
+        ("classification/fcvit_tiny_in1k", (224, 224)),
+        ("segmentation/upernet_fcvit_tiny_shapes", (128, 128)),
+    ],
+)
+def test_the_size_is_that_of_the_data_set(name, size, tmp_path):
+    cfg = load_config(str(ROOT / f"configs/{name}.py"))
+    assert cost.default_size(cfg) == size
+    cfg.dump(tmp_path / "mine.py")
+    other = Config.fromfile(tmp_path / "mine.py")
+    assert cost.default_size(other) == cost.SCOPE_SIZES[other.default_scope]
+
+
+# ---------------------------------------------------------------------------------- the tool
+
+
+@pytest.mark.official
+def test_the_tool_prints_what_it_writes(tool, tmp_path):
+    config = CONFIGS["mmseg"]
+    result = tool(
+        "model_info.py",
+        config,
+        "--json",
+        tmp_path / "a/cost.json",
+        "--sweep",
+        tmp_path / "cost.png",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads((tmp_path / "a/cost.json").read_text())
+    # the size that the metafile counts at is this config's default
+    (known,) = [
+        model["Metadata"]
+        for model in yaml.safe_load(
+            (ROOT / "configs/segmentation/semantic_fpn_metafile.yml").read_text()
+        )["Models"]
+        if model["Name"] == config.stem
+    ]
+    assert known["Input Size"] == "x".join(map(str, content["size"]))
+    assert content["total"]["multiply_adds"] == known["FLOPs"]
+    assert content["total"]["parameters"] == known["Parameters"]
+    for key, combine in (("parameters", sum), ("multiply_adds", sum), ("kept_bytes", sum),
+                         ("peak_bytes", max)):  # fmt: skip
+        assert content["total"][key] == combine(row[key] for row in content["rows"]) > 0
+    lines = result.stdout.splitlines()
+    for row in (*content["rows"], content["total"]):
+        (line,) = [line.strip() for line in lines if line.strip().startswith(row["part"] + "  ")]
+        assert line.removeprefix(row["part"]).split()[:5] == [
+            f"{row['parameters'] / 1e6:.3f}",
+            f"{row['multiply_adds'] / 1e9:.3f}",
+            f"{row['multiply_adds'] / known['FLOPs']:.1%}",
+            f"{row['kept_bytes'] / 1e6:.1f}",
+            f"{row['peak_bytes'] / 1e6:.1f}",
+        ]
+    assert (
+        "32: 32x32" in result.stdout and "kept: from the forward to the backward" in result.stdout
+    )
+    maps = [
+        (output["shape"][1], output["stride"])
+        for row in content["rows"][1:5]
+        for output in row["outputs"]
+    ]
+    assert maps == [(32, 4), (64, 8), (160, 16), (320, 32)]
+    picture = cv2.imread(str(tmp_path / "cost.png"))
+    assert picture.std() > 10 and picture.shape[1] == 1000
+    sweep = content["sweep"]
+    assert sweep["sizes"] == [[32, 32], [64, 64], [96, 96], [128, 128]]
+    backbone = sweep["multiply-adds, G"]["backbone"]
+    assert backbone["residual"] < 0.001
+    expected = sum(row["multiply_adds"] for row in content["rows"][:5]) / 1e9
+    assert backbone["values"][-1] == pytest.approx(expected)
+    assert backbone["start"] + backbone["slope"] * 128**2 == pytest.approx(expected, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{picture}"], ["picture.jpg can't be read as a config"]),
+        (["{dino}", "--size", "32", "32"], ["32 high and 32 wide", "try a larger --size"]),
+    ],
+    ids=["picture", "size"],
+)
+def test_bad_input_is_one_sentence_and_status_2(tool, tmp_path, arguments, words):
+    (tmp_path / "picture.jpg").write_text("no picture")
+    places = {
+        "picture": tmp_path / "picture.jpg",
+        "dino": ROOT / "configs/detection/dino_fcvit_s12_12e_coco.py",
+    }
+    words_of = [argument.format(**places) for argument in arguments]
+    assert_sentence(tool("model_info.py", *words_of, "--json", tmp_path / "a.json"), *words)
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"json_file": "{}/a.txt"}, "a.txt must end in .json"),
+        ({"json_file": "{}/file/a.json"}, "a.json can't be written: File exists"),
+        ({"json_file": "{}/folder.json"}, "folder.json can't be written: Is a directory"),
+        ({"sweep_file": "{}/a.jpeg"}, "a.jpeg must end in .png or .pdf or .svg"),
+        ({"sweep_file": "{}/a.png", "size": (32, 64)}, "too few multiples of 32 up to 32 64"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(tmp_path, monkeypatch, options, words):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(cost, "measure", None)
+    options = {key: v.format(tmp_path) if isinstance(v, str) else v for key, v in options.items()}
+    with pytest.raises(ConfigError, match=words):
+        cost.run(load_config(str(CONFIGS["mmseg"])), **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("default_scope = 'mmseg'", "mine.py has no model"),
+        ("default_scope = 'mmseg'; model = 3", "mine.py has no model"),
+        ("model = dict(type='A')", "mine.py: default_scope is None"),
+    ],
+)
+def test_a_config_of_something_else_is_refused(tmp_path, text, words):
+    (tmp_path / "mine.py").write_text(text)
+    cfg = load_config(str(tmp_path / "mine.py"))
+    with pytest.raises(ConfigError, match=words):
+        cost.run(cfg)
+    if "None" in words:
+        with pytest.raises(ConfigError, match=words):
+            cost.default_size(cfg)

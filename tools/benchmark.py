@@ -1,0 +1,66 @@
+"""How fast models are, side by side: python tools/benchmark.py CONFIG..."""
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from fcvit_mm import benchmark, runtime
+from fcvit_mm.predict import find_device
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Latency, throughput and peak memory of models, side by side."
+    )
+    positive = runtime.whole_number(1)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="path of a config file")
+    parser.add_argument("--backbone", action="store_true", help="measure the backbones alone")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help=f"backbones alone, beside {', '.join(benchmark.PEERS)}",
+    )
+    parser.add_argument("--train", action="store_true", help="measure a training step, too")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=positive,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the pictures (default: as the first config's data set needs)",
+    )
+    parser.add_argument("--batch", type=positive, default=1, help="pictures (default: 1)")
+    parser.add_argument("--repeats", type=positive, default=7, help="rounds (default: 7)")
+    parser.add_argument("--threads", type=positive, help="of PyTorch on the CPU")
+    parser.add_argument("--device", default="cpu", help="such as cuda:1 (default: cpu)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this .json file")
+    parser.add_argument("--plot", metavar="FILE", help="draw them, as .png, .pdf or .svg")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # a file or a pipe has no width of its own
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = benchmark.run(
+        args.configs,
+        tuple(args.size) if args.size else None,
+        args.batch,
+        args.repeats,
+        args.backbone,
+        args.peers,
+        args.train,
+        args.threads,
+        find_device(args.device),
+        args.json,
+        args.plot,
+        console,
+    )
+    console.print(table)
+    for what, path in (("figures", args.json), ("plot", args.plot)):
+        if path:
+            print(f"{what}: {path}")
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)

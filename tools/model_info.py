@@ -1,0 +1,46 @@
+"""What a model costs, by part: python tools/model_info.py CONFIG."""
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from fcvit_mm import cost, runtime
+from fcvit_mm.predict import find_device
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Parameters, multiply-adds and activation memory of a model, by part."
+    )
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=runtime.whole_number(1),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the picture (default: as the config's data set needs)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this .json file")
+    parser.add_argument(
+        "--sweep", metavar="FILE", help="plot cost against size, up to --size, as .png, .pdf, .svg"
+    )
+    parser.add_argument("--device", default="cpu", help="to measure memory on (default: cpu)")
+    runtime.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = runtime.load_config(args.config, args.cfg_options)
+    size = tuple(args.size) if args.size else None
+    table = cost.run(cfg, size, find_device(args.device), args.json, args.sweep)
+    # a file or a pipe has no width of its own
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for option, path in (("figures", args.json), ("plot", args.sweep)):
+        if path:
+            print(f"{option}: {path}")
+
+
+if __name__ == "__main__":
+    runtime.run_tool(main)
