@@ -88,8 +88,7 @@ def build(cfg: Config) -> Any:
     Raises:
         ConfigError: it can't be built.
     """
-    if not isinstance(cfg.get("model"), dict):
-        raise ConfigError(f"{cfg.filename} has no model; give the config of a whole model")
+    predict.check_model(cfg)
     cfg = cfg.copy()
     torch.manual_seed(0)
     test_cfg: Any = cfg.model.get("test_cfg") or {}

@@ -42,6 +42,16 @@ def task_of(cfg: Config) -> str:
     return TASKS[scope]
 
 
+def check_model(cfg: Config) -> None:
+    """Make sure that a config has a model; one of a data set or a schedule alone has none.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not isinstance(cfg.get("model"), dict):
+        raise runtime.ConfigError(f"{cfg.filename} has no model; give the config of a whole model")
+
+
 def find_device(name: str | None = None) -> torch.device:
     """The device of a name such as cuda:1; without one the GPU if there is any, else the CPU.
 
@@ -67,6 +77,7 @@ def build_model(cfg: Config) -> Any:
     Raises:
         ConfigError: the config names something that can't be built.
     """
+    check_model(cfg)
     runtime.adapt(cfg)
     runtime.drop_pretrained(cfg)
     task_of(cfg)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -61,7 +62,12 @@ def kind(name: str) -> list[str]:
     return [command for command in COMMANDS if re.search(name, command)]
 
 
-RUNS = r"(tools/|fcvit_mm )(dist_)?(train|test|check_data)"
+RUNS = (
+    r"(tools/|fcvit_mm )(dist_)?"
+    "(train|test|check_data|infer|similarity_map|confusion_matrix|export|app)"
+)
+# those that would run whole, as their own tests do
+WHOLE = r"tools/(browse_data|analyze_logs|model_info|benchmark|run_onnx)\.py"
 
 
 def test_every_block_and_command_is_of_a_kind_that_is_tested_below():
@@ -72,6 +78,7 @@ def test_every_block_and_command_is_of_a_kind_that_is_tested_below():
             "^make ",
             "^pip install",
             RUNS,
+            WHOLE,
             "tools/slurm",
             "convert_checkpoint",
             "benchmarks/",
@@ -150,8 +157,9 @@ def test_make_targets_exist(command):
 def test_extras_exist():
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    named = set(re.findall(r"'\.\[([\w-]+)\]'", "".join(PAGES.values())))
-    assert named == {"openmmlab", "openmmlab-official"}
+    named = set(re.findall(r"'(?:\.|fcvit-mm)\[([\w,-]+)\]'", "".join(PAGES.values())))
+    named = {name for group in named for name in group.split(",")}
+    assert named == {"openmmlab", "openmmlab-official", "app", "export"}
     assert named <= parser["options.extras_require"].keys()
 
 
@@ -176,6 +184,15 @@ def test_tools_get_as_far_as_the_missing_weights_or_data(tool, command, example_
     errors = re.findall(r"^error: (.*)", result.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert re.search("pretrained weights|no such checkpoint file|does not exist", errors[0])
+
+
+@pytest.mark.parametrize("command", kind(WHOLE))
+def test_tools_take_the_arguments_that_the_pages_give_them(command, monkeypatch):
+    _, script, *arguments = shlex.split(command)
+    assert all((ROOT / a).is_file() for a in arguments if a.startswith("configs/"))
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    tool = runpy.run_path(str(ROOT / script))
+    tool["parse_args"]()
 
 
 @pytest.mark.parametrize("command", kind("benchmarks/"))

@@ -53,14 +53,17 @@ def fail(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="of tools/export.py")
     parser.add_argument("picture")
     parser.add_argument("out", help="the picture with what was found")
     parser.add_argument("--score-threshold", type=float, default=0.5)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_args()
     image = cv2.imread(args.picture)
     if image is None:
         fail(f"{args.picture} is not a picture that OpenCV can read")

@@ -1,0 +1,303 @@
+"""Exported models: against OpenMMLab, in a program without PyTorch, and broken ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_infer import picture
+from test_tools import assert_sentence
+from torch import nn
+
+from fcvit_mm import export, runtime, shapes
+from fcvit_mm.predict import Predictor, build_model
+
+# One block a stage: most of the time of an export goes by the number of layers.
+SMALL = {"layers": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2)}
+CONFIGS = {
+    "mask_rcnn": "detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "semantic_fpn": "segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+    "upernet": "segmentation/upernet_fcvit_tiny_shapes.py",
+}
+CLASSES = {"mask_rcnn": shapes.CLASSES}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """Config and checkpoint of a small model of each method, whose scores are far apart."""
+    folder = tmp_path_factory.mktemp("small")
+    made = {}
+    for method, base in CONFIGS.items():
+        config = folder / f"{method}.py"
+        model: dict = {"backbone": {"arch": {"_delete_": True, **SMALL}, "kernel_size": 5}}
+        channels = list(SMALL["dims"])
+        head = "decode_head" if method == "upernet" else "neck"
+        model[head] = {"in_channels": channels}
+        if method == "mask_rcnn":
+            model["test_cfg"] = {"rpn": {"nms_pre": 40, "max_per_img": 30},
+                                 "rcnn": {"score_thr": 0.3, "max_per_img": 20}}  # fmt: skip
+        config.write_text(f"_base_ = {str(ROOT / 'configs' / base)!r}\nmodel = {model!r}\n")
+        torch.manual_seed(0)
+        built = build_model(runtime.load_config(str(config)))
+        weights = built.state_dict()
+        for name in ("rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"):
+            if name in weights:
+                # more, and scores of 1 would be ties
+                weights[name] *= 3
+        meta = {"dataset_meta": {"classes": CLASSES.get(method, shapes.SEMANTIC_CLASSES)}}
+        torch.save({"state_dict": weights, "meta": meta}, folder / f"{method}.pth")
+        made[method] = config, folder / f"{method}.pth"
+    return made
+
+
+@pytest.fixture(scope="module")
+def predictors(small) -> dict[str, Predictor]:
+    return {
+        method: Predictor(runtime.load_config(str(config)), str(weights), torch.device("cpu"))
+        for method, (config, weights) in small.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(tool, small, predictors, tmp_path_factory) -> dict[str, Path]:
+    """An ONNX file of each method, one of them by the tool."""
+    folder = tmp_path_factory.mktemp("exported")
+    found = {method: folder / f"{method}.onnx" for method in small}
+    result = tool("export.py", *small["mask_rcnn"], found["mask_rcnn"])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "largest difference from PyTorch" in result.stdout
+    for method in ("semantic_fpn", "upernet"):
+        assert export.run(predictors[method], found[method]) < export.TOLERANCE
+    return found
+
+
+def run_script(model: Path, source: Path, out: Path) -> subprocess.CompletedProcess:
+    """tools/run_onnx.py where PyTorch and OpenMMLab can't be imported."""
+    code = f"""
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'torchvision', 'mmengine', 'mmcv', 'fcvit_mm'):
+            raise ImportError(f'{{name}} is not to be needed')
+sys.meta_path.insert(0, Refuse())
+sys.argv = ['run_onnx.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
+runpy.run_path({str(ROOT / "tools/run_onnx.py")!r}, run_name='__main__')
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+# ------------------------------------------------------------------------ the parts of a graph
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(6, 6), (7, 13), (2, 3)])
+def test_adaptive_pool_is_pytorchs(bins, size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = nn.AdaptiveAvgPool2d(bins)(x)
+    torch.testing.assert_close(export.AdaptivePool(bins)(x), expected)
+
+
+def test_normalise_takes_rgb(predictors):
+    model = predictors["mask_rcnn"].model
+    pictures = torch.rand(1, 3, 40, 70) * 255
+    bgr = pictures[0].flip(0)
+    expected = model.data_preprocessor({"inputs": [bgr], "data_samples": None}, False)["inputs"]
+    given = export.Normalise(model.data_preprocessor, 32)(pictures)
+    assert given.shape == (1, 3, 64, 96)
+    torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("size", [(64, 64), (50, 90), (33, 128)])
+def test_mask_rcnn_in_one_graph_predicts_what_mmdetection_does(predictors, size):
+    predictor, (height, width) = predictors["mask_rcnn"], size
+    image = picture(0, width, height)
+    (sample,) = predictor([image])
+    expected = sample.pred_instances
+    module = export.MaskRCNN(predictor.model).eval()
+    rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        boxes, scores, labels, masks = module(rgb)
+    assert len(expected) > 3
+    torch.testing.assert_close(boxes, expected.bboxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-4)
+    assert torch.equal(labels, expected.labels)
+    paste = script().paste
+    for mask, box, whole in zip(masks, boxes, expected.masks.numpy(), strict=True):
+        pasted = paste(mask.numpy(), box.numpy(), height, width)
+        assert (pasted != whole).mean() < 0.005
+
+
+def test_no_detections_at_all(predictors):
+    predictor = predictors["mask_rcnn"]
+    module = export.MaskRCNN(predictor.model).eval()
+    threshold = module.roi.test_cfg.score_thr
+    module.roi.test_cfg.score_thr = 2.0
+    with torch.no_grad():
+        outputs = module(torch.zeros(1, 3, 32, 32))
+    module.roi.test_cfg.score_thr = threshold
+    assert [tuple(o.shape) for o in outputs] == [(0, 4), (0,), (0,), (0, 28, 28)]
+
+
+def script():
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("run_onnx", ROOT / "tools/run_onnx.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([{"scale": [1333, 800], "keep_ratio": True}], (1067, 800)),
+        ([{"scale": [2048, 512], "keep_ratio": True}, {"multiple": 32}], (704, 512)),
+        ([{"scale": [60, 50], "keep_ratio": False}], (60, 50)),
+        ([{"factor": 0.5}], (32, 24)),
+        ([], (64, 48)),
+    ],
+)
+def test_the_script_resizes_as_mmcv_does(steps, expected):
+    from mmcv.transforms import Resize
+
+    image = picture(0)
+    resized = script().resize(image, steps)
+    assert resized.shape[1::-1] == expected
+    if len(steps) == 1 and "scale" in steps[0]:
+        step = Resize(scale=tuple(steps[0]["scale"]), keep_ratio=steps[0]["keep_ratio"])
+        assert np.array_equal(step({"img": image})["img"], resized)
+
+
+# -------------------------------------------------------------------------- what is written
+
+
+def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
+    image = picture(0, 64, 64)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    result = run_script(exported["mask_rcnn"], tmp_path / "a.png", tmp_path / "out.png")
+    assert result.returncode == 0, result.stderr
+    (sample,) = predictors["mask_rcnn"]([image])
+    found = sample.pred_instances[sample.pred_instances.scores >= 0.5]
+    lines = result.stdout.splitlines()[::-1]
+    assert len(lines) == len(found) > 0
+    for line, label, score in zip(lines, found.labels, found.scores, strict=True):
+        assert line.startswith(f"{shapes.CLASSES[label]} {score:.2f}"[:-1])
+    drawn = cv2.imread(str(tmp_path / "out.png"))
+    assert drawn.shape == (64, 64, 3) and not np.array_equal(drawn, image)
+
+
+@pytest.mark.parametrize("method", ["semantic_fpn", "upernet"])
+def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method):
+    cv2.imwrite(str(tmp_path / "a.png"), picture(1, 72, 56))
+    result = run_script(exported[method], tmp_path / "a.png", tmp_path / "out.png")
+    assert result.returncode == 0, result.stderr
+    (sample,) = predictors[method]([picture(1, 72, 56)])
+    labels = sample.pred_sem_seg.data.numpy()
+    expected = [
+        f"{name}: {(labels == i).mean():.1%} of the picture"
+        for i, name in enumerate(shapes.SEMANTIC_CLASSES)
+        if (labels == i).any()
+    ]
+    assert result.stdout.splitlines() == expected
+    assert not np.array_equal(cv2.imread(str(tmp_path / "out.png")), picture(1, 72, 56))
+
+
+def test_features_and_torch_export(predictors, tmp_path):
+    for ending in ("onnx", "pt2"):
+        path = tmp_path / f"f.{ending}"
+        assert export.run(predictors["mask_rcnn"], path, "features") < export.TOLERANCE
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "f.onnx"))
+    pictures = torch.rand(3, 3, 64, 96) * 255
+    model = predictors["mask_rcnn"].model
+    with torch.no_grad():
+        expected = model.extract_feat(
+            model.data_preprocessor(
+                {"inputs": list(pictures.flip(1)), "data_samples": None}, False
+            )["inputs"]
+        )
+    about = {export.ABOUT: ""}
+    loaded = torch.export.load(tmp_path / "f.pt2", extra_files=about).module()
+    assert json.loads(about[export.ABOUT])["kind"] == "features"
+    outputs = session.run(None, {"pictures": pictures.numpy()})
+    for given, other, wanted in zip(outputs, loaded(pictures), expected, strict=True):
+        scale = float(wanted.abs().max())
+        assert np.abs(given - wanted.numpy()).max() < 1e-4 * scale
+        assert (other - wanted).abs().max() < 1e-4 * scale
+
+
+# ------------------------------------------------------------------------------- the check
+
+
+def test_a_file_that_differs_is_refused(predictors):
+    predictor = predictors["semantic_fpn"]
+    module = export.Segmentor(export.with_open_size(predictor.model)).eval()
+
+    def run(share: float, pictures: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            logits = module(pictures)
+        return [logits + share * logits.abs().max()]
+
+    assert export.check(predictor, "segmentor", module, lambda x: run(5e-5, x)) > 4e-5
+    with pytest.raises(runtime.ConfigError, match="differs from PyTorch by 2.0e-04"):
+        export.check(predictor, "segmentor", module, lambda x: run(2e-4, x))
+    with pytest.raises(runtime.ConfigError, match="differs from PyTorch by nan"):
+        export.check(predictor, "segmentor", module, lambda x: run(float("nan"), x))
+    with pytest.raises(runtime.ConfigError, match="gives other logits"):
+        export.check(predictor, "segmentor", module, lambda x: [run(0, x)[0][:, :, 1:]])
+
+
+def test_a_graph_that_is_not_the_models_is_refused(predictors):
+    """The module and the file agree with each other, but not with the model's predictions."""
+    predictor = predictors["semantic_fpn"]
+    module = export.Segmentor(export.with_open_size(predictor.model)).eval()
+    module.features.normalise.mean += 1
+
+    def run(pictures: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [module(pictures)]
+
+    with pytest.raises(runtime.ConfigError, match="differs from PyTorch"):
+        export.check(predictor, "segmentor", module, run)
+
+
+def test_nothing_is_left_of_a_refused_export(predictors, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(runtime.ConfigError, match="nothing was written"):
+        export.run(predictors["semantic_fpn"], tmp_path / "a.pt2", "features")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_is_one_sentence(tool, small, tmp_path):
+    config, weights = small["mask_rcnn"]
+    result = tool("export.py", config, weights, tmp_path / "a.txt")
+    assert result.returncode == 2 and "a.txt must end in .onnx or .pt2" in result.stderr
+    assert_sentence(tool("export.py", config, tmp_path / "no.pth", tmp_path / "a.onnx"), "no.pth")
+    other = ROOT / "configs/detection/retinanet_fcvit_s12_1x_coco.py"
+    result = tool("export.py", other, weights, tmp_path / "a.onnx")
+    assert_sentence(result, "RetinaNet is not exported whole", "--part features")
+    other = ROOT / "configs/segmentation/mask2former_fcvit_s12_160k_ade20k.py"
+    with pytest.raises(runtime.ConfigError, match="not exported whole"):
+        export.kind_of(runtime.load_config(str(other)), "whole")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    result = run_script(exported["upernet"], tmp_path / "text.jpg", tmp_path / "out.png")
+    assert_sentence(result, "text.jpg is not a picture")
+    cv2.imwrite(str(tmp_path / "a.png"), picture(0))
+    result = run_script(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
+    assert_sentence(result, "is not a model of tools/export.py")
+    # a picture of one pixel is one for it as well
+    cv2.imwrite(str(tmp_path / "one.png"), picture(0)[:1, :1])
+    result = run_script(exported["mask_rcnn"], tmp_path / "one.png", tmp_path / "out.png")
+    assert result.returncode == 0, result.stderr
