@@ -145,6 +145,19 @@ def test_no_detections_at_all(predictors):
     assert [tuple(o.shape) for o in outputs] == [(0, 4), (0,), (0,), (0, 28, 28)]
 
 
+def test_proposals_without_extent_are_none(predictors):
+    """All anchors are moved out of the picture, where nothing is left of them."""
+    predictor = predictors["mask_rcnn"]
+    bias = predictor.model.rpn_head.rpn_reg.bias
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias += torch.tensor([50.0, 0, 0, 0]).repeat(len(bias) // 4)
+        outputs = export.MaskRCNN(predictor.model).eval()(torch.full((1, 3, 64, 64), 99.0))
+        (sample,) = predictor([np.full((64, 64, 3), 99, np.uint8)])
+        bias.copy_(before)
+    assert len(sample.pred_instances) == len(outputs[1]) == 0
+
+
 def script():
     from importlib.util import module_from_spec, spec_from_file_location
 

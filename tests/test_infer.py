@@ -125,6 +125,7 @@ def test_selecting_and_drawing_leave_the_prediction_as_it_is(predictors, scope):
     (sample,) = predictor([image])
     before = [value.clone() for value in values_of(sample)]
     selected = predictor.select(sample, 0.0, [1, 2])
+    predictor.draw(image, sample)
     drawn = predictor.draw(image, selected)
     # the longer side of 64 is brought to 512
     assert drawn.shape == (384, 512, 3)
@@ -154,6 +155,11 @@ def test_boxes_and_masks_are_drawn_where_they_are(predictors):
     sample.pred_instances = found
     changed = np.abs(predictor.draw(image, sample).astype(int) - 128).max(2) > 20
     assert changed[:, :250].mean() > 0.95 and changed[:, 270:].mean() < 0.01
+    # the right and the lower side of a box
+    found.bboxes = torch.tensor([[16.0, 8, 40, 24]])
+    found.masks[:] = False
+    rows, columns = np.nonzero(np.abs(predictor.draw(image, sample).astype(int) - 128).max(2) > 20)
+    assert abs(columns.max() - 40 * 8) < 6 and abs(rows.max() - 24 * 8) < 6
 
 
 def test_rotation_by_exif_is_applied(tmp_path):
