@@ -24,6 +24,9 @@ from .files import make_folder, whole_file
 from .predict import Predictor, read_picture
 from .runtime import ConfigError, writing
 
+# The backends of OpenCV would write lines of their own about what they can't open.
+cv2.setLogLevel(0)
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -43,11 +46,12 @@ class Source:
 
 @dataclass
 class Frame:
-    """A picture, or one of a video, with its number from 0 on."""
+    """A picture, or one of a video, with its number from 0 on and how many a second has."""
 
     source: Source
     image: np.ndarray
     number: int | None = None
+    rate: float = 0.0
 
 
 # ------------------------------------------------------------------------------- what to read
@@ -115,7 +119,6 @@ def _with_distinct_names(sources: list[Source]) -> list[Source]:
 
 
 def _open_video(source: Source) -> cv2.VideoCapture:
-    # the backends of OpenCV write their own lines about what they can't open
     video = cv2.VideoCapture(source.path)
     if not video.isOpened():
         what = f"webcam {source.path}" if isinstance(source.path, int) else source.path
@@ -127,6 +130,8 @@ def count_frames(source: Source) -> int | None:
     """How many pictures a source has, as far as is known."""
     if not source.moving:
         return 1
+    if isinstance(source.path, int):
+        return None
     try:
         video = _open_video(source)
     except ConfigError:
@@ -146,13 +151,14 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
         yield Frame(source, read_picture(str(source.path)))
         return
     video = _open_video(source)
-    total, number = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+    total, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS)
+    number = 0
     try:
         while most is None or number < most:
             there, image = video.read()
             if not there:
                 break
-            yield Frame(source, image, number)
+            yield Frame(source, image, number, rate)
             number += 1
     finally:
         video.release()
@@ -173,15 +179,12 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 
 
 @contextmanager
-def video_file(path: Path, like: Source, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
-    """A video of pictures (width, height), as fast as another one, that is there once it is closed.
+def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
+    """A video of pictures (width, height), `rate` a second, that is there once it is closed.
 
     Raises:
         OSError: OpenCV can't write it.
     """
-    video = _open_video(like)
-    rate = video.get(cv2.CAP_PROP_FPS)
-    video.release()
     with whole_file(path) as partial:
         writer = cv2.VideoWriter(
             str(partial),
@@ -263,7 +266,7 @@ class Results:
         else:
             if source is not self.source:
                 self.stack.close()
-                video = video_file(path.with_suffix(".mp4"), source, drawn.shape[1::-1])
+                video = video_file(path.with_suffix(".mp4"), frame.rate, drawn.shape[1::-1])
                 self.video = self.stack.enter_context(video)
                 self.source = source
             self.video.write(np.ascontiguousarray(drawn))

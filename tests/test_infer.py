@@ -232,6 +232,42 @@ class Interrupted:
         return self.predictor(images)
 
 
+class Camera:
+    """Stands in for OpenCV's VideoCapture of a webcam, which one reader alone can have."""
+
+    in_use = False
+
+    def __init__(self, path) -> None:
+        self.opened, self.frames = path == 0 and not Camera.in_use, 0
+        Camera.in_use = True
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return self.opened
+
+    def get(self, key: int) -> float:
+        return {cv2.CAP_PROP_FPS: 12.0}.get(key, -1.0)
+
+    def read(self):
+        self.frames += 1
+        if self.frames > 3:
+            raise KeyboardInterrupt
+        return True, picture(self.frames)
+
+    def release(self) -> None:
+        Camera.in_use = False
+
+
+def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(infer.cv2, "VideoCapture", Camera)
+        sources = infer.find_sources(["0"], tmp_path)
+        _, problems = infer.run(predictors["mmseg"], sources, tmp_path)
+    assert problems == ["interrupted: what was predicted before is written"]
+    assert not Camera.in_use
+    video = cv2.VideoCapture(str(tmp_path / "drawn/webcam0.mp4"))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 12)
+
+
 def test_what_was_predicted_before_an_interrupt_is_written(predictors, pictures, tmp_path):
     sources = infer.find_sources([str(pictures / "clip.avi")], tmp_path)
     stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
