@@ -58,3 +58,37 @@ def tool(example_data) -> Tool:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, str]:
+    """Checkpoints with random weights, by scope; their configs are `test_inferencers.CONFIGS`."""
+    import torch
+    from test_inferencers import CONFIGS, saved
+
+    folder = tmp_path_factory.mktemp("weights")
+    for scope in CONFIGS:
+        saved(scope, folder / f"{scope}.pth")
+    # untrained scores are all but equal, and rounding would decide on their order
+    content = torch.load(folder / "mmdet.pth", weights_only=True)
+    for name in ("rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"):
+        content["state_dict"][name] *= 100
+    torch.save(content, folder / "mmdet.pth")
+    return {scope: str(folder / f"{scope}.pth") for scope in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def predictors(weights) -> dict:
+    """The models of `weights` as Predictors; the detector keeps every score."""
+    import torch
+    from test_inferencers import CONFIGS
+
+    from fcvit_mm import runtime
+    from fcvit_mm.predict import Predictor
+
+    found = {}
+    for scope, config in CONFIGS.items():
+        options = {"model.test_cfg.rcnn.score_thr": 0.0} if scope == "mmdet" else None
+        cfg = runtime.load_config(str(config), options)
+        found[scope] = Predictor(cfg, weights[scope], torch.device("cpu"))
+    return found

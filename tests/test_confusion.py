@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_infer import weights  # noqa: F401
 from test_inferencers import CONFIGS
 from test_tools import TEST, assert_sentence
 
@@ -141,7 +140,7 @@ def test_plots_of_few_and_many_classes(tmp_path, n):
 
 
 @pytest.mark.official
-def test_segmentation_agrees_with_miou(tool, weights, tmp_path):  # noqa: F811
+def test_segmentation_agrees_with_miou(tool, weights, tmp_path):
     result = tool(
         "confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--out", tmp_path / "m",
         "--cfg-options", *TEST,
@@ -159,7 +158,7 @@ def test_segmentation_agrees_with_miou(tool, weights, tmp_path):  # noqa: F811
 
 @pytest.mark.official
 @pytest.mark.parametrize("masks", [[], ["--masks"]])
-def test_detection_counts_every_object(tool, weights, example_data, tmp_path, masks):  # noqa: F811
+def test_detection_counts_every_object(tool, weights, example_data, tmp_path, masks):
     result = tool(
         "confusion_matrix.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path / "m", *masks,
         "--score-threshold", 0, "--iou-threshold", 0.1, "--cfg-options", *TEST,
@@ -172,7 +171,7 @@ def test_detection_counts_every_object(tool, weights, example_data, tmp_path, ma
     assert (tmp_path / "m.png").is_file()
 
 
-def test_wrong_input_is_one_sentence(tool, weights, tmp_path):  # noqa: F811
+def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     result = tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--masks")
     assert_sentence(result, "--masks", "not of a model with masks")
     cfg = runtime.load_config(str(CONFIGS["mmpretrain"]))

@@ -22,29 +22,6 @@ from fcvit_mm.predict import IGNORED, Predictor, read_picture
 ALL = "model.test_cfg.rcnn.score_thr=0.0"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("weights")
-    for scope in CONFIGS:
-        saved(scope, folder / f"{scope}.pth")
-    # untrained scores are all but equal, and rounding would decide on their order
-    content = torch.load(folder / "mmdet.pth", weights_only=True)
-    for name in ("rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"):
-        content["state_dict"][name] *= 100
-    torch.save(content, folder / "mmdet.pth")
-    return {scope: str(folder / f"{scope}.pth") for scope in CONFIGS}
-
-
-@pytest.fixture(scope="module")
-def predictors(weights) -> dict[str, Predictor]:
-    found = {}
-    for scope, config in CONFIGS.items():
-        options = {"model.test_cfg.rcnn.score_thr": 0.0} if scope == "mmdet" else None
-        cfg = runtime.load_config(str(config), options)
-        found[scope] = Predictor(cfg, weights[scope], torch.device("cpu"))
-    return found
-
-
 def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
     return shapes.picture(3, "val", index, (width, height)).image[..., ::-1].copy()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_infer import CONFIGS, picture, predictors, weights  # noqa: F401
+from test_infer import picture
+from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 
 from fcvit_mm import runtime, similarity
@@ -49,7 +50,7 @@ def plain_difference(given: np.ndarray) -> float:
 
 @pytest.mark.official
 @pytest.mark.parametrize("scope", CONFIGS)
-def test_maps_are_what_the_network_adds(predictors, scope):  # noqa: F811
+def test_maps_are_what_the_network_adds(predictors, scope):
     """(output - input) of a global context is S' times its vector, in each head's channels."""
     predictor = predictors[scope]
     backbone = similarity.find_backbone(predictor.model, "config")
@@ -105,7 +106,7 @@ def test_difference_of_what_positions_receive(given, expected):
     assert similarity.mean_difference(torch.tensor(given).float()) == pytest.approx(expected)
 
 
-def test_what_was_padded_is_not_shown(predictors):  # noqa: F811
+def test_what_was_padded_is_not_shown(predictors):
     """A detector pads 48x80 to 64x96."""
     shown, found = similarity.contexts_of(predictors["mmdet"], picture(0, 80, 48))
     assert shown.shape == (48, 80, 3)
@@ -115,7 +116,7 @@ def test_what_was_padded_is_not_shown(predictors):  # noqa: F811
     assert shapes[11] in {(1, 2), (2, 2), (2, 3), (1, 3)}
 
 
-def test_the_hooks_are_gone_afterwards(predictors):  # noqa: F811
+def test_the_hooks_are_gone_afterwards(predictors):
     predictor = predictors["mmdet"]
     with pytest.raises(runtime.ConfigError, match="16x16 is a single position in stage 3"):
         similarity.contexts_of(predictor, picture(0, 16, 16))
@@ -149,7 +150,7 @@ def test_one_figure_a_block():
 
 @pytest.mark.official
 @pytest.mark.parametrize("scope", CONFIGS)
-def test_the_tool(tool, weights, tmp_path, scope):  # noqa: F811
+def test_the_tool(tool, weights, tmp_path, scope):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), picture(0))
@@ -180,7 +181,7 @@ def test_the_tool(tool, weights, tmp_path, scope):  # noqa: F811
     assert cv2.imread(str(out / "difference.png")).std() > 10
 
 
-def test_wrong_input_is_one_sentence(tool, weights, tmp_path):  # noqa: F811
+def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture(0))
     result = tool(
         "similarity_map.py", CONFIGS["mmseg"], weights["mmseg"], tmp_path / "a.png",
