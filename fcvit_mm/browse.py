@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import set_random_seed
 
 from . import runtime
 from .draw import build_visualizer, draw, enlarge, enlargement, visible
@@ -75,7 +76,8 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     if "gt_label" in sample:
         k = enlargement(image)
         contents = {names[label]: 1 for label in sample.gt_label.tolist()}
-        drawn = enlarge(image, k)
+        # OpenCV writes on whole arrays alone
+        drawn = np.ascontiguousarray(enlarge(image, k))
         for colour, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
             cv2.putText(
                 drawn, ", ".join(contents), (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, colour, width
@@ -131,17 +133,19 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
         seed: of the augmentations.
 
     Raises:
-        ConfigError: see `build_dataset` and `look`; or `out` can't be written.
+        ConfigError: see `build_dataset` and `look`; or the data set is empty, or `out` can't be
+            written.
     """
+    set_random_seed(seed)
     dataset = build_dataset(cfg, split)
+    if not len(dataset):
+        raise runtime.ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
     classes = tuple(dataset.metainfo["classes"])
     palette = dataset.metainfo.get("palette")
     if not isinstance(palette, list | tuple) or len(palette) < len(classes):
         palette = distinct_colours(len(classes))
     meta = {"classes": classes, "palette": [tuple(colour) for colour in palette]}
     visualizer = build_visualizer(cfg, meta)
-    torch.manual_seed(seed)
-    np.random.seed(seed)
     with runtime.writing(f"--out {out}"):
         make_folder(out)
         looks = [look(cfg, dataset, i, visualizer) for i in range(min(number, len(dataset)))]

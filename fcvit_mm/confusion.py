@@ -135,29 +135,44 @@ class ConfusionMatrix(BaseMetric):
         for sample in data_samples:
             detector = "pred_instances" in sample
             n = len(self.dataset_meta["classes"]) + detector
-            if not self.results:
-                # the sum of a process, so that memory does not grow with the data set
-                self.results.append(np.zeros((n, n), np.int64))
+            matrix = np.zeros((n, n), np.int64)
             if detector:
-                self._count_detections(self.results[0], sample)
+                self._count_detections(matrix, sample)
             else:
-                labels, truth = (
-                    sample[key]["data"].squeeze(0).cpu().numpy()
-                    for key in ("pred_sem_seg", "gt_sem_seg")
-                )
-                count_pixels(self.results[0], labels, truth)
+                self._count_pixels(matrix, sample)
+            # A result a picture: MMEngine drops those that a distributed sampler repeats. Few
+            # cells of one are not 0.
+            cells = np.flatnonzero(matrix)
+            self.results.append((n, cells, matrix.flat[cells]))
+
+    def _count_pixels(self, matrix: Array, sample: dict) -> None:
+        for key, what in (
+            ("pred_sem_seg", "the model predicts neither objects nor label maps"),
+            ("gt_sem_seg", "the test pipeline loads no label maps; add LoadAnnotations to it"),
+        ):
+            if key not in sample:
+                raise runtime.ConfigError(f"no confusion matrix: {what}")
+        labels, truth = (
+            sample[key]["data"].squeeze(0).cpu().numpy() for key in ("pred_sem_seg", "gt_sem_seg")
+        )
+        count_pixels(matrix, labels, truth)
 
     def _count_detections(self, matrix: Array, sample: dict) -> None:
-        if "gt_instances" not in sample:
-            raise runtime.ConfigError(
-                "the test pipeline of the config loads no annotations; add "
-                "dict(type='LoadAnnotations', with_bbox=True) behind its Resize"
-            )
         found, truth, ignored = (
             sample[key] for key in ("pred_instances", "gt_instances", "ignored_instances")
         )
-        order = found["scores"].argsort(descending=True, stable=True)
-        order = order[found["scores"][order] >= self.score_threshold]
+        key = "masks" if self.masks else "bboxes"
+        if key not in found:
+            raise runtime.ConfigError(f"no confusion matrix: the model predicts no {key}")
+        if key not in truth:
+            raise runtime.ConfigError(
+                f"no confusion matrix: the test pipeline loads no {key}; add "
+                "dict(type='LoadAnnotations', with_bbox=True, with_mask=True) behind its Resize"
+            )
+        # what is ordered lies on the CPU, whatever the model ran on
+        scores = found["scores"].cpu()
+        order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] >= self.score_threshold]
         if self.masks:
             first, second, third = (_masks(part) for part in (found, truth, ignored))
             iou = overlaps(first[order], second)
@@ -168,16 +183,16 @@ class ConfusionMatrix(BaseMetric):
         in_ignored = (cover >= self.iou_threshold).any(1)
         count_detections(
             matrix,
-            found["labels"][order].cpu().numpy(),
+            found["labels"].cpu()[order].numpy(),
             truth["labels"].cpu().numpy(),
             iou.numpy(),
             in_ignored.numpy(),
             self.iou_threshold,
         )
 
-    def compute_metrics(self, results: list[Array]) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple[int, Array, Array]]) -> dict[str, float]:
         """Write the files; the mean of the diagonal of the normalised matrix is the figure."""
-        matrix = np.sum(results, axis=0)
+        matrix = total(results)
         names = [*self.dataset_meta["classes"], BACKGROUND][: len(matrix)]
         content = {
             "classes": names,
@@ -189,6 +204,15 @@ class ConfusionMatrix(BaseMetric):
         write(content, self.out)
         recalls = [row["recall"] for row in content["by_class"] if row["recall"] is not None]
         return {"mean_recall": float(np.mean(recalls)) if recalls else float("nan")}
+
+
+def total(results: Sequence[tuple[int, Array, Array]]) -> Array:
+    """The sum of pictures' matrices (n, n): n, the flat places that are not 0, what is there."""
+    n = results[0][0]
+    matrix = np.zeros(n * n, np.int64)
+    for _, cells, counts in results:
+        matrix[cells] += counts
+    return matrix.reshape(n, n)
 
 
 def _boxes(part: Any) -> Tensor:
@@ -279,8 +303,8 @@ def run(
         out, score_threshold, iou_threshold, masks: see `ConfusionMatrix`.
 
     Raises:
-        ConfigError, CheckpointError: as `runtime.test`; or a classifier, or masks that there are
-            not, or `out` can't be written.
+        ConfigError, CheckpointError: as `runtime.test`; or a classifier, or boxes, masks or label
+            maps that there are not, or `out` can't be written.
     """
     task = task_of(cfg)
     if task == "classification":
@@ -288,7 +312,7 @@ def run(
             f"{cfg.filename} is a classifier; MMPretrain's ConfusionMatrix in test_evaluator "
             "makes its matrix"
         )
-    if masks and (task != "detection" or "mask_head" not in str(cfg.model)):
+    if masks and task != "detection":
         raise runtime.ConfigError(
             f"--masks: {cfg.filename} is not of a model with masks of objects"
         )
@@ -302,9 +326,10 @@ def run(
         masks=masks,
     )
     evaluators = cfg.test_evaluator
+    # the first, so that it says what the others need as well
     cfg.test_evaluator = [
-        *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
         metric,
+        *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
     ]
     with runtime.writing(f"--out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,8 @@ from matplotlib import pyplot  # noqa: E402
 # Figures of an evaluation that are shown where none are chosen.
 MAIN = re.compile(r"(mAP|mIoU|mAcc|aAcc|top1|top5)$")
 LOG = "vis_data/scalars.json"
-# of lines, for keys that share a panel
-STYLES = ("-", "--", ":", "-.")
+# of lines that share a panel and a colour
+STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 Record = dict[str, float]
 
 
@@ -45,15 +45,24 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
     def series(self, key: str) -> list[tuple[int, float]]:
-        """(iteration, value) of a key, of training and evaluations, in order."""
-        records = [*self.training.items(), *self.evaluations.items()]
-        return sorted((step, record[key]) for step, record in records if key in record)
+        """(iteration, value) of a key, in order."""
+        records = self.evaluations if key in self.evaluated_keys() else self.training
+        return sorted((step, record[key]) for step, record in records.items() if key in record)
+
+    def trained_keys(self) -> list[str]:
+        """Keys of the training, losses first."""
+        keys = dict.fromkeys(key for record in self.training.values() for key in record)
+        return sorted(keys, key=lambda key: "loss" not in key)
+
+    def evaluated_keys(self) -> list[str]:
+        """Keys of the evaluations alone: both are timed, and an iteration's time is wanted."""
+        trained = self.trained_keys()
+        keys = dict.fromkeys(key for record in self.evaluations.values() for key in record)
+        return [key for key in keys if key not in trained]
 
     def all_keys(self) -> list[str]:
         """All keys that have values, losses first."""
-        keys = dict.fromkeys(key for record in self.training.values() for key in record)
-        keys |= dict.fromkeys(key for record in self.evaluations.values() for key in record)
-        return sorted(keys, key=lambda key: "loss" not in key)
+        return self.trained_keys() + self.evaluated_keys()
 
 
 # --------------------------------------------------------------------------------- reading
@@ -97,46 +106,50 @@ def read_run(path: Path) -> Run:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                records.append({k: float(v) for k, v in record.items() if k != "step"})
-                records[-1]["step"] = int(record["step"])
-            except (ValueError, TypeError, KeyError, AttributeError):
+                step = int(record.pop("step"))
+                records.append((step, {key: float(value) for key, value in record.items()}))
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 run.problems.append(f"{log}, line {number}: not a whole record, left out")
         _add(run, records)
-    if not run.training and not run.evaluations:
-        raise ConfigError(f"{path}: the log has no records; the training may not have begun")
+    if not run.all_keys():
+        why = "none of its lines is one" if run.problems else "the training may not have begun"
+        raise ConfigError(f"{path}: the log has no records; {why}")
     return run
 
 
-def _add(run: Run, records: list[Record]) -> None:
-    """Add the records of one log. Only those of a training have a learning rate; where it counts
-    epochs, so do its evaluations, whose iteration is that of the record before."""
-    training = [record for record in records if "lr" in record]
+def _add(run: Run, records: list[tuple[int, Record]]) -> None:
+    """Add the records of one log, each with its step. Only those of a training have a learning
+    rate; where it counts epochs, so do its evaluations, whose iteration is that of the record
+    before."""
+    training = [(step, record) for step, record in records if "lr" in record]
+    counts_epochs = any("epoch" in record for _, record in training)
     if training:
-        first = training[0]["step"]
+        first, _ = training[0]
         run.training = {step: r for step, r in run.training.items() if step < first}
         run.evaluations = {step: r for step, r in run.evaluations.items() if step < first}
-    step = max(run.training, default=0)
-    for record in records:
+    iteration = max(run.training, default=0)
+    for step, record in records:
         if "lr" in record:
-            step = int(record["step"])
+            iteration = step
             run.training[step] = record
         else:
-            counts_epochs = any("epoch" in r for r in training)
-            run.evaluations[step if counts_epochs else int(record["step"])] = record
+            run.evaluations[iteration if counts_epochs else step] = record
 
 
 # --------------------------------------------------------------------------- tables and plots
 
 
 def choose(runs: Sequence[Run], keys: Sequence[str] | None) -> list[str]:
-    """The keys to show: those that are named, or all losses, the learning rate and `MAIN`.
+    """The keys to show: those that are named, or all losses, the learning rate and `MAIN`; all
+    there are where none of these is.
 
     Raises:
         ConfigError: no run has one of them.
     """
     known = list(dict.fromkeys(key for run in runs for key in run.all_keys()))
     if keys is None:
-        return [key for key in known if "loss" in key or key == "lr" or MAIN.search(key)]
+        usual = [key for key in known if "loss" in key or key == "lr" or MAIN.search(key)]
+        return usual or known
     for key in keys:
         if key not in known:
             nearest = get_close_matches(key, known, n=1, cutoff=0)
@@ -144,7 +157,7 @@ def choose(runs: Sequence[Run], keys: Sequence[str] | None) -> list[str]:
                 f"--keys: no run has {key}; the nearest name is {''.join(nearest)}, all are "
                 f"{', '.join(known)}"
             )
-    return list(keys)
+    return list(dict.fromkeys(keys))
 
 
 def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
@@ -153,7 +166,8 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
     Returns:
         iterations; epochs, where they are counted; seconds_per_iteration, the median; memory_mb,
         the most, where a GPU was used; not_finite, how many logged values of the chosen keys are;
-        and by key: last, and for an evaluation's best and best_iteration.
+        and by key: last, None where it is not finite, and for an evaluation's best and
+        best_iteration.
     """
     training = list(run.training.values())
     found: dict[str, Any] = {"iterations": max([*run.training, *run.evaluations])}
@@ -170,9 +184,10 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
         found["not_finite"] += sum(not math.isfinite(value) for _, value in series)
         if not series:
             continue
-        entry: dict[str, Any] = {"last": series[-1][1]}
+        # JSON has no NaN
+        entry: dict[str, Any] = {"last": series[-1][1] if math.isfinite(series[-1][1]) else None}
         finite = [(value, -step) for step, value in series if math.isfinite(value)]
-        if finite and any(key in record for record in run.evaluations.values()):
+        if finite and key in run.evaluated_keys():
             # the first of equals; all that OpenMMLab's evaluators give grows with quality
             best, step = max(finite)
             entry |= {"best": best, "best_iteration": -step}
@@ -193,8 +208,11 @@ def table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
         cells = []
         for figures in found:
             entry = figures["keys"].get(key)
-            cell = "" if entry is None else f"{entry['last']:.4g}"
-            if entry is not None and "best" in entry:
+            if entry is None:
+                cells.append("")
+                continue
+            cell = "not finite" if entry["last"] is None else f"{entry['last']:.4g}"
+            if "best" in entry:
                 cell += f" (best {entry['best']:.4g} at {entry['best_iteration']})"
             cells.append(cell)
         result.add_row(key, *cells)
@@ -203,19 +221,23 @@ def table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
 
 def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     """Plot losses, learning rate and figures of evaluations over iterations, a panel each."""
-    evaluated = {key for run in runs for record in run.evaluations.values() for key in record}
+    evaluated = {key for run in runs for key in run.evaluated_keys()}
     series = {(key, run.name): run.series(key) for key in keys for run in runs}
 
     def panel(key: str) -> str:
         if key in evaluated:
             # MMDetection gives shares of 1, MMSegmentation and MMPretrain percent
             values = [value for run in runs for _, value in series[key, run.name]]
-            return "evaluation" if max(values) <= 1 else "evaluation, percent"
+            best = max(filter(math.isfinite, values), default=0)
+            return "evaluation" if best <= 1 else "evaluation, percent"
         return "loss" if "loss" in key else "learning rate" if key == "lr" else "other"
 
     panels: dict[str, list[str]] = {}
     for key in keys:
         panels.setdefault(panel(key), []).append(key)
+    names = [Path(run.name).resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [run.name for run in runs]
     figure, grid = pyplot.subplots(
         1, len(panels), figsize=(5 * len(panels), 3.8), squeeze=False, layout="constrained"
     )
@@ -224,12 +246,12 @@ def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
             for j, run in enumerate(runs):
                 if not series[key, run.name]:
                     continue
-                # with several runs a colour a run and a line style a key
-                colour, style = (i % 10, "-") if len(runs) == 1 else (j % 10, STYLES[i % 4])
+                # there are more colours than styles: they go to keys or runs, whichever are more
+                colour, style = (i, j) if len(wanted) > len(runs) else (j, i)
                 axes.plot(
                     *zip(*series[key, run.name], strict=True),
-                    label=key if len(runs) == 1 else f"{key}, {Path(run.name).name}",
-                    color=f"C{colour}", linestyle=style, linewidth=1.2,
+                    label=key if len(runs) == 1 else f"{key}, {names[j]}",
+                    color=f"C{colour % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
                     marker="o" if key in evaluated else "", markersize=3,
                 )  # fmt: skip
         axes.set(xlabel="iteration", title=title)

@@ -1,13 +1,17 @@
 """What the pipeline feeds the model, against the data set itself."""
 
 import json
+import random
+import re
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from test_tools import assert_sentence
 
 from fcvit_mm import browse, draw, runtime, shapes
@@ -78,6 +82,43 @@ def test_same_seed_same_pictures(load, tmp_path):
     assert all(same) and not all(other)
 
 
+def test_the_seed_holds_for_every_generator(load, tmp_path, monkeypatch):
+    """Steps draw from Python's, NumPy's and PyTorch's."""
+
+    @TRANSFORMS.register_module(force=True)
+    class Shade(BaseTransform):
+        def transform(self, results: dict) -> dict:
+            drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+            results["img"][:, :, :] = np.array(drawn) * 255
+            return results
+
+    def colour(seed: int) -> list[int]:
+        cfg = load("classification")
+        cfg.val_dataloader.dataset.pipeline.insert(1, dict(type="Shade", _scope_="mmengine"))
+        (found,) = browse.run(cfg, "val", 1, tmp_path, seed)
+        return found.drawn[-1, -1].tolist()
+
+    first, again, other = colour(0), colour(0), colour(1)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_a_picture_that_needs_no_enlarging(load, tmp_path):
+    cfg = load("classification")
+    cfg.val_dataloader.dataset.pipeline.insert(1, dict(type="Resize", scale=(600, 520)))
+    (found,) = browse.run(cfg, "val", 1, tmp_path)
+    assert found.size == (600, 520) and found.drawn.shape == (520, 600, 3)
+    # the name is white on black
+    assert found.drawn[:40].min() == 0 and found.drawn[:40].max() == 255
+
+
+def test_an_empty_data_set(load, tmp_path, monkeypatch):
+    cfg = load("classification")
+    monkeypatch.setattr(browse, "build_dataset", lambda cfg, split: [])
+    with pytest.raises(runtime.ConfigError, match="val_dataloader.dataset has no items"):
+        browse.run(cfg, "val", 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_that_the_pipeline_has_normalised_is_visible():
     inputs = torch.tensor([[[-2.0, 0.0]], [[0.0, 1.0]], [[2.0, 2.0]]])
     assert draw.visible(inputs).tolist() == [[[0, 128, 255], [128, 191, 255]]]
@@ -96,6 +137,7 @@ def test_the_tool(tool, tmp_path):
     result = tool("browse_data.py", config, "--number", 2, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "64x64" in result.stdout and (tmp_path / "out/grid.png").is_file()
+    assert "2 items" in result.stdout and re.search(r"\d\.\d each", result.stdout)
     # wrong input
     options = ["--cfg-options", "train_dataloader.dataset.data_root=nowhere"]
     assert_sentence(tool("browse_data.py", config, *options), "nowhere", "does not exist")

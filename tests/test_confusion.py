@@ -95,7 +95,46 @@ def test_detections_in_a_crowd_are_no_false_alarms(tmp_path, masks):
                 mask[box[1] : box[3], box[0] : box[2]] = True
             one[key] = {"masks": found, **{k: v for k, v in one[key].items() if k != "bboxes"}}
     metric.process(None, [one])
-    assert metric.results[0].tolist() == [[1, 0], [1, 0]]
+    assert confusion.total(metric.results).tolist() == [[1, 0], [1, 0]]
+
+
+def test_pictures_that_a_sampler_repeats_count_once(tmp_path):
+    """Several processes get as many pictures each; MMEngine cuts off the surplus."""
+    metric = confusion.ConfusionMatrix(str(tmp_path / "m"))
+    metric.dataset_meta = {"classes": ("a", "b")}
+    truth = torch.tensor([[[0, 1]]])
+    for predicted in ([0, 1], [1, 1], [0, 0], [0, 1]):
+        maps = {"pred_sem_seg": torch.tensor([[predicted]]), "gt_sem_seg": truth}
+        metric.process(None, [{key: {"data": labels} for key, labels in maps.items()}])
+    found = metric.evaluate(3)
+    assert json.loads((tmp_path / "m.json").read_text())["matrix"] == [[2, 1], [1, 2]]
+    assert found["confusion/mean_recall"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "words"),
+    [
+        ("gt_instances", "bboxes", "the test pipeline loads no bboxes; add"),
+        ("gt_instances", "masks", "the test pipeline loads no masks; add"),
+        ("pred_instances", "masks", "the model predicts no masks"),
+        ("gt_sem_seg", None, "the test pipeline loads no label maps"),
+        ("pred_sem_seg", None, "the model predicts neither objects nor label maps"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, part, key, words):
+    metric = confusion.ConfusionMatrix(str(tmp_path / "m"), masks=key == "masks")
+    metric.dataset_meta = {"classes": ("a",)}
+    if key is None:
+        one = {name: {"data": torch.zeros(1, 1, 2)} for name in ("pred_sem_seg", "gt_sem_seg")}
+        del one[part]
+    else:
+        box = [0.0, 0, 1, 1]
+        one = sample([0], [0.9], [box], [(0, box)])
+        for name in ("pred_instances", "gt_instances"):
+            one[name]["masks"] = torch.ones(1, 1, 1, dtype=torch.bool)
+        del one[part][key]
+    with pytest.raises(runtime.ConfigError, match=words):
+        metric.process(None, [one])
 
 
 def test_overlaps_of_masks():

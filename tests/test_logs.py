@@ -62,14 +62,39 @@ def test_epochs_become_iterations(tmp_path):
 
 def test_damaged_lines_and_what_is_not_finite(tmp_path):
     path = write_log(tmp_path, "1", [
-        training(10, float("nan")), "[1, 2]\n", training(20, 3.0), '{"lr": 0.1, "loss": 2.0, "st'
+        training(10, float("nan")), "[1, 2]\n", training(20, 3.0), '{"lr": 0.1, "loss": 2.0}\n',
+        '{"loss": 2.0, "step": Infinity}\n', '{"lr": 0.1, "loss": 2.0, "st',
     ])  # fmt: skip
     run = logs.read_run(tmp_path)
     assert run.problems == [
-        f"{path}, line {number}: not a whole record, left out" for number in (2, 4)
+        f"{path}, line {number}: not a whole record, left out" for number in (2, 4, 5, 6)
     ]
+    assert list(run.training) == [10, 20]
     found = logs.summary(run, ["loss"])
     assert found["not_finite"] == 1 and found["keys"]["loss"] == {"last": 3.0}
+
+
+def test_a_training_that_ends_with_nan(tmp_path):
+    """JSON has no NaN, and the best is among the rest."""
+    nan = float("nan")
+    write_log(tmp_path, "1", [
+        training(1, 1.0), {"mAP": nan, "step": 1}, training(2, nan), {"mAP": 0.5, "step": 2}
+    ])  # fmt: skip
+    run = logs.read_run(tmp_path)
+    found = logs.summary(run, ["loss", "mAP"])
+    json.dumps(found, allow_nan=False)
+    assert found["not_finite"] == 2 and found["keys"] == {
+        "loss": {"last": None}, "mAP": {"last": 0.5, "best": 0.5, "best_iteration": 2}
+    }  # fmt: skip
+    assert "not finite" in list(logs.table([run], ["loss"]).columns[1].cells)
+
+
+def test_time_is_that_of_an_iteration(tmp_path):
+    """Evaluations are timed as well."""
+    write_log(tmp_path, "1", [training(1, 1.0), {"mAP": 0.5, "time": 9.0, "step": 1}])
+    run = logs.read_run(tmp_path)
+    assert run.series("time") == [(1, 0.501)]
+    assert logs.summary(run, ["time"])["keys"] == {"time": {"last": 0.501}}
 
 
 def test_keys(tmp_path):
@@ -80,10 +105,41 @@ def test_keys(tmp_path):
     assert logs.choose([run], ["grad_norm"]) == ["grad_norm"]
     with pytest.raises(ConfigError, match="no run has loss_maks; the nearest name is loss_mask"):
         logs.choose([run], ["loss_maks"])
+    # nothing of the usual
+    write_log(tmp_path / "other", "1", [{"PQ": 41.0, "step": 1}])
+    other = logs.read_run(tmp_path / "other")
+    assert logs.choose([other], None) == ["PQ"]
+    logs.plot([other], ["PQ"], tmp_path / "plot.png")
+    assert cv2.imread(str(tmp_path / "plot.png")).std() > 10
+
+
+def test_lines_of_a_plot_differ(tmp_path, monkeypatch):
+    """By colour or style, and in the legend, also for runs of one name."""
+    terms = {f"loss_{i}": float(i) for i in range(9)}
+    runs = []
+    for folder in ("a", "b"):
+        write_log(tmp_path / folder / "run", "1", [training(1, 1.0, **terms)])
+        runs.append(logs.read_run(tmp_path / folder / "run"))
+    monkeypatch.setattr(logs.pyplot, "close", lambda figure: None)
+    logs.plot(runs, logs.choose(runs, None), tmp_path / "plot.png")
+    axes = logs.pyplot.gcf().axes[0]
+    assert len(axes.lines) == 20
+    looks = {
+        (line.get_color(), str(line.get_linestyle()), str(line._dash_pattern))
+        for line in axes.lines
+    }
+    assert len(looks) == 20
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(set(names)) == 20 and f"loss, {tmp_path}/a/run" in names
 
 
 @pytest.mark.parametrize(
-    ("lines", "words"), [(None, "no such work directory"), ([], "the log has no records")]
+    ("lines", "words"),
+    [
+        (None, "no such work directory"),
+        ([], "the log has no records; the training may not have begun"),
+        (["# a text\n"], "the log has no records; none of its lines is one"),
+    ],
 )
 def test_no_log(tmp_path, lines, words):
     if lines is not None:

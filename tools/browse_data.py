@@ -1,6 +1,7 @@
 """What the pipeline of a config feeds the model: python tools/browse_data.py CONFIG."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,18 @@ def main() -> None:
         contents = ", ".join(f"{name} {n}" for name, n in found.contents.items())
         width, height = found.size
         table.add_row(str(found.index), found.path or "mixed", f"{width}x{height}", contents)
+    total: Counter[str] = Counter()
+    for found in looks:
+        total.update(found.contents)
+    sizes = sorted({found.size for found in looks}, key=lambda size: size[0] * size[1])
+    (small, large), n = (sizes[0], sizes[-1]), len(looks)
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{n} items",
+        "{}x{}".format(*small) + ("" if small == large else " to {}x{}".format(*large)),
+        ", ".join(f"{name} {count / n:.1f} each" for name, count in total.most_common()),
+    )
     Console().print(table)
     print(f"pictures: {out}")
 
