@@ -9,7 +9,8 @@ the model; `check` compares the file with the model's own predictions.
 import copy
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .data_checks import innermost
 from .files import whole_file
 from .fuse import fuse
 from .predict import Predictor, task_of
-from .runtime import ConfigError, require, writing
+from .runtime import ConfigError, first_line, require, writing
 
 # The largest difference between the file and PyTorch, relative to the largest value.
 TOLERANCE = 1e-4
@@ -97,8 +98,9 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocessor: Any, divisor: int) -> None:
         super().__init__()
-        # pipelines hand on BGR, which a preprocessor converts or not
-        self.reverse = not preprocessor._channel_conversion
+        # pipelines hand on BGR, which a preprocessor converts or not; MMPretrain's says so itself
+        converts = getattr(preprocessor, "to_rgb", None)
+        self.reverse = not (preprocessor._channel_conversion if converts is None else converts)
         self.register_buffer("mean", preprocessor.mean.view(3, 1, 1).clone())
         self.register_buffer("std", preprocessor.std.view(3, 1, 1).clone())
         self.divisor = divisor
@@ -163,6 +165,10 @@ class MaskRCNN(nn.Module):
         )
         self.backbone, self.neck = model.backbone, model.neck
         self.rpn, self.roi = model.rpn_head, model.roi_head
+        for module in self.roi.modules():
+            # mmcv's RoIAlign: compiled operators of mmcv's own are not exported
+            if hasattr(module, "use_torchvision"):
+                module.use_torchvision = True
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         height, width = picture.shape[2:]
@@ -293,6 +299,16 @@ def kind_of(cfg: Config, part: str) -> str:
         return "features"
     task_of(cfg)
     model = cfg.model
+    if (model.get("test_cfg") or {}).get("mode", "whole") != "whole":
+        raise ConfigError(
+            f"{cfg.filename}: model.test_cfg.mode is {model.test_cfg.mode!r}, and a file predicts "
+            "whole pictures: add --cfg-options model.test_cfg.mode=whole, or --part features"
+        )
+    if model.get("data_preprocessor", {}).get("test_cfg"):
+        raise ConfigError(
+            f"{cfg.filename}: model.data_preprocessor.test_cfg pads pictures, which a file does "
+            "not; take it out and add ResizeToMultiple to the test pipeline, or --part features"
+        )
     if model.type in WHOLE:
         kind, name, heads = WHOLE[model.type]
         if model[name].type in heads:
@@ -342,7 +358,7 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
 
 
 def own_predictions(predictor: Predictor, kind: str, picture: np.ndarray) -> list[Tensor]:
-    """What OpenMMLab's model itself predicts, in the form of the file's outputs, but for masks.
+    """What OpenMMLab's model itself predicts, in the form of the file's outputs.
 
     Args:
         picture: (H, W, 3), RGB, 0 to 255, sides that are multiples of 32.
@@ -350,7 +366,8 @@ def own_predictions(predictor: Predictor, kind: str, picture: np.ndarray) -> lis
     model = predictor.model
     sample = predictor.prepare(picture)["data_samples"]
     size = picture.shape[:2]
-    sample.set_metainfo({"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)})
+    sizes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), size)
+    sample.set_metainfo({**sizes, "scale_factor": (1.0, 1.0)})
     # OpenMMLab's pipelines hand on BGR
     inputs = torch.from_numpy(picture[..., ::-1].transpose(2, 0, 1).copy())
     batch = {"inputs": [inputs], "data_samples": [sample]}
@@ -358,7 +375,12 @@ def own_predictions(predictor: Predictor, kind: str, picture: np.ndarray) -> lis
     if kind == "mask_rcnn":
         (sample,) = model.predict(data["inputs"], data["data_samples"], rescale=False)
         found = sample.pred_instances
-        return [found.bboxes, found.scores, found.labels]
+        # before they are pasted into the picture
+        features, rois = model.extract_feat(data["inputs"]), functional.pad(found.bboxes, (1, 0))
+        logits = model.roi_head._mask_forward(features, rois)["mask_preds"]
+        labels = found.labels * (logits.shape[1] > 1)
+        masks = logits[torch.arange(len(labels)), labels].sigmoid()
+        return [found.bboxes, found.scores, found.labels, masks]
     if kind == "segmentor":
         return [model.inference(data["inputs"], [sample.metainfo])]
     if predictor.task == "classification":
@@ -373,11 +395,16 @@ def difference(expected: Sequence[Tensor], given: Sequence[Tensor], names: Seque
         ConfigError: an output has another shape, or labels differ.
     """
     worst = 0.0
-    for name, a, b in zip(names, expected, given, strict=False):
-        if a.shape != b.shape or (not a.is_floating_point() and not torch.equal(a, b)):
+    for name, a, b in zip(names, expected, given, strict=True):
+        if a.shape != b.shape:
             raise ConfigError(
                 f"the exported model gives other {name} than PyTorch: {tuple(b.shape)} where "
                 f"PyTorch gives {tuple(a.shape)}; nothing was written"
+            )
+        if not a.is_floating_point() and not torch.equal(a, b):
+            raise ConfigError(
+                f"the exported model gives other {name} than PyTorch, {b.tolist()} where PyTorch "
+                f"gives {a.tolist()}; nothing was written"
             )
         if a.is_floating_point() and a.numel():
             # unlike max, this keeps a NaN
@@ -405,7 +432,8 @@ def check(
     """
     worst = 0.0
     pairs = 2 if EXPORTS[kind].batch else 1
-    for seed, (number, height, width) in enumerate([(1, 96, 64), (pairs, 72, 104)]):
+    # larger than any stride
+    for seed, (number, height, width) in enumerate([(1, 192, 160), (pairs, 136, 200)]):
         drawn = [shapes.picture(seed, "val", i, (width, height)).image for i in range(number)]
         pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float().contiguous()
         with torch.no_grad():
@@ -421,6 +449,19 @@ def check(
             f"than {TOLERANCE:.0e}; nothing was written"
         )
     return worst
+
+
+@contextmanager
+def tracing(cfg: Config) -> Iterator[None]:
+    """Say that a model can't be traced.
+
+    Raises:
+        ConfigError: for any error inside.
+    """
+    try:
+        yield
+    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+        raise ConfigError(f"{cfg.filename} can't be exported: {first_line(error)}") from error
 
 
 def as_list(outputs: Any) -> list[Tensor]:
@@ -452,28 +493,29 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
         for package in ("onnx", "onnxruntime", "onnxscript"):
             require(package, "export")
     module = export.build(with_open_size(fuse(copy.deepcopy(predictor.model)))).eval()
-    example = torch.rand(2 if export.batch else 1, 3, 96, 128) * 255
-    # smaller ones are traced differently, in pooling and in upsampling
-    axes = {2: Dim("height", min=33), 3: Dim("width", min=33)}
-    if export.batch:
-        axes[0] = Dim("batch")
+    # of a map of one position, as of RetinaNet's last one of a smaller picture, one is assumed
+    example = torch.rand(2 if export.batch else 1, 3, 160, 288) * 255
+    axes = {2: "height", 3: "width"} | ({0: "batch"} if export.batch else {})
     with writing(path), whole_file(path) as partial, warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
         if path.suffix == ".pt2":
-            program = torch.export.export(module, (example,), dynamic_shapes=(axes,))
+            open_axes = dict.fromkeys(axes, Dim.DYNAMIC)
+            with tracing(predictor.cfg):
+                program = torch.export.export(module, (example,), dynamic_shapes=(open_axes,))
             torch.export.save(program, partial, extra_files={ABOUT: about})
             loaded = torch.export.load(partial).module()
             return check(predictor, kind, module, lambda x: as_list(loaded(x)))
-        onnx: Any = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=(axes,),
-            input_names=["pictures"],
-            output_names=list(export.outputs) or None,
-        )
+        with tracing(predictor.cfg):
+            onnx: Any = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=(axes,),
+                input_names=["pictures"],
+                output_names=list(export.outputs) or None,
+            )
         onnx.model.metadata_props[ABOUT] = about
         onnx.save(partial, external_data=False)
         import onnxruntime

@@ -39,6 +39,9 @@ def small(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         head = "decode_head" if method == "upernet" else "neck"
         model[head] = {"in_channels": channels}
         if method == "mask_rcnn":
+            # as for COCO: the last level is half of the last stage
+            model["neck"]["num_outs"] = 5
+            model["rpn_head"] = {"anchor_generator": {"strides": [4, 8, 16, 32, 64]}}
             model["test_cfg"] = {"rpn": {"nms_pre": 40, "max_per_img": 30},
                                  "rcnn": {"score_thr": 0.3, "max_per_img": 20}}  # fmt: skip
         config.write_text(f"_base_ = {str(ROOT / 'configs' / base)!r}\nmodel = {model!r}\n")
@@ -174,6 +177,7 @@ def script():
         ([{"scale": [2048, 512], "keep_ratio": True}, {"multiple": 32}], (704, 512)),
         ([{"scale": [60, 50], "keep_ratio": False}], (60, 50)),
         ([{"factor": 0.5}], (32, 24)),
+        ([{"factor": 0.37}], (24, 18)),
         ([], (64, 48)),
     ],
 )
@@ -183,8 +187,11 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
     image = picture(0)
     resized = script().resize(image, steps)
     assert resized.shape[1::-1] == expected
-    if len(steps) == 1 and "scale" in steps[0]:
-        step = Resize(scale=tuple(steps[0]["scale"]), keep_ratio=steps[0]["keep_ratio"])
+    if len(steps) == 1:
+        if "scale" in steps[0]:
+            step = Resize(scale=tuple(steps[0]["scale"]), keep_ratio=steps[0]["keep_ratio"])
+        else:
+            step = Resize(scale_factor=steps[0]["factor"])
         assert np.array_equal(step({"img": image})["img"], resized)
 
 
@@ -229,7 +236,8 @@ def test_features_and_torch_export(predictors, tmp_path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(tmp_path / "f.onnx"))
-    pictures = torch.rand(3, 3, 64, 96) * 255
+    # larger than the last level's stride, and of another number of positions than in the trace
+    pictures = torch.rand(3, 3, 96, 224) * 255
     model = predictors["mask_rcnn"].model
     with torch.no_grad():
         expected = model.extract_feat(
@@ -247,7 +255,81 @@ def test_features_and_torch_export(predictors, tmp_path):
         assert (other - wanted).abs().max() < 1e-4 * scale
 
 
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [
+        ("detection/retinanet_fcvit_s12_1x_coco.py", 128),
+        ("classification/fcvit_tiny_shapes.py", 32),
+    ],
+)
+def test_features_of_other_models(tmp_path, name, stride):
+    """Maps of one position in small pictures, and MMPretrain's own preprocessor."""
+
+    def config():
+        cfg = runtime.load_config(str(ROOT / "configs" / name))
+        cfg.model.backbone.update(arch=dict(SMALL), kernel_size=5, init_cfg=None)
+        if "retinanet" in name:
+            cfg.model.neck.in_channels = list(SMALL["dims"][1:])
+        else:
+            cfg.model.head.in_channels = SMALL["dims"][-1]
+        return cfg
+
+    weights = build_model(config()).state_dict()
+    meta = {"dataset_meta": {"classes": shapes.CLASSES}}
+    torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
+    predictor = Predictor(config(), str(tmp_path / "a.pth"), torch.device("cpu"))
+    assert export.run(predictor, tmp_path / "a.pt2", "features") < export.TOLERANCE
+    maps = torch.export.load(tmp_path / "a.pt2").module()(torch.rand(1, 3, 150, 300) * 255)
+    assert maps[-1].shape[2:] == (-(-150 // stride), -(-300 // stride))
+
+
+def test_roi_align_is_torchvisions(predictors, monkeypatch):
+    """mmcv's own compiled operator could not be exported."""
+    from mmcv.ops.roi_align import RoIAlignFunction
+
+    def refuse(*_):
+        raise AssertionError("mmcv's operator is called")
+
+    monkeypatch.setattr(RoIAlignFunction, "forward", refuse)
+    with torch.no_grad():
+        outputs = export.MaskRCNN(predictors["mask_rcnn"].model).eval()(torch.rand(1, 3, 64, 64))
+    assert outputs[0].shape[1] == 4
+
+
 # ------------------------------------------------------------------------------- the check
+
+
+def test_own_predictions_are_of_the_size_of_the_picture(predictors, monkeypatch):
+    """A pipeline that resizes notes sizes of its own in the sample."""
+    from mmengine.dataset import Compose
+    from mmengine.registry import TRANSFORMS
+
+    predictor = predictors["semantic_fpn"]
+    steps = runtime.load_config(str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py"))
+    steps = [s for s in steps.test_pipeline if not s["type"].startswith("Load")]
+    monkeypatch.setattr(predictor, "pipeline", Compose([TRANSFORMS.build(s) for s in steps]))
+    with torch.no_grad():
+        (logits,) = export.own_predictions(predictor, "segmentor", picture(0, 64, 96))
+    assert logits.shape == (1, 5, 96, 64)
+
+
+def test_masks_and_labels_that_differ_are_refused(predictors):
+    predictor = predictors["mask_rcnn"]
+    module = export.MaskRCNN(predictor.model).eval()
+    probabilities = module.masks
+
+    def run(pictures: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(module(pictures))
+
+    assert export.check(predictor, "mask_rcnn", module, run) < 1e-5
+    # the file agrees with the module, and neither with the model
+    module.masks = lambda *inputs: 1 - probabilities(*inputs)
+    with pytest.raises(runtime.ConfigError, match="differs from PyTorch"):
+        export.check(predictor, "mask_rcnn", module, run)
+    labels = [torch.tensor([0, 1]), torch.tensor([0, 2])]
+    with pytest.raises(runtime.ConfigError, match=r"other labels than PyTorch, \[0, 2\] where"):
+        export.difference(labels[:1], labels[1:], ["labels"])
 
 
 def test_a_file_that_differs_is_refused(predictors):
@@ -300,6 +382,27 @@ def test_wrong_input_is_one_sentence(tool, small, tmp_path):
     other = ROOT / "configs/segmentation/mask2former_fcvit_s12_160k_ade20k.py"
     with pytest.raises(runtime.ConfigError, match="not exported whole"):
         export.kind_of(runtime.load_config(str(other)), "whole")
+    config, _ = small["semantic_fpn"]
+    for option, value in (("test_cfg.mode", "slide"), ("data_preprocessor.test_cfg.size", (9, 9))):
+        with pytest.raises(runtime.ConfigError, match=f"model.{option.rpartition('.')[0]}"):
+            export.kind_of(runtime.load_config(str(config), {f"model.{option}": value}), "whole")
+
+
+def test_what_cannot_be_traced_is_one_sentence(predictors, tmp_path, monkeypatch):
+    def forward(self, pictures):
+        return (pictures[pictures.sum() > 0],)
+
+    monkeypatch.setattr(export.Features, "forward", forward)
+    for ending in ("onnx", "pt2"):
+        with pytest.raises(runtime.ConfigError, match="semantic_fpn.py can't be exported: "):
+            export.run(predictors["semantic_fpn"], tmp_path / f"a.{ending}", "features")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(predictors, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(runtime.ConfigError, match=r"needs onnxscript.*fcvit-mm\[export\]"):
+        export.run(predictors["semantic_fpn"], tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
 
 
@@ -310,6 +413,8 @@ def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture(0))
     result = run_script(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
     assert_sentence(result, "is not a model of tools/export.py")
+    result = run_script(exported["upernet"], tmp_path / "a.png", tmp_path / "out.txt")
+    assert_sentence(result, "out.txt can't be written")
     # a picture of one pixel is one for it as well
     cv2.imwrite(str(tmp_path / "one.png"), picture(0)[:1, :1])
     result = run_script(exported["mask_rcnn"], tmp_path / "one.png", tmp_path / "out.png")

@@ -22,7 +22,7 @@ def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
         if "multiple" in step:
             size = [-(-n // step["multiple"]) * step["multiple"] for n in (width, height)]
         elif "factor" in step:
-            size = [int(n * step["factor"]) for n in (width, height)]
+            size = [int(n * step["factor"] + 0.5) for n in (width, height)]
         elif step["keep_ratio"]:
             long, short = max(step["scale"]), min(step["scale"])
             factor = min(long / max(height, width), short / min(height, width))
@@ -95,7 +95,7 @@ def main() -> None:
             print(f"{about['classes'][label]} {score:.3f} at {left}, {top}, {right}, {bottom}")
     else:
         fail(f"{args.model} gives features, of shapes {[o.shape for o in outputs]}")
-    if not cv2.imwrite(args.out, image):
+    if not (cv2.haveImageWriter(args.out) and cv2.imwrite(args.out, image)):
         fail(f"{args.out} can't be written")
 
 
