@@ -24,9 +24,6 @@ from .files import make_folder, whole_file
 from .predict import Predictor, read_picture
 from .runtime import ConfigError, writing
 
-# The backends of OpenCV would write lines of their own about what they can't open.
-cv2.setLogLevel(0)
-
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 

@@ -183,7 +183,7 @@ def test_tools_get_as_far_as_the_missing_weights_or_data(tool, command, example_
     assert result.returncode == 2 and "Traceback" not in result.stderr
     errors = re.findall(r"^error: (.*)", result.stderr, re.MULTILINE)
     assert len(errors) == 1
-    assert re.search("pretrained weights|no such checkpoint file|does not exist", errors[0])
+    assert re.search("pretrained weights|no such (checkpoint )?file|does not exist", errors[0])
 
 
 @pytest.mark.parametrize("command", kind(WHOLE))

@@ -302,9 +302,10 @@ def test_roi_align_is_torchvisions(predictors, monkeypatch):
 def test_own_predictions_are_of_the_size_of_the_picture(predictors, monkeypatch):
     """A pipeline that resizes notes sizes of its own in the sample."""
     from mmengine.dataset import Compose
-    from mmengine.registry import TRANSFORMS
+    from mmengine.registry import TRANSFORMS, init_default_scope
 
     predictor = predictors["semantic_fpn"]
+    init_default_scope("mmseg")
     steps = runtime.load_config(str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py"))
     steps = [s for s in steps.test_pipeline if not s["type"].startswith("Load")]
     monkeypatch.setattr(predictor, "pipeline", Compose([TRANSFORMS.build(s) for s in steps]))
