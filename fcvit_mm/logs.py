@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from rich.table import Table
+from rich.table import Column, Table
 
 from .files import whole_file
 from .runtime import ConfigError
@@ -198,7 +198,8 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 def table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
     """A column a run."""
     found = [summary(run, keys) for run in runs]
-    result = Table("", *(run.name for run in runs))
+    # names often differ in their ends alone
+    result = Table("", *(Column(run.name, overflow="fold") for run in runs))
     rows = {"iterations": "d", "epochs": "d", "seconds_per_iteration": ".3f", "memory_mb": ".0f"}
     for name, form in rows.items():
         if any(name in figures for figures in found):
@@ -244,15 +245,16 @@ def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     for axes, (title, wanted) in zip(grid[0], panels.items(), strict=True):
         for i, key in enumerate(wanted):
             for j, run in enumerate(runs):
-                if not series[key, run.name]:
+                points = series[key, run.name]
+                if not points:
                     continue
                 # there are more colours than styles: they go to keys or runs, whichever are more
                 colour, style = (i, j) if len(wanted) > len(runs) else (j, i)
                 axes.plot(
-                    *zip(*series[key, run.name], strict=True),
+                    *zip(*points, strict=True),
                     label=key if len(runs) == 1 else f"{key}, {names[j]}",
                     color=f"C{colour % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
-                    marker="o" if key in evaluated else "", markersize=3,
+                    marker="o" if key in evaluated or len(points) == 1 else "", markersize=3,
                 )  # fmt: skip
         axes.set(xlabel="iteration", title=title)
         axes.grid(alpha=0.3)

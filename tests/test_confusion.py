@@ -210,6 +210,22 @@ def test_detection_counts_every_object(tool, weights, example_data, tmp_path, ma
     assert (tmp_path / "m.png").is_file()
 
 
+def test_as_an_evaluator_of_a_config(tool, weights, tmp_path):
+    """As docs/look.md says; by test.py, which knows nothing of confusion matrices."""
+    config = tmp_path / "mine.py"
+    config.write_text(
+        f"_base_ = {str(CONFIGS['mmseg'])!r}\n"
+        "custom_imports = dict(imports=['fcvit_mm.confusion'])\n"
+        f"test_evaluator = [dict(type='ConfusionMatrix', out={str(tmp_path / 'm')!r})]\n"
+    )
+    result = tool(
+        "test.py", config, weights["mmseg"], "--work-dir", tmp_path, "--cfg-options", *TEST
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    matrix = np.array(json.loads((tmp_path / "m.json").read_text())["matrix"])
+    assert matrix.sum() == 4 * 64 * 64 and (tmp_path / "m.png").is_file()
+
+
 def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     result = tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--masks")
     assert_sentence(result, "--masks", "not of a model with masks")

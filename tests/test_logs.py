@@ -1,10 +1,13 @@
 """Logs of trainings: joined over resumptions, damaged ones, figures and plots."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import cv2
 import pytest
+from rich.console import Console
 from test_tools import CONFIGS, SHORT, assert_sentence
 
 from fcvit_mm import logs
@@ -74,7 +77,7 @@ def test_damaged_lines_and_what_is_not_finite(tmp_path):
     assert found["not_finite"] == 1 and found["keys"]["loss"] == {"last": 3.0}
 
 
-def test_a_training_that_ends_with_nan(tmp_path):
+def test_a_training_that_ends_with_nan(tmp_path, monkeypatch):
     """JSON has no NaN, and the best is among the rest."""
     nan = float("nan")
     write_log(tmp_path, "1", [
@@ -87,6 +90,18 @@ def test_a_training_that_ends_with_nan(tmp_path):
         "loss": {"last": None}, "mAP": {"last": 0.5, "best": 0.5, "best_iteration": 2}
     }  # fmt: skip
     assert "not finite" in list(logs.table([run], ["loss"]).columns[1].cells)
+    monkeypatch.setattr(logs.pyplot, "close", lambda figure: None)
+    logs.plot([run], ["loss", "mAP"], tmp_path / "plot.png")
+    assert [axes.get_title() for axes in logs.pyplot.gcf().axes] == ["loss", "evaluation"]
+
+
+def test_names_of_runs_stay_whole_in_a_narrow_table(tmp_path):
+    runs = [logs.Run("work_dirs/" + "x" * 60 + end, {1: training(1, 1.0)}) for end in "ab"]
+    console = Console(file=io.StringIO(), width=60)
+    console.print(logs.table(runs, ["loss"]))
+    heads = [line for line in console.file.getvalue().splitlines() if line.startswith("┃")]
+    columns = zip(*(re.split("┃", line)[2:4] for line in heads), strict=True)
+    assert ["".join(column).replace(" ", "") for column in columns] == [run.name for run in runs]
 
 
 def test_time_is_that_of_an_iteration(tmp_path):
@@ -124,11 +139,10 @@ def test_lines_of_a_plot_differ(tmp_path, monkeypatch):
     logs.plot(runs, logs.choose(runs, None), tmp_path / "plot.png")
     axes = logs.pyplot.gcf().axes[0]
     assert len(axes.lines) == 20
-    looks = {
-        (line.get_color(), str(line.get_linestyle()), str(line._dash_pattern))
-        for line in axes.lines
-    }
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 20
+    # a line through one point would be invisible
+    assert {line.get_marker() for line in axes.lines} == {"o"}
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert len(set(names)) == 20 and f"loss, {tmp_path}/a/run" in names
 
