@@ -333,6 +333,25 @@ def test_masks_and_labels_that_differ_are_refused(predictors):
         export.difference(labels[:1], labels[1:], ["labels"])
 
 
+def test_detections_of_equal_scores_may_swap():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [5, 5, 9, 9]])
+    scores = torch.tensor([0.9, 0.5000001, 0.5])
+    labels = torch.tensor([0, 1, 0])
+    masks = torch.rand(3, 28, 28)
+    expected, names = [boxes, scores, labels, masks], export.EXPORTS["mask_rcnn"].outputs
+    swapped = [output[[0, 2, 1]] for output in expected]
+    ordered = export.in_order(expected, swapped)
+    assert export.difference(expected, ordered, names) == 0
+    # what goes by the label alone keeps its mask
+    swapped[3] = masks
+    assert export.difference(expected, export.in_order(expected, swapped), names) > 0.1
+    # two of one are not one of each
+    twice = [output[[0, 1, 1]] for output in expected]
+    assert all(a is b for a, b in zip(export.in_order(expected, twice), twice, strict=True))
+    none = [output[:0] for output in expected]
+    assert export.difference(none, export.in_order(none, none), names) == 0
+
+
 def test_a_file_that_differs_is_refused(predictors):
     predictor = predictors["semantic_fpn"]
     module = export.Segmentor(export.with_open_size(predictor.model)).eval()
