@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from . import cost
 from .cost import Size, pyplot
+from .draw import save_figure
 from .runtime import ConfigError, load_config
 
 # Backbones of MMPretrain with a map from each stage, as a detector needs them.
@@ -405,7 +406,7 @@ def run(
         }
         cost.write_json(json_path, content)
     if plot_path:
-        cost.save_figure(draw(results, f"{title}\n{_short(circumstances)}"), plot_path)
+        save_figure(draw(results, f"{title}\n{_short(circumstances)}"), plot_path)
     return table(results, title, caption)
 
 

@@ -16,7 +16,7 @@ from . import runtime
 from .draw import build_visualizer, draw, enlarge, enlargement, visible
 from .files import make_folder
 from .infer import write_picture
-from .predict import distinct_colours, read_picture, task_of
+from .predict import read_picture, task_of, with_palette
 
 Array = np.ndarray
 # Of a picture in the grid, its longer side in pixels.
@@ -141,10 +141,7 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
     if not len(dataset):
         raise runtime.ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
     classes = tuple(dataset.metainfo["classes"])
-    palette = dataset.metainfo.get("palette")
-    if not isinstance(palette, list | tuple) or len(palette) < len(classes):
-        palette = distinct_colours(len(classes))
-    meta = {"classes": classes, "palette": [tuple(colour) for colour in palette]}
+    meta = with_palette(classes, dataset.metainfo.get("palette"))
     visualizer = build_visualizer(cfg, meta)
     with runtime.writing(f"--out {out}"):
         make_folder(out)

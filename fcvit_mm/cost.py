@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from . import predict
 from .backbone import FCViT
+from .draw import save_figure
 from .files import make_folder, whole_file
 from .runtime import ConfigError, first_line
 
@@ -662,12 +663,6 @@ def draw_sweep(costs: Sequence[Cost], title: str) -> Any:
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=100)
-    pyplot.close(figure)
 
 
 def check_target(option: str, filename: str | None, endings: Sequence[str]) -> Path | None:

@@ -5,14 +5,21 @@ Pictures are (H, W, 3), BGR, 0 to 255.
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from torch import Tensor
+
+from .files import whole_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
 
 Array = np.ndarray
 
@@ -96,3 +103,10 @@ def visible(inputs: Tensor) -> Array:
         low, high = picture.min(), picture.max()
         picture = (picture - low) / max(high - low, 1e-12) * 255
     return picture.round().astype(np.uint8)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib's completely or not at all, and close it."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110)
+    pyplot.close(figure)

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib
 from rich.table import Column, Table
 
-from .files import whole_file
+from .draw import save_figure
 from .runtime import ConfigError
 
 matplotlib.use("Agg")
@@ -259,6 +259,4 @@ def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
         axes.set(xlabel="iteration", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6.5, frameon=False)
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, path)

@@ -4,6 +4,7 @@
 a `Predictor` adds the config's test pipeline and gives data samples of OpenMMLab.
 """
 
+import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -136,7 +137,11 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
         )
     classes = found["classes"]
     classes = (classes,) if isinstance(classes, str) else tuple(classes)
-    palette = found.get("palette")
+    return with_palette(classes, found.get("palette"))
+
+
+def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:
+    """Classes and a colour each; others than given where there is none for each class."""
     if not isinstance(palette, list | tuple) or len(palette) < len(classes):
         palette = distinct_colours(len(classes))
     return {"classes": classes, "palette": [tuple(map(int, colour)) for colour in palette]}
@@ -163,6 +168,14 @@ def read_picture(path: str | Path) -> np.ndarray:
     if image is None:
         raise runtime.ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
     return image
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a trained model."""
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
+    runtime.add_cfg_options(parser)
 
 
 class Predictor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import FCViT
-from .draw import enlarge, enlargement, visible
+from .draw import enlarge, enlargement, save_figure, visible
 from .files import make_folder, whole_file
 from .infer import Source, write_picture
 from .layers import NUM_HEADS, GlobalContext, by_head
@@ -299,9 +299,3 @@ def _write(name: Path, picture: Array, contexts: Sequence[Context]) -> None:
                 f"_head{head}.png",
                 overlay(picture, values, limit),
             )
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=110)
-    pyplot.close(figure)

@@ -2,19 +2,15 @@
 
 import argparse
 
-from fcvit_mm import runtime
-from fcvit_mm.predict import Predictor, find_device
+from fcvit_mm import predict, runtime
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="A page in the browser: what a model finds in a picture, and where it looks."
     )
-    parser.add_argument("config", help="path of a config file")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    predict.add_arguments(parser)
     parser.add_argument("--port", type=runtime.whole_number(1), default=7860)
-    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
-    runtime.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -24,7 +20,7 @@ def main() -> None:
     from fcvit_mm import app
 
     cfg = runtime.load_config(args.config, args.cfg_options)
-    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
+    predictor = predict.Predictor(cfg, args.checkpoint, predict.find_device(args.device))
     app.run(
         predictor,
         f"{args.config}, {args.checkpoint}",

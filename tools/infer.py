@@ -5,14 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcvit_mm import infer, runtime
-from fcvit_mm.predict import Predictor, find_device
+from fcvit_mm import infer, predict, runtime
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What a model finds in pictures and videos.")
-    parser.add_argument("config", help="path of a config file")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    predict.add_arguments(parser)
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -32,8 +30,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max-frames", type=runtime.whole_number(1), metavar="N", help="of each video"
     )
-    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
-    runtime.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -42,7 +38,7 @@ def main() -> None:
     cfg = runtime.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/infer")
     sources = infer.find_sources(args.inputs, out)
-    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
+    predictor = predict.Predictor(cfg, args.checkpoint, predict.find_device(args.device))
     lines, problems = infer.run(
         predictor,
         sources,

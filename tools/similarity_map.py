@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fcvit_mm import infer, runtime, similarity
-from fcvit_mm.predict import Predictor, find_device
+from fcvit_mm import infer, predict, runtime, similarity
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,8 +14,7 @@ def parse_args() -> argparse.Namespace:
         description="Draw the similarity of each position to the image's mean, head by head, and "
         "measure how much the contexts that positions receive differ."
     )
-    parser.add_argument("config", help="path of a config file; detection or another task")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    predict.add_arguments(parser)
     parser.add_argument(
         "inputs", nargs="+", metavar="PICTURE", help="a picture, a folder or a glob"
     )
@@ -29,8 +27,6 @@ def parse_args() -> argparse.Namespace:
         "--block", type=runtime.whole_number(1), help="of the stage, from 1 on (default: the last)"
     )
     which.add_argument("--all-blocks", action="store_true", help="of the stage")
-    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
-    runtime.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -39,7 +35,7 @@ def main() -> None:
     cfg = runtime.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/similarity")
     sources = infer.find_sources(args.inputs, out)
-    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
+    predictor = predict.Predictor(cfg, args.checkpoint, predict.find_device(args.device))
     rows, problems = similarity.run(
         predictor, sources, out, args.stage, args.block, args.all_blocks
     )
