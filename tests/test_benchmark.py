@@ -179,7 +179,7 @@ def test_the_tool_prints_what_it_writes(tool, tmp_path):
     for word in ("machine: ", "threads: 2", f"torch: {torch.__version__}", "dtype: float32"):
         assert word in result.stdout
     picture = cv2.imread(str(tmp_path / "b.png"))
-    assert picture.std() > 10 and picture.shape[1] == 1000
+    assert picture.std() > 10 and picture.shape[1] == 1100
 
 
 def test_what_does_not_run_is_one_sentence_and_status_2(tool, tmp_path):
