@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from . import strips
+from . import strips, triton_ops
+from .triton_ops import NUM_HEADS
 
-NUM_HEADS = 8
 # Channels are divided by this in the bottlenecks of a token mixer.
 REDUCTION = 8
 
@@ -87,10 +87,16 @@ class GlobalContext(nn.Module):
         return self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.weighted:
+            return x + self.context(x.mean((2, 3))).to(x.dtype)[..., None, None]
+        return triton_ops.add_global_context(
+            x, self.context, self.rescale_weight, self.rescale_bias, plain=self.add_weighted
+        )
+
+    def add_weighted(self, x: Tensor) -> Tensor:
+        """The class docstring's equations, with PyTorch's operators."""
         gap = x.mean((2, 3))  # (B, d)
         context = self.context(gap).to(x.dtype)  # (B, d)
-        if not self.weighted:
-            return x + context[..., None, None]
         similarity = self.similarity(x, gap).to(x.dtype).flatten(2)  # (B, h, N)
         tokens, contexts = x.flatten(2), by_head(context)  # (B, d, N), (B, h, d)
         # a product keeps no memory format: it is written in the order that the next layer reads
@@ -98,6 +104,16 @@ class GlobalContext(nn.Module):
             out = torch.baddbmm(tokens.mT, similarity.mT, contexts)  # (B, N, d)
             return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         return torch.baddbmm(tokens, contexts.mT, similarity).unflatten(2, x.shape[2:])
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Each channel with its own filter of an odd size; the resolution stays."""
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return triton_ops.depthwise_conv(x, self.weight, self.bias)
 
 
 class TokenMixer(nn.Module):
@@ -123,14 +139,12 @@ class TokenMixer(nn.Module):
         def context() -> nn.Module | None:
             return GlobalContext(dim, weighted_context) if global_context else None
 
-        def depthwise(kernel: int) -> nn.Module:
-            return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-
         def pointwise() -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
 
-        self.gc1, self.dw1, self.fc1 = context(), depthwise(kernel_size[0]), pointwise()
-        self.gc2, self.dw2, self.fc2 = context(), depthwise(kernel_size[1]), pointwise()
+        first, second = (DepthwiseConv(dim, kernel) for kernel in kernel_size)
+        self.gc1, self.dw1, self.fc1 = context(), first, pointwise()
+        self.gc2, self.dw2, self.fc2 = context(), second, pointwise()
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:

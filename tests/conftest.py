@@ -12,6 +12,8 @@ import pytest
 # Two test processes, or a test and the tool that it runs, share two cores. To be set before torch
 # is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Triton's kernels run on the CPU, unless a GPU is to be tested.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parents[1]
 

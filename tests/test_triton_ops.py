@@ -1,0 +1,503 @@
+"""The Triton kernels against plain torch in float64, and the choice between the two.
+
+The kernels run in Triton's interpreter, or on a GPU with TRITON_INTERPRET=0.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+pytest.importorskip("triton")
+
+from fcvit_mm import triton_ops
+from fcvit_mm.triton_ops import add_global_context, depthwise_conv
+
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("TRITON_INTERPRET=0, and there is no GPU", allow_module_level=True)
+
+HEADS = 8
+HALF = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def kernels():
+    """Every operation that can takes its kernel."""
+    triton_ops.use(True, timer=lambda form, run: form == "plain")
+    yield
+    triton_ops.use(False)
+
+
+def refuse(form, run):
+    raise AssertionError("the kernels were to stay out of this")
+
+
+def make(shape, layout="contiguous", dtype=torch.float32):
+    """Random numbers in a layout; the same numbers in each."""
+    torch.manual_seed(0)
+    b, d, h, w = shape
+    x = torch.randn(shape, dtype=torch.float64).to(DEVICE, dtype)
+    if layout == "contiguous":
+        return x
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    if layout == "sliced":
+        whole = x.new_full((b, d + 3, h + 2, 2 * w + 1), 9)
+        part = whole[:, 2:-1, 1:-1, 1::2]
+    elif layout == "channels_last sliced":
+        whole = x.new_full((b, h + 2, 2 * w + 1, d + 3), 9)
+        part = whole.permute(0, 3, 1, 2)[:, 2:-1, 1:-1, 1::2]
+    part.copy_(x)
+    assert part.data_ptr() != whole.data_ptr() and part.shape == x.shape
+    return part
+
+
+def near(actual, expected, roundings):
+    """Whether no value errs by more than some roundings of the largest one."""
+    error = (actual.double() - expected.double()).abs().max().item()
+    bound = roundings * torch.finfo(actual.dtype).eps * expected.double().abs().max().item()
+    assert error <= bound, (error, bound)
+
+
+def assert_layout(out, x):
+    channels_last = x.stride(1) < x.stride(3)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert out.is_contiguous(memory_format=layout)
+
+
+def leaves(*tensors):
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def doubled(*tensors):
+    return leaves(*(t.double() for t in tensors))
+
+
+def check_depthwise(x, k):
+    d = x.shape[1]
+    weight = torch.randn(d, 1, k, k, dtype=x.dtype, device=DEVICE)
+    bias = torch.randn(d, dtype=x.dtype, device=DEVICE)
+    inputs = leaves(x, weight, bias)
+    inputs[0] = x.detach().requires_grad_()  # with x's strides
+    out = depthwise_conv(*inputs)
+    grad = torch.randn(out.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
+    grads = torch.autograd.grad(out, inputs, grad)
+
+    exact = doubled(x, weight, bias)
+    expected = F.conv2d(*exact, padding=k // 2, groups=d)
+    expected_grads = torch.autograd.grad(expected, exact, grad.double())
+    assert type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
+    for a, e in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert a.dtype == x.dtype
+        near(a, e, 1 if x.dtype in HALF else 4)
+    assert_layout(out, x)
+
+
+# The interpreter takes its time for each program, and contiguous a channel is one.
+@pytest.mark.parametrize(("layout", "dim"), [("contiguous", 2), ("channels_last", 8)])
+@pytest.mark.parametrize("k", [3, 5, 7, 9, 11, 13])
+def test_depthwise_of_every_kernel_size(kernels, k, layout, dim):
+    check_depthwise(make((2, dim, 7, 5), layout), k)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_depthwise_of_every_dtype(kernels, layout, dtype):
+    check_depthwise(make((2, 8, 5, 6), layout, dtype), 3)
+
+
+@pytest.mark.parametrize(("dim", "k"), [(64, 11), (128, 7), (320, 3), (512, 3)])
+def test_depthwise_of_the_networks_widths(kernels, dim, k):
+    check_depthwise(make((1, dim, 4, 3), "channels_last"), k)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 8, 1, 9), (2, 8, 9, 1), (1, 8, 1, 1), (2, 2, 29, 18)])
+def test_depthwise_of_odd_sizes(kernels, shape, layout):
+    # the last has more than one chunk of positions, and no multiple of any block
+    check_depthwise(make(shape, layout), 3)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last sliced"])
+def test_depthwise_of_other_strides(kernels, layout):
+    check_depthwise(make((2, 8, 6, 5), layout), 3)
+
+
+def test_depthwise_without_bias_and_with_an_expanded_gradient(kernels):
+    inputs = leaves(make((2, 8, 4, 5)), torch.randn(8, 1, 3, 3, device=DEVICE))
+    grads = torch.autograd.grad(depthwise_conv(*inputs).sum(), inputs)
+    exact = doubled(*inputs)
+    expected = torch.autograd.grad(F.conv2d(*exact, padding=1, groups=8).sum(), exact)
+    for a, e in zip(grads, expected, strict=True):
+        near(a, e, 4)
+
+
+def test_depthwise_under_autocast(kernels):
+    inputs = leaves(make((1, 8, 4, 5)), torch.randn(8, 1, 3, 3, device=DEVICE))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = depthwise_conv(*inputs)
+    assert out.dtype == torch.bfloat16
+    exact = doubled(*inputs)
+    expected = F.conv2d(*exact, padding=1, groups=8)
+    near(out, expected, 4)
+    grads = torch.autograd.grad(out.float().square().sum(), inputs)
+    expected = torch.autograd.grad(expected.square().sum(), exact)
+    for a, e in zip(grads, expected, strict=True):
+        assert a.dtype == torch.float32
+        near(a.bfloat16(), e, 4)
+
+
+class Context(nn.Module):
+    """The global context by the paper's equations, with torch's operators."""
+
+    def __init__(self, dim):
+        super().__init__()
+        torch.manual_seed(1)
+        self.fc1, self.fc2 = nn.Linear(dim, dim // 4), nn.Linear(dim // 8, dim)
+        self.alpha, self.beta = nn.Parameter(torch.randn(HEADS)), nn.Parameter(torch.randn(HEADS))
+
+    def bottleneck(self, gap):
+        first, second = self.fc1(gap).chunk(2, dim=1)
+        return self.fc2(torch.maximum(first, second))
+
+    def plain(self, x):
+        b, d, h, w = x.shape
+        tokens = x.reshape(b, HEADS, d // HEADS, h * w)
+        gap = tokens.mean(3)
+        s = torch.einsum("bhen,bhe->bhn", tokens, gap) / (d // HEADS) ** 0.5
+        std, mean = torch.std_mean(s, dim=(1, 2), keepdim=True)
+        s = self.alpha[:, None] * (s - mean) / (std + 1e-5) + self.beta[:, None]
+        context = self.bottleneck(gap.flatten(1)).reshape(b, HEADS, -1)
+        return x + torch.einsum("bhn,bhe->bhen", s, context).reshape(x.shape)
+
+    def forward(self, x):
+        return add_global_context(x, self.bottleneck, self.alpha, self.beta, self.plain)
+
+
+def check_context(x, roundings):
+    layer = Context(x.shape[1]).to(DEVICE, x.dtype)
+    x = x.detach().requires_grad_()
+    out = layer(x)
+    assert type(out.grad_fn).__name__ == "_AddContextBackward"
+    grad = torch.randn(out.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
+    grads = torch.autograd.grad(out, [x, *layer.parameters()], grad)
+
+    layer.double()
+    (exact,) = doubled(x)
+    expected = layer.plain(exact)
+    expected_grads = torch.autograd.grad(expected, [exact, *layer.parameters()], grad.double())
+    for a, e in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert a.dtype == x.dtype and a.shape == e.shape
+        near(a, e, roundings)
+    assert_layout(out, x)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dim", [32, 64, 128, 320, 512])
+def test_context_of_the_networks_widths(kernels, dim, layout):
+    check_context(make((2, dim, 7, 5), layout), 16)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_context_of_every_dtype(kernels, layout, dtype):
+    check_context(make((1, 64, 5, 6), layout, dtype), 4 if dtype in HALF else 16)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 64, 1, 9), (2, 64, 1, 1), (1, 512, 12, 13), (1, 24, 5, 1)])
+def test_context_of_odd_sizes(kernels, shape, layout):
+    # one position leaves the deviation over the heads; 156 positions are two partial sums
+    check_context(make(shape, layout), 16)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last sliced"])
+def test_context_of_other_strides(kernels, layout):
+    check_context(make((2, 64, 4, 5), layout), 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_context_of_a_constant_picture(kernels, dtype):
+    """Every similarity equal: their deviation is 0, and its slope is not infinite."""
+    check_context(torch.ones(2, 64, 3, 5, dtype=dtype, device=DEVICE), 16)
+
+
+def test_context_of_positions_that_differ_little(kernels):
+    """The deviation is a ten-thousandth of the mean; a mean of squares would lose its digits."""
+    x = 0.01 * make((1, 64, 6, 7)).double()
+    layer = Context(64).to(DEVICE)
+    # Equal means: heads that differ would hide the positions' deviation.
+    x = (x - x.mean((2, 3), keepdim=True) + 100).float()
+    out = layer(x)
+    near(out - x, layer.double().plain(x.double()) - x.double(), 16000)
+
+
+def test_context_under_autocast(kernels):
+    layer = Context(64).to(DEVICE)
+    x = make((1, 64, 5, 6), dtype=torch.bfloat16).requires_grad_()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = layer(x)
+    grads = torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+    assert out.dtype == x.dtype
+    layer.double()
+    (exact,) = doubled(x)
+    expected = layer.plain(exact)
+    near(out, expected, 4)
+    expected = torch.autograd.grad(expected.square().sum(), [exact, *layer.parameters()])
+    for a, e in zip(grads, expected, strict=True):
+        near(a.bfloat16(), e, 8)
+
+
+def test_no_second_derivative(kernels):
+    x = make((1, 8, 3, 3)).requires_grad_()
+    for out in (
+        depthwise_conv(x, torch.randn(8, 1, 3, 3, device=DEVICE)),
+        Context(8).to(DEVICE)(x),
+    ):
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
+def test_channels_that_are_no_heads(kernels):
+    x = make((1, 12, 3, 3))
+    layer = Context(16).to(DEVICE)
+    with pytest.raises(ValueError, match="12 channels"):
+        layer(x)
+    with pytest.raises(ValueError, match=r"\(4,\)"):
+        add_global_context(make((1, 16, 3, 3)), None, layer.alpha[:4], layer.beta, None)
+
+
+# The choice
+
+
+@pytest.fixture
+def timed():
+    """use(True) with made-up times; gives the times, by form, and the list of what was timed."""
+    times, calls = {"triton": 1.0, "plain": 2.0}, []
+
+    def timer(form, run):
+        run()
+        calls.append(form)
+        return times[form]
+
+    triton_ops.use(True, timer)
+    yield times, calls
+    triton_ops.use(False)
+
+
+def test_the_faster_form_is_used_and_remembered(timed):
+    times, calls = timed
+    weight = torch.randn(2, 1, 3, 3, device=DEVICE)
+
+    def form(x, weight=weight):
+        name = type(depthwise_conv(x, weight).grad_fn).__name__
+        return {"_DepthwiseConvBackward": "triton", "ConvolutionBackward0": "plain"}[name]
+
+    x = make((1, 2, 3, 4)).requires_grad_()
+    assert form(x) == "triton" and calls == ["triton", "plain"]
+    times["triton"] = 3.0
+    assert form(x) == "triton" and len(calls) == 2
+    others = [
+        make((1, 2, 4, 3)),
+        make((2, 2, 3, 4)),
+        make((1, 2, 3, 4), "channels_last"),
+    ]
+    for i, other in enumerate(others):
+        assert form(other.requires_grad_()) == "plain" and len(calls) == 4 + 2 * i
+    assert form(x, torch.randn(2, 1, 5, 5, device=DEVICE)) == "plain" and len(calls) == 10
+    assert form(x.detach().double().requires_grad_(), weight.double()) == "plain"
+    assert len(calls) == 12
+    with torch.no_grad():  # a forward pass alone may be faster in the other form
+        depthwise_conv(x, weight)
+        depthwise_conv(x, weight)
+    assert len(calls) == 14
+    assert x.grad is None
+
+    layer = Context(8).to(DEVICE)
+    for faster, name in ((0.5, "_AddContextBackward"), (3.0, "AddBackward0")):
+        triton_ops.use(True, triton_ops._State.timer)
+        times["triton"] = faster
+        assert type(layer(make((1, 8, 3, 4))).grad_fn).__name__ == name
+    assert all(p.grad is None for p in layer.parameters())
+
+
+def test_timing_runs_forward_and_backward(monkeypatch):
+    seen = []
+    backward = triton_ops._DepthwiseConv.backward
+    monkeypatch.setattr(
+        triton_ops._DepthwiseConv,
+        "backward",
+        staticmethod(lambda ctx, grad: seen.append(1) or backward(ctx, grad)),
+    )
+    triton_ops.use(True, timer=lambda form, run: run() or form == "triton")
+    depthwise_conv(make((1, 8, 3, 3)).requires_grad_(), torch.randn(8, 1, 3, 3, device=DEVICE))
+    triton_ops.use(False)
+    assert seen == [1]
+
+
+def test_milliseconds_is_the_median_after_a_warm_up(monkeypatch):
+    runs, elapsed = [], iter([5, 4, 100, 2, 1, 6, 7, 8, 3])
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return next(elapsed)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert triton_ops._milliseconds("plain", lambda: runs.append(1)) == 5
+    assert len(runs) == 12
+
+
+def test_off_by_default_and_off_again():
+    assert not triton_ops._State.on
+    triton_ops.use(True, timer=refuse)
+    triton_ops.use(False, timer=refuse)
+    x, weight = make((1, 8, 3, 4)), torch.randn(8, 1, 3, 3, device=DEVICE)
+    near(depthwise_conv(x, weight), F.conv2d(x, weight, padding=1, groups=8), 0)
+    layer = Context(8).to(DEVICE)
+    near(layer(x), layer.plain(x), 0)
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.context = Context(8).to(DEVICE)
+        self.weight = nn.Parameter(torch.randn(8, 1, 3, 3, device=DEVICE))
+
+    def forward(self, x):
+        return depthwise_conv(self.context(x), self.weight)
+
+    def plain(self, x):
+        return F.conv2d(self.context.plain(x), self.weight, padding=1, groups=8)
+
+
+@pytest.mark.parametrize("how", ["compile", "export", "trace", "fake", "empty", "k", "subclass"])
+def test_what_takes_the_plain_form(how):
+    triton_ops.use(True, timer=refuse)
+    try:
+        model, x = Both(), make((1, 8, 4, 5))
+        expected = model.plain(x)
+        if how == "compile":
+            out = torch.compile(model, backend="eager", fullgraph=True)(x)
+        elif how == "export":
+            out = torch.export.export(model, (x,)).module()(x)
+        elif how == "trace":
+            out = torch.jit.trace(model, (x,), check_trace=False)(x)
+        elif how == "fake":
+            with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                assert model(mode.from_tensor(x)).shape == x.shape
+            return
+        elif how == "empty":
+            out, expected = depthwise_conv(x[:0], model.weight), x[:0]
+        elif how == "k":
+            model.weight = nn.Parameter(torch.randn(8, 1, 15, 15, device=DEVICE))
+            out = depthwise_conv(x, model.weight)
+            expected = F.conv2d(x, model.weight, padding=7, groups=8)
+        else:
+            out = model.context(nn.Parameter(x))
+            out = depthwise_conv(nn.Parameter(out), model.weight)
+        torch.testing.assert_close(out, expected)
+        for wrong in (model.weight.double(), model.weight[:4]):
+            with pytest.raises(RuntimeError):
+                depthwise_conv(x, wrong)
+    finally:
+        triton_ops.use(False)
+
+
+def test_recomputation_after_timing(timed):
+    """Activation checkpointing takes what timing saves for backward to be of the layer."""
+    model, x = Both(), make((1, 8, 4, 5)).requires_grad_()
+    checkpoint(model, x, use_reentrant=False).square().sum().backward()
+    assert len(timed[1]) == 4
+    (expected,) = torch.autograd.grad(model.plain(x).square().sum(), x)
+    near(x.grad, expected, 64)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the CPU is this test's matter")
+def test_the_cpu_takes_the_plain_form(monkeypatch):
+    monkeypatch.setattr(triton_ops.triton, "JITFunction", type(triton_ops._add_kernel))
+    triton_ops.use(True, timer=refuse)
+    Both()(make((1, 8, 3, 3)))
+    triton_ops.use(False)
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(triton_ops, "triton", None)
+    with pytest.raises(ImportError, match="pip install triton"):
+        triton_ops.use(True)
+    triton_ops.use(False)
+
+
+def test_import_without_triton():
+    script = """
+import sys
+sys.modules["triton"] = None
+import torch
+from fcvit_mm import triton_ops
+x = torch.ones(1, 8, 3, 3)
+assert triton_ops.depthwise_conv(x, torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 9
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_kernels_compile_for_a_gpu(tmp_path):
+    """What the interpreter runs is Python; a GPU's compiler knows types. It needs no GPU."""
+    script = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fcvit_mm import triton_ops as ops
+
+NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
+         torch.float64: "*fp64"}
+compiled = set()
+
+def compile(kernel, grid, *arguments, **constants):
+    types = ["i32" if isinstance(a, int) else NAMES[a.dtype] for a in arguments]
+    names = kernel.arg_names
+    signature = dict(zip(names, types)) | {name: "constexpr" for name in constants}
+    assert sorted(signature) == sorted(names)
+    source = ASTSource(kernel, signature, constants)
+    triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    compiled.add(kernel.fn.__name__)
+
+ops._launch = compile
+layouts = (torch.channels_last, torch.float16), (torch.contiguous_format, torch.float32)
+for layout, dtype in layouts:
+    x = torch.ones(1, 64, 4, 4, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.ones(64, 1, 5, 5, dtype=dtype, requires_grad=True)
+    ops._DepthwiseConv.apply(x, weight, weight[:, 0, 0, 0]).sum().backward()
+    ones = torch.ones(8, requires_grad=True)
+    ops._add_global_context(x, lambda gap: gap, ones, ones).sum().backward()
+print(*sorted(compiled))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "_add_kernel",
+        "_depthwise_kernel",
+        "_depthwise_weight_kernel",
+        "_similarity_kernel",
+        "_sum_kernel",
+    ]
