@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton")
 
-from fcvit_mm import triton_ops
+from fcvit_mm import FCViT, triton_ops
 from fcvit_mm.triton_ops import add_global_context, depthwise_conv
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
@@ -277,6 +277,47 @@ def test_channels_that_are_no_heads(kernels):
         add_global_context(make((1, 16, 3, 3)), None, layer.alpha[:4], layer.beta, None)
 
 
+def test_the_network_runs_on_them(kernels, monkeypatch):
+    launched = []
+    launch = triton_ops._launch
+    monkeypatch.setattr(
+        triton_ops,
+        "_launch",
+        lambda kernel, *rest, **more: (
+            launched.append(kernel.fn.__name__) or launch(kernel, *rest, **more)
+        ),
+    )
+    arch = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
+    torch.manual_seed(0)
+    model = FCViT(arch, kernel_size=3, layer_scale_init=1.0).double().to(DEVICE)
+    x = make((2, 3, 32, 32), dtype=torch.float64)
+
+    def run():
+        found = [x.clone().requires_grad_(), *model.parameters()]
+        outs = model(found[0])
+        return [*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), found)]
+
+    actual = run()
+    # two of each in a block; the gradient of the input is a convolution, too
+    assert launched.count("_depthwise_kernel") == 16
+    assert launched.count("_depthwise_weight_kernel") == 8
+    assert launched.count("_similarity_kernel") == 8
+    triton_ops.use(False)
+    torch.testing.assert_close(actual, run(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("value", ["1", "0", None])
+def test_the_environment_turns_them_on(value):
+    environment = {key: v for key, v in os.environ.items() if key != "FCVIT_TRITON"}
+    if value is not None:
+        environment["FCVIT_TRITON"] = value
+    code = "from fcvit_mm import triton_ops; print(triton_ops._State.on)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == str(value == "1")
+
+
 # The choice
 
 
@@ -451,7 +492,7 @@ def test_import_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch
-from fcvit_mm import triton_ops
+from fcvit_mm import FCViT, triton_ops
 x = torch.ones(1, 8, 3, 3)
 assert triton_ops.depthwise_conv(x, torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 9
 """
