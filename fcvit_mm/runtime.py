@@ -28,7 +28,12 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from rich.console import Console
-from torch.distributed import broadcast_object_list, init_process_group, new_group
+from torch.distributed import (
+    broadcast_object_list,
+    destroy_process_group,
+    init_process_group,
+    new_group,
+)
 
 from . import data_checks, mim
 from .arch import ALIASES, get_arch
@@ -97,6 +102,9 @@ def run_tool(main: Callable[[], None]) -> None:
             # speaks.
             time.sleep(10)
         sys.exit(2)
+    # Left to the end of the interpreter, the threads of a group may abort the process.
+    if is_distributed():
+        destroy_process_group()
 
 
 def require(module: str, extra: str) -> None:

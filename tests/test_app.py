@@ -43,6 +43,11 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def obey_interrupts() -> None:
+    """What a shell starts in the background, and all that it starts, would ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(config: Path, checkpoint: str, *options: str) -> tuple[subprocess.Popen, str]:
     """Serve a page; returns the process and the address."""
     log = Path(checkpoint).with_suffix(".log")
@@ -50,7 +55,7 @@ def start(config: Path, checkpoint: str, *options: str) -> tuple[subprocess.Pope
         process = subprocess.Popen(
             [sys.executable, ROOT / "tools/app.py", config, checkpoint, "--device", "cpu",
              "--port", str(free_port()), *options],
-            stdout=file, stderr=subprocess.STDOUT,
+            stdout=file, stderr=subprocess.STDOUT, preexec_fn=obey_interrupts,
         )  # fmt: skip
     end = time.monotonic() + SLOW / 1000
     while not (found := re.search(r"^page: (\S+)", log.read_text(), re.M)):
@@ -61,8 +66,10 @@ def start(config: Path, checkpoint: str, *options: str) -> tuple[subprocess.Pope
 
 def stop(process: subprocess.Popen) -> int:
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
-    return process.returncode
+    try:
+        return process.wait(timeout=60)
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
