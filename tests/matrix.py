@@ -1,6 +1,6 @@
 """The contract on every Python at hand, oldest and newest PyTorch, both sets of packages.
 
-    python tests/matrix.py [--pythons python3.10 ...]
+    python tests/matrix.py [--pythons python3.12 ...]
 
 Each cell is a virtual environment of its own, made by pip as a user makes it: the package with the
 oldest PyTorch of setup.cfg's bound or with the newest that pip finds, and one of the two sets of
@@ -10,6 +10,7 @@ a cell fails, whose output is kept. An environment is 6 GB and removed when its 
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13", "python3.14")
+FIRST_PYTHON = 10  # of 3
 PACKAGES = ("openmmlab", "openmmlab-official")
 TOOLS = "tests/test_tools.py::test_"
 CONTRACT = (
@@ -36,6 +37,20 @@ VERSIONS = "import torch, mmcv, numpy as n; print(*(m.__version__ for m in (torc
 
 class CellError(Exception):
     """A step of a cell failed; its message is the step and the last lines of its output."""
+
+
+def pythons_at_hand() -> list[Path]:
+    """An interpreter of each Python from 3.10 on, of the PATH or of pyenv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    found = []
+    for minor in range(FIRST_PYTHON, FIRST_PYTHON + 10):
+        name = f"python3.{minor}"
+        for path in (shutil.which(name), *sorted(pyenv.glob(f"versions/3.{minor}.*/bin/python"))):
+            # pyenv's own `python3.10` of the PATH only runs where that version is chosen
+            if path and not subprocess.run([path, "-c", ""], capture_output=True).returncode:
+                found.append(Path(path))
+                break
+    return found
 
 
 def oldest_torch() -> str:
@@ -61,46 +76,51 @@ def run(log: Path, *command: object) -> str:
     return done.stdout
 
 
-def cells(python: str, torch: str, folder: Path, logs: Path) -> Iterator[tuple[str, str, str]]:
+def cells(
+    python: Path, requirement: str, folder: Path, log: Path
+) -> Iterator[tuple[str, list[str], str]]:
     """Both sets of packages with one PyTorch, which they share: packages, versions, result."""
     # The one with PyTorch comes first; the other links to its PyTorch.
-    first = folder / PACKAGES[0]
+    first = folder / PACKAGES[0] / "bin/python"
     for packages in PACKAGES:
-        log = logs / f"{python}-{torch.strip('=*.')}-{packages}.log"
-        venv, versions = folder / packages, []
-        interpreter = venv / "bin/python"
+        interpreter, versions = folder / packages / "bin/python", ["none"] * 3
         pip = (interpreter, "-m", "pip", "install", "--disable-pip-version-check")
         try:
-            run(log, python, "-m", "venv", venv)
-            if venv == first:
-                run(log, *pip, torch, "torchvision")
+            run(log, python, "-m", "venv", folder / packages)
+            run(log, *pip, "packaging", "pytest", "hypothesis")
+            if interpreter == first:
+                run(log, *pip, requirement, "torchvision")
             else:
-                share = ("tests/share_packages.py", venv, "torch", "torchvision")
-                run(log, first / "bin/python", *share)
-            run(log, *pip, "--editable", f".[{packages},demo]", "pytest", "hypothesis", "packaging")
+                share = ("tests/share_packages.py", folder / packages, "torch", "torchvision")
+                run(log, first, *share)
+            run(log, *pip, "--editable", f".[{packages},demo]")
             versions = run(log, interpreter, "-c", VERSIONS).split()[-3:]
             output = run(log, interpreter, "-m", "pytest", "-q", *CONTRACT)
             result = output.strip().splitlines()[-1].strip("= ")
         except CellError as error:
-            result = f"FAILED: {error} (see {log})"
-        yield packages, " ".join(versions), result
+            result = f"FAILED: {error}"
+        yield packages, versions, result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pythons", nargs="+", default=[p for p in PYTHONS if shutil.which(p)])
+    parser.add_argument("--pythons", nargs="+", type=Path, default=pythons_at_hand())
     parser.add_argument("--logs", type=Path, default=ROOT / "work_dirs/matrix")
     args = parser.parse_args()
     args.logs.mkdir(parents=True, exist_ok=True)
     failed = False
-    print("| Python | PyTorch | packages | versions: torch, mmcv, numpy | result |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| Python | packages | PyTorch | mmcv | NumPy | result |")
+    print("|---|---|---|---|---|---|", flush=True)
     for python in args.pythons:
-        for age, torch in (("oldest", oldest_torch()), ("newest", "torch")):
+        version = subprocess.check_output([python, "-V"], text=True).split()[1]
+        for age, requirement in (("oldest", oldest_torch()), ("newest", "torch")):
+            log = args.logs / f"python-{version}-{age}-torch.log"
+            log.unlink(missing_ok=True)
             with tempfile.TemporaryDirectory() as folder:
-                for packages, versions, result in cells(python, torch, Path(folder), args.logs):
-                    print(f"| {python} | {age} | {packages} | {versions} | {result} |", flush=True)
-                    failed |= "FAILED" in result
+                for packages, versions, result in cells(python, requirement, Path(folder), log):
+                    row = version, packages, *versions, result
+                    print(f"| {' | '.join(row)} |", flush=True)
+                    failed |= result.startswith("FAILED")
     return int(failed)
 
 

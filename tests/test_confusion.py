@@ -181,10 +181,11 @@ def test_plots_of_few_and_many_classes(tmp_path, n):
 @pytest.mark.official
 def test_segmentation_agrees_with_miou(tool, weights, tmp_path):
     result = tool(
-        "confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--out", tmp_path / "m",
+        "confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--out", tmp_path / "m.png",
         "--cfg-options", *TEST,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
+    assert {path.name for path in tmp_path.iterdir()} == {"m.json", "m.png"}
     content = json.loads((tmp_path / "m.json").read_text())
     matrix = np.array(content["matrix"])
     assert content["classes"] == list(shapes.SEMANTIC_CLASSES)

@@ -28,6 +28,8 @@ def main() -> None:
     args = parse_args()
     cfg = runtime.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/confusion")
+    if out.suffix in (".png", ".json"):
+        out = out.with_suffix("")
     confusion.run(cfg, args.checkpoint, out, args.score_threshold, args.iou_threshold, args.masks)
     print(f"confusion matrix: {out}.png, {out}.json")
 
