@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .arch import NUM_STAGES, get_arch, is_int
 from .checkpoint import classifier_weights, load_pretrained
-from .layers import Block, PatchEmbed, init_start_values
+from .layers import Block, Norm, PatchEmbed, init_start_values
 
 
 def _check_rate(name: str, value: float) -> float:
@@ -133,7 +133,7 @@ class FCViT(BaseModule):
             ]
             self.network.append(nn.Sequential(*blocks))
         for i in self.out_indices:
-            self.add_module(f"norm{2 * i}", nn.GroupNorm(1, dims[i]))
+            self.add_module(f"norm{2 * i}", Norm(dims[i]))
         self.apply(init_start_values)
         self._freeze()
 

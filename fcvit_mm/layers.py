@@ -34,6 +34,24 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x))
 
 
+class Norm(nn.GroupNorm):
+    """One mean and deviation an image; weight and bias a channel.
+
+    Args:
+        dim: channels d.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(1, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # NOTE: PyTorch 2.6 to 2.9, at least, crash in the backward pass in channels_last if x needs
+        # no gradient, as behind frozen layers.
+        if torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling():
+            x = x.detach().requires_grad_(self.weight.requires_grad)
+        return super().forward(x)
+
+
 def by_head(values: Tensor) -> Tensor:
     """Channels split by head, as rows of a matrix: (B, d) -> (B, h, d), zero outside of a head."""
     heads = torch.eye(NUM_HEADS, dtype=values.dtype, device=values.device)
@@ -216,9 +234,9 @@ class Block(nn.Module):
         layer_scale_init: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(1, dim)
+        self.norm1 = Norm(dim)
         self.token_mixer = TokenMixer(dim, kernel_size, global_context, weighted_context)
-        self.norm2 = nn.GroupNorm(1, dim)
+        self.norm2 = Norm(dim)
         self.channel_mixer = ChannelMixer(dim, mlp_ratio, drop_rate)
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
