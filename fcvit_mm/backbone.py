@@ -190,7 +190,7 @@ class FCViT(BaseModule):
                 else:
                     x = block(x)
             if index // 2 in self.out_indices:
-                outs[index // 2] = self.get_submodule(f"norm{index}")(x)
+                outs[index // 2] = getattr(self, f"norm{index}")(x)
         return tuple(outs[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> "FCViT":
