@@ -184,7 +184,7 @@ def _check_option(key: str, value: Any, cfg: Config) -> None:
 
 
 def _check_runs_nothing(key: str, value: Any) -> None:
-    """Refuse an option by which OpenMMLab would import, call, evaluate or unpickle what it names."""
+    """Refuse an option by which OpenMMLab would import, evaluate or unpickle what it names."""
     path = key.split(".")
     texts = [value] if isinstance(value, str) else []
     if isinstance(value, list | tuple):
