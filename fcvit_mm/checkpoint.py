@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from . import pickles
 from .arch import ARCHS, Arch
-from .files import whole_file
+from .files import SEAL, UNSEALED, is_sealed, seal, whole_file
 
 # Where a file keeps its weights; the first that is there is taken, the whole file if none is.
 EMA_CONTAINER = "state_dict_ema"
@@ -45,9 +45,6 @@ CLASSIFIER_KEYS = {"norm.": "backbone.norm6.", "head.": "head.fc."}
 
 # By this tensor an FCViT is found under whatever prefix.
 STEM = "patch_embed.proj.weight"
-
-# Under this key a safetensors file of ours has the SHA-256 of what follows its header.
-CHECKSUM = "fcvit_mm.sha256"
 
 # How much larger than its file tensors may be together; some share their values.
 SHARED = 4
@@ -159,9 +156,9 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, compared with their checksum where we wrote it."""
     with safetensors.safe_open(path, framework="pt") as file:
-        noted = (file.metadata() or {}).get(CHECKSUM)
-    if noted and noted != _data_sha256(path):
-        raise ValueError("the SHA-256 of its tensors is another one than it notes")
+        noted = (file.metadata() or {}).get(SEAL)
+    if noted and not is_sealed(path.read_bytes(), noted):
+        raise ValueError("its SHA-256 is another one than it notes")
     return safetensors.torch.load_file(path)
 
 
@@ -226,20 +223,13 @@ def _explain(filename: str, error: Exception) -> str:
     return f"{filename} is damaged or not a PyTorch checkpoint ({reason}); fetch or copy it again"
 
 
-def sha256(path: str | os.PathLike, start: int = 0) -> str:
-    """SHA-256 of a file from byte `start` on, in hexadecimal digits."""
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        file.seek(start)
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _data_sha256(path: Path) -> str:
-    """SHA-256 of what follows a safetensors file's header, whose length the first 8 bytes say."""
-    with open(path, "rb") as file:
-        return sha256(path, 8 + int.from_bytes(file.read(8), "little"))
 
 
 # ----------------------------------------------------------- finding the weights in it
@@ -549,14 +539,6 @@ def make_mmengine_safe() -> None:
 # ----------------------------------------------------------------------- writing a clean one
 
 
-def _sealed(weights: dict[str, Tensor]) -> bytes:
-    """A safetensors file, which has no checksum, with one in its metadata; see `CHECKSUM`."""
-    content = safetensors.torch.save(weights)
-    data = content[8 + int.from_bytes(content[:8], "little") :]
-    metadata = {"format": "pt", CHECKSUM: hashlib.sha256(data).hexdigest()}
-    return safetensors.torch.save(weights, metadata=metadata)
-
-
 def convert_checkpoint(
     source: str | os.PathLike, target: str | os.PathLike, ema: bool = True
 ) -> str:
@@ -591,7 +573,8 @@ def convert_checkpoint(
                 torch.save(weights, partial)
             else:
                 # not save_file, whose files only their owner can read
-                partial.write_bytes(_sealed(weights))
+                metadata = {"format": "pt", SEAL: UNSEALED}
+                partial.write_bytes(seal(safetensors.torch.save(weights, metadata)))
     except OSError as error:
         raise CheckpointError(f"{target} can't be written: {error}") from error
     return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"

@@ -59,6 +59,9 @@ def check(path: Path, allowed: Collection[str]) -> None:
         records = archive.infolist()
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise RefusedError("more memory than it has bytes: its records are compressed")
+        # of what is marked as a folder PyTorch would read nothing, and take what the memory held
+        if any(record.is_dir() or record.external_attr & 0x10 for record in records):
+            raise ValueError("a record is marked as a folder")
         has_checksums = any(record.CRC for record in records)
         if has_checksums and (name := archive.testzip()):
             raise ValueError(f"the checksum of {name} does not agree")
