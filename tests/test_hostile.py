@@ -3,6 +3,7 @@
 HOSTILE=20000 sets how many bits are flipped, and a fifth as often a file is cut; 500 by default.
 """
 
+import argparse
 import json
 import os
 import random
@@ -20,7 +21,7 @@ import safetensors.torch
 import torch
 from conftest import ROOT
 
-from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
+from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint, runtime
 from fcvit_mm.checkpoint import convert_checkpoint
 
 FLIPS = int(os.environ.get("HOSTILE", "500"))
@@ -263,3 +264,85 @@ def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
     for name, (text, seconds, megabytes) in found.items():
         assert BOMBS[name][1] in text and "\n" not in text, (name, text)
         assert seconds < 5 and megabytes < 400, (name, seconds, megabytes)
+
+
+# ---------------------------------------------------------------------------------- options
+
+CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
+
+
+def parsed(*words: str) -> dict:
+    parser = argparse.ArgumentParser()
+    runtime.add_cfg_options(parser)
+    return parser.parse_args(["--cfg-options", *words]).cfg_options
+
+
+@pytest.mark.official
+@pytest.mark.parametrize(
+    "words",
+    [
+        # what MMEngine imports where no registry has the name, and calls
+        ["model.neck._delete_=True", "model.neck.type=subprocess.getoutput",
+         "model.neck.cmd=touch${IFS}ran"],
+        ["model.neck.type=os.system"],
+        ["train_pipeline.0.type=pathlib.Path.touch"],
+        ["default_hooks.checkpoint.type=mmengine.load"],
+        ["optim_wrapper.constructor=subprocess.getoutput"],
+        ["val_evaluator.type=mmdet.apis.init_detector"],
+        ["model.type=antigravity"],
+        ["default_scope=antigravity"],
+        ["model._scope_=antigravity"],
+        # what mmcv and MMPretrain evaluate
+        ["model.test_cfg.rcnn.nms.type=__import__('os').system('touch${IFS}ran')"],
+        ["model.test_cfg.rcnn.nms.type=[].__class__"],
+        ["train_pipeline.0.dtype=hub.load('x')"],
+        ["a=__import__('os').system('touch${IFS}ran')"],
+        # what is imported when the config is read again
+        ["custom_imports.imports=[antigravity]"],
+        ["custom_imports=[antigravity]"],
+        ["model.a'+exit()+'=1"],
+        # what is unpickled
+        ["model.roi_head.bbox_head.loss_cls.class_weight=weights.pkl"],
+        ["train_dataloader.dataset.proposal_file=[a,b.pickle]"],
+    ],
+    ids=lambda words: words[-1],
+)  # fmt: skip
+def test_an_option_runs_nothing(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(runtime.ConfigError, match="--cfg-options: .*config file alone"):
+        runtime.load_config(str(CONFIG), parsed(*words))
+    assert not list(tmp_path.iterdir()) and "antigravity" not in sys.modules
+
+
+def test_templates_and_bases_in_options_are_texts(tmp_path):
+    words = ["work_dir={{fileDirname}}", "model.neck.a={{$HOME:b}}"]
+    cfg = runtime.load_config(str(CONFIG), parsed(*words))
+    assert (cfg.work_dir, cfg.model.neck.a) == ("{{fileDirname}}", "{{$HOME:b}}")
+    with pytest.raises(runtime.ConfigError, match="_base_ is nothing"):
+        runtime.load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
+
+
+@pytest.mark.official
+def test_options_that_name_classes_and_files_are_taken():
+    words = [
+        "model.backbone.arch=s24", "model.neck.type=mmdet.FPN",
+        "model.test_cfg.rcnn.nms.type=soft_nms", "optim_wrapper.type=AmpOptimWrapper",
+        "train_dataloader.dataset.ann_file=test.json", "model.neck.in_channels=(1,2)",
+        "default_scope=mmdet", "test_evaluator.out_file_path=a.pkl",
+    ]  # fmt: skip
+    cfg = runtime.load_config(str(CONFIG), parsed(*words))
+    assert cfg.model.neck.type == "mmdet.FPN" and cfg.model.neck.in_channels == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["a=[1,2", "a=f(1,2)", "a=)("])
+def test_an_option_with_odd_brackets_is_a_sentence(capsys, word):
+    with pytest.raises(SystemExit) as end:
+        parsed(word)
+    assert end.value.code == 2 and "its brackets are no list" in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_a_pickle_is_refused():
+    cfg = runtime.load_config(str(CONFIG))
+    cfg.train_dataloader.dataset.ann_file = "annotations.pkl"
+    with pytest.raises(runtime.ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
+        runtime.check_files(cfg, ("train_dataloader",))
