@@ -10,7 +10,6 @@ import os
 import random
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np

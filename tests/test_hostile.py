@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -19,10 +20,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import ROOT, free_port
 
-from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint, runtime
+from fcvit_mm import CheckpointError, FCViT, files, load_pretrained, read_checkpoint, runtime
 from fcvit_mm.checkpoint import convert_checkpoint
+from fcvit_mm.predict import build_model, load_model
 
 FLIPS = int(os.environ.get("HOSTILE", "500"))
 SMALL = dict(layers=(1, 1, 1, 1), dims=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1))
@@ -266,9 +268,169 @@ def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
         assert seconds < 5 and megabytes < 400, (name, seconds, megabytes)
 
 
-# ---------------------------------------------------------------------------------- options
+# --------------------------------------------------------------------------------- every route
 
 CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
+ROUTES: dict[str, Callable[[str], object]] = {
+    **READERS,
+    "check": runtime.check_checkpoint,
+    "test": lambda path: runtime.test(Config(dict(load_from=path))),
+    "train": lambda path: runtime.train(Config(dict(load_from=path))),
+    "model": lambda path: load_model(runtime.load_config(str(CONFIG)), path),
+    "convert": lambda path: convert_checkpoint(path, Path(path).with_name("b.safetensors")),
+}
+
+
+def flipped(path: Path) -> None:
+    values = torch.arange(1000.0)
+    torch.save({"w": values}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(values.numpy().tobytes()) + 100] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(flipped, "checksum of a/data/0"), (BOMBS["keys"][0], "time without end")],
+    ids=["flipped", "endless"],
+)
+def test_every_route_refuses_them(tmp_path, route, make, words):
+    path = tmp_path / "a.pth"
+    make(path)
+    with at_most(60), pytest.raises(CheckpointError, match=words):
+        ROUTES[route](str(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_infer_ends_with_status_2(tool, example_data, tmp_path):
+    flipped(tmp_path / "a.pth")
+    picture = example_data / "data/shapes/images/val/00001.png"
+    result = tool("infer.py", CONFIG, tmp_path / "a.pth", picture, "--out", tmp_path / "out")
+    assert_sentence(result, "a.pth", "checksum")
+    assert not (tmp_path / "out").exists()
+
+
+def whole_model() -> dict[str, torch.Tensor]:
+    return build_model(runtime.load_config(str(CONFIG))).state_dict()
+
+
+@pytest.mark.official
+def test_a_checkpoint_that_can_only_be_loaded_is_not_resumed(tool, tmp_path):
+    torch.save({"state_dict": whole_model(), "meta": {"epoch": 1}}, tmp_path / "a.pth")
+    result = tool("train.py", CONFIG, "--resume", tmp_path / "a.pth", "--work-dir", tmp_path,
+                  "--cfg-options", *SHORT)  # fmt: skip
+    assert_sentence(result, "a.pth", "can't be loaded or resumed", "iter")
+
+
+@pytest.mark.official
+@pytest.mark.parametrize(
+    "meta",
+    [None, [], {"dataset_meta": 3}, {3: 4}, {"classes": 5}, {"dataset_meta": {"classes": [1, 2]}},
+     {"classes": ("a", "b", "c", "d"), "palette": [(1, 2)] * 4},
+     {"classes": ("a", "b", "c", "d"), "palette": [None, "x", 3, (1, 2, 3)]},
+     {"classes": ("a", "b", "c", "d"), "palette": [[1e9] * 3] * 4}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
+    weights = {**whole_model(), 3: "x", "text": "y"}
+    torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
+    model = load_model(runtime.load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+    classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
+    assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
+    assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) < 256 for colour in palette)
+
+
+def test_weights_of_another_type_or_that_are_no_numbers(tmp_path, caplog):
+    weights = small().state_dict()
+    key = "network.0.0.norm1.weight"
+    torch.save({**weights, key: weights[key].long()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"1 of another type: {key} \(torch.int64 in the"):
+        load_pretrained(small(), tmp_path / "a.pth")
+    torch.save({**weights, key: weights[key] * torch.nan}, tmp_path / "a.pth")
+    log = tmp_path / "log.txt"
+    MMLogger.get_instance("infinite", log_file=str(log))
+    load_pretrained(small(), tmp_path / "a.pth")
+    assert f"NaN or infinite values in 1 tensors: {key}; the file is damaged" in log.read_text()
+
+
+# --------------------------------------------------------------------------- the exported file
+
+
+def write_onnx(path: Path, about: object, location: str | None = None) -> Path:
+    """A segmentor of three classes whose logits are the picture, with a weight at `location`."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 1, 1], [1.0, 1.0, 1.0])
+    if location:
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=location)
+    names = ("pictures", "logits")
+    given, found = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "h", "w"]) for name in names
+    )
+    node = helper.make_node("Mul", ["pictures", "w"], ["logits"])
+    graph = helper.make_graph([node], "segmentor", [given], [found], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    texts = {"fcvit_mm.json": json.dumps(about), files.SEAL: files.UNSEALED}
+    helper.set_model_props(model, texts)
+    path.write_bytes(files.seal(model.SerializeToString()))
+    return path
+
+
+ABOUT = {"kind": "segmentor", "classes": ["a", "b", "c"], "palette": [[9, 9, 9]] * 3, "resize": []}
+
+
+def test_a_damaged_onnx_file_is_refused(tmp_path):
+    path = write_onnx(tmp_path / "a.onnx", ABOUT)
+    content, script = path.read_bytes(), run_onnx()
+    assert script.open_model(str(path))[1] == ABOUT
+    for changed in damaged(content):
+        path.write_bytes(changed)
+        with at_most(20), pytest.raises(ValueError, match="SHA-256"):
+            script.open_model(str(path))
+
+
+HUGE = {"scale": [10**6, 10**6], "keep_ratio": False}
+
+
+@pytest.mark.parametrize(
+    ("about", "location", "words"),
+    [
+        (ABOUT, None, ""),
+        ({**ABOUT, "resize": [HUGE]}, None, "sides of"),
+        ({**ABOUT, "resize": 3}, None, "int"),
+        ({**ABOUT, "classes": []}, None, "index"),
+        ([], None, "list"),
+        (ABOUT, "secret.bin", "external"),
+        (ABOUT, "../secret.bin", "external"),
+        (ABOUT, "/dev/zero", "external"),
+    ],
+    ids=str,
+)
+def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about, location, words):
+    (tmp_path / "secret.bin").write_bytes(np.ones(3, np.float32).tobytes())
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.new("RGB", (20, 10)).save(folder / "a.png")
+    path = write_onnx(folder / "a.onnx", about, location)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(path), "a.png", "out.png"])
+    if not words:
+        run_onnx().main()
+        assert (folder / "out.png").exists()
+        return
+    with pytest.raises(SystemExit) as end:
+        run_onnx().main()
+    text = capsys.readouterr().err
+    assert end.value.code == 2 and text.startswith("error: ") and text.count("\n") == 1
+    assert words in text.lower() and not (folder / "out.png").exists()
+
+
+# ---------------------------------------------------------------------------------- options
 
 
 def parsed(*words: str) -> dict:
@@ -346,3 +508,92 @@ def test_a_data_set_that_is_a_pickle_is_refused():
     cfg.train_dataloader.dataset.ann_file = "annotations.pkl"
     with pytest.raises(runtime.ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
         runtime.check_files(cfg, ("train_dataloader",))
+
+
+# ------------------------------------------------------------------------ several processes
+
+LISTENING = """
+import os
+from pathlib import Path
+import torch
+from torch import distributed
+
+distributed.init_process_group("gloo")
+distributed.all_reduce(torch.ones(1))
+if distributed.get_rank() == 0:
+    print("interface", os.environ["GLOO_SOCKET_IFNAME"])
+    sockets = set()
+    parent = os.getppid()
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for pid in (parent, *children):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            sockets.add(os.readlink(link))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                print("listens", words[1].partition(":")[0])
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def launch(script: Path, port: int) -> subprocess.CompletedProcess:
+    """Two processes, as tools/dist_run.sh starts them."""
+    command = [
+        sys.executable,
+        "-m",
+        "fcvit_mm.launch",
+        "--nnodes=1",
+        "--node_rank=0",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+        "--nproc_per_node=2",
+        script,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=script.parent, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@pytest.mark.official
+def test_processes_of_one_machine_listen_to_it_alone(tmp_path):
+    script, port = tmp_path / "listening.py", free_port()
+    script.write_text(LISTENING)
+    result = launch(script, port)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("listens")]
+    # the store, and a socket a process
+    assert found == ["0100007F"] * 3
+    with socket.create_server(("127.0.0.1", port)):
+        assert_sentence(launch(script, port), f"port {port} can't be used", "set PORT")
+
+
+COLLECT = """
+import os, stat, tempfile
+from torch import distributed
+import mmengine.dist
+
+distributed.init_process_group("gloo")
+made, mkdtemp = [], tempfile.mkdtemp
+tempfile.mkdtemp = lambda **options: made.append(mkdtemp(**options)) or made[-1]
+load = mmengine.dist.dist.pickle.load
+mmengine.dist.dist.pickle.load = lambda file: print(
+    "read", file.name, oct(os.stat(os.path.dirname(file.name)).st_mode & 0o777)) or load(file)
+mmengine.dist.collect_results([distributed.get_rank()], 2, "cpu")
+distributed.barrier()
+"""
+
+
+def test_results_lie_where_this_user_alone_can_write(tmp_path):
+    """As docs/trust.md says: they are pickles in a folder that the first process makes."""
+    script = tmp_path / "collect.py"
+    script.write_text(COLLECT)
+    result = launch(script, free_port())
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("read")]
+    assert [(Path(name).name, mode) for _, name, mode in lines] == [
+        ("part_0.pkl", "0o700"), ("part_1.pkl", "0o700")
+    ]  # fmt: skip
+    assert Path(lines[0][1]).parts[0] == ".dist_test" and not list(tmp_path.glob(".dist_test/*"))
