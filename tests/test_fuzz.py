@@ -10,6 +10,8 @@ import os
 import random
 import struct
 import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 from test_data_checks import CONFIGS, data  # noqa: F401  a fixture
 
+from fcvit_mm import data_checks
 from fcvit_mm.data_checks import Report, check, summary
 from fcvit_mm.runtime import load_config
 
@@ -181,3 +184,63 @@ def test_pictures_and_label_maps(data, task):  # noqa: F811
             raise AssertionError(f"FUZZ_SEED={seed}") from error
         flawed += bool(report.errors)
     assert flawed > 0.9 * NUMBER
+
+
+# -------------------------------------------------------------- what else a picture may be
+
+
+def eps(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "EPS")
+    path.write_bytes(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(eps, "not a picture"), (os.mkfifo, "not a file"),
+     (lambda path: path.symlink_to("/dev/zero"), "not a file")],
+    ids=["a program for Ghostscript", "a pipe", "a device"],
+)  # fmt: skip
+@pytest.mark.parametrize("task", CONFIGS)
+def test_what_would_start_a_program_or_wait_is_no_picture(data, task, make, words):  # noqa: F811
+    path = data / "images/val/00001.png"
+    path.unlink()
+    make(path)
+    report = looked_at(load_config(str(CONFIGS[task])))
+    assert any(f"00001.png ({words})" in error for error in report.errors), report.errors
+    if task == "segmentation":
+        path = data / "label_maps/val/00002.png"
+        path.unlink()
+        make(path)
+        report = looked_at(load_config(str(CONFIGS[task])))
+        assert any(f"00002.png ({words})" in error for error in report.errors), report.errors
+
+
+class Slow:
+    """A picture that takes long to decode, and says how many do at the same time."""
+
+    at_work = most = 0
+
+    def __init__(self, side: int) -> None:
+        self.width = self.height = side
+
+    def load(self) -> None:
+        Slow.at_work += 1
+        Slow.most = max(Slow.most, Slow.at_work)
+        time.sleep(0.05)
+        Slow.at_work -= 1
+
+
+def test_large_pictures_are_decoded_one_at_a_time():
+    with ThreadPool(4) as pool:
+        for side, is_alone in ((10_000, True), (1000, False)):
+            Slow.most = 0
+            pool.map(data_checks.load, [Slow(side) for _ in range(8)], chunksize=1)
+            assert (Slow.most == 1) == is_alone
+
+
+def test_a_small_file_of_too_many_pixels_is_named(data):  # noqa: F811
+    header = b"P5 60000 60000 255\n"
+    (data / "images/val/00001.png").write_bytes(header + bytes(10))
+    report = looked_at(load_config(str(CONFIGS["detection"])))
+    assert "decompression bomb" in report.errors[0]
