@@ -118,7 +118,7 @@ def test_damage_of_a_file_without_checksums_is_no_crash(tmp_path):
     torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     load_pretrained(model, path)
-    for changed in damaged(content, FLIPS // 5):
+    for changed in damaged(content, FLIPS // 10):
         path.write_bytes(changed)
         try:
             with at_most(20):
@@ -519,6 +519,7 @@ def test_a_data_set_that_is_a_pickle_is_refused():
 
 LISTENING = """
 import os
+from contextlib import suppress
 from pathlib import Path
 import torch
 from torch import distributed
@@ -526,13 +527,14 @@ from torch import distributed
 distributed.init_process_group("gloo")
 distributed.all_reduce(torch.ones(1))
 if distributed.get_rank() == 0:
-    print("interface", os.environ["GLOO_SOCKET_IFNAME"])
     sockets = set()
     parent = os.getppid()
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for pid in (parent, *children):
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            sockets.add(os.readlink(link))
+            # the one by which the folder was listed is gone
+            with suppress(FileNotFoundError):
+                sockets.add(os.readlink(link))
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
@@ -569,7 +571,7 @@ def test_processes_of_one_machine_listen_to_it_alone(tmp_path):
     result = launch(script, port)
     assert result.returncode == 0, result.stderr[-2000:]
     found = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("listens")]
-    # the store, and a socket a process
+    # the store and a socket a process; 127.0.0.1 as /proc has it
     assert found == ["0100007F"] * 3
     with socket.create_server(("127.0.0.1", port)):
         assert_sentence(launch(script, port), f"port {port} can't be used", "set PORT")
