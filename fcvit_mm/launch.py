@@ -36,7 +36,7 @@ def open_store(
 
 
 if __name__ == "__main__":
-    static_tcp_rendezvous.TCPStore = open_store  # type: ignore[attr-defined]
+    static_tcp_rendezvous.TCPStore = open_store  # type: ignore[assignment,misc]
     try:
         main()
     except ChildFailedError as error:
