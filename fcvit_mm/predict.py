@@ -187,7 +187,10 @@ def read_picture(path: str | Path) -> np.ndarray:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise runtime.ConfigError(f"{path} can't be read: {error.strerror}") from error
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error as error:  # where a header asks for more than 2**30 pixels
+        raise runtime.ConfigError(f"{path} is larger than any picture that OpenCV reads") from error
     if image is None:
         raise runtime.ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
     return image

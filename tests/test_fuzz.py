@@ -23,7 +23,8 @@ from test_data_checks import CONFIGS, data  # noqa: F401  a fixture
 
 from fcvit_mm import data_checks
 from fcvit_mm.data_checks import Report, check, summary
-from fcvit_mm.runtime import load_config
+from fcvit_mm.predict import read_picture
+from fcvit_mm.runtime import ConfigError, load_config
 
 NUMBER = int(os.environ.get("FUZZ", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -245,3 +246,18 @@ def test_a_small_file_of_too_many_pixels_is_named(data):  # noqa: F811
     (data / "images/val/00001.png").write_bytes(header + bytes(10))
     report = looked_at(load_config(str(CONFIGS["detection"])))
     assert "decompression bomb" in report.errors[0]
+
+
+def test_a_picture_at_random_is_one_or_a_sentence(tmp_path):
+    """As infer reads it, with OpenCV."""
+    originals = [*pictures(), b"P5 60000 60000 255\n" + bytes(10)]
+    read = 0
+    for seed in range(SEED, SEED + NUMBER * 4):
+        rng = random.Random(seed)
+        content = rng.choice(originals)
+        (tmp_path / "a.png").write_bytes(damage(content, rng) if seed % 2 else content)
+        try:
+            read += read_picture(tmp_path / "a.png").ndim == 3
+        except ConfigError as error:
+            assert "a.png is " in str(error)
+    assert 0.3 * NUMBER * 4 < read < 0.9 * NUMBER * 4

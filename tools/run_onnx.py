@@ -129,7 +129,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    image = cv2.imread(args.picture)
+    try:
+        image = cv2.imread(args.picture)
+    except cv2.error:  # where its header asks for more than 2**30 pixels
+        image = None
     if image is None:
         fail(f"{args.picture} is not a picture that OpenCV can read")
     try:
