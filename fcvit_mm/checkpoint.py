@@ -497,7 +497,10 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     """
     content = read_checkpoint(filename, map_location)
     if container := find_container(content):
-        content["state_dict"] = _named(content[container])
+        # the same dict, whose metadata say by which version of a module it was written
+        weights = content["state_dict"] = content[container]
+        for key in [key for key in weights if not isinstance(key, str)]:
+            del weights[key]
     return content
 
 

@@ -23,6 +23,7 @@ import torch
 from conftest import ROOT, free_port
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
 from PIL import Image
 from test_checkpoint import READERS
 from test_export import script as run_onnx
@@ -346,6 +347,14 @@ def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
     classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
     assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
     assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) < 256 for colour in palette)
+
+
+def test_mmengine_gets_the_names_alone_and_the_versions_of_modules(tmp_path):
+    weights = small().state_dict()
+    weights[3] = "x"
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    given = CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"))["state_dict"]
+    assert given.keys() == weights.keys() - {3} and given._metadata == weights._metadata
 
 
 def test_weights_of_another_type_or_that_are_no_numbers(tmp_path, caplog):
