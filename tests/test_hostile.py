@@ -171,6 +171,9 @@ def long(number: int) -> bytes:
     return b"\x8a\x0f" + content
 
 
+GIGABYTES = long(3 * 2**30)
+
+
 def nested_key(levels: int) -> bytes:
     """A dict whose key is a tuple of two tuples of two tuples ..."""
     steps = (b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(levels))
@@ -199,11 +202,16 @@ def declared(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"M\xe8\x03", size))
 
 
+def disguised(path: Path) -> None:
+    """A pickle that ends as a ZIP archive."""
+    archive(path, b"\x80\x02}.")
+    path.write_bytes(called("__builtin__.bytearray", GIGABYTES) + path.read_bytes())
+
+
 def tensor(make: Callable[[], torch.Tensor]) -> Callable[[Path], None]:
     return lambda path: torch.save({"w": make()}, path)
 
 
-GIGABYTES = long(3 * 2**30)
 BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytearray": (
         lambda path: archive(path, called("builtins.bytearray", GIGABYTES)),
@@ -213,6 +221,7 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(called("__builtin__.bytearray", GIGABYTES)),
         "asks for builtins.bytearray",
     ),
+    "disguised": (disguised, "asks for builtins.bytearray"),
     "tensor": (
         lambda path: archive(path, called("torch.Tensor", GIGABYTES)), "asks for torch.Tensor"
     ),
