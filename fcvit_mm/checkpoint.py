@@ -2,7 +2,8 @@
 
 A checkpoint is a pickle, and unpickling runs whatever the file says. Everything here reads with
 PyTorch's restricted unpickler and an allow-list, and there is no way back to the unrestricted
-one. `make_mmengine_safe` puts the same reader under MMEngine's `load_from`, `resume` and test.
+one; `pickles` goes through the file before. `make_mmengine_safe` puts the same reader under
+MMEngine's `load_from`, `resume` and test.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,8 +27,9 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor, nn
 
+from . import pickles
 from .arch import ARCHS, Arch
-from .files import whole_file
+from .files import SEAL, UNSEALED, is_sealed, seal, whole_file
 
 # Where a file keeps its weights; the first that is there is taken, the whole file if none is.
 EMA_CONTAINER = "state_dict_ema"
@@ -43,6 +45,9 @@ CLASSIFIER_KEYS = {"norm.": "backbone.norm6.", "head.": "head.fc."}
 
 # By this tensor an FCViT is found under whatever prefix.
 STEM = "patch_embed.proj.weight"
+
+# How much larger than its file tensors may be together; some share their values.
+SHARED = 4
 
 
 class CheckpointError(ValueError):
@@ -65,7 +70,8 @@ def _history_statistic(owner: type, name: str) -> Callable:
 def _safe_globals() -> list:
     """Beyond tensors: timm's `args`, and what MMEngine's own checkpoints hold."""
     reconstruct, scalar = (np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0])
-    dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    # not those of objects and of values of a size that a pickle may set
+    dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + "efd"}
     return [
         argparse.Namespace,
         HistoryBuffer,
@@ -125,21 +131,21 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
     """
     filename = str(filename)
     path = fetch(filename)
-    if path.stat().st_size == 0:
+    if (size := path.stat().st_size) == 0:
         raise CheckpointError(f"{filename} is empty; it was not written or copied to its end")
-    if path.suffix == ".safetensors":
-        try:
-            state_dict = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{filename} is not a whole safetensors file: {error}") from error
-        return {"state_dict": state_dict}
     try:
+        if path.suffix == ".safetensors":
+            return {"state_dict": _read_safetensors(path)}
         with torch.serialization.safe_globals(_safe_globals()):
+            pickles.check(path, {_name(known) for known in torch.serialization.get_safe_globals()})
             content = torch.load(path, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{filename} can't be read: {error}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise CheckpointError(_explain(filename, error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{filename} holds a {type(content).__name__}, not a checkpoint")
+    _check_tensors(filename, content, size)
     meta = content.get("meta")
     if isinstance(meta, dict):
         # NOTE: on resume MMEngine executes the text that old files keep here as a config.
@@ -147,9 +153,58 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
     return content
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, compared with their checksum where we wrote it."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        noted = (file.metadata() or {}).get(SEAL)
+    if noted and not is_sealed(path.read_bytes(), noted):
+        raise ValueError("its SHA-256 is another one than it notes")
+    return safetensors.torch.load_file(path)
+
+
+def _name(known: Any) -> str:
+    """By which name a pickle asks for what `torch.serialization.add_safe_globals` was given."""
+    return known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__qualname__}"
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers, which may hold each other, once."""
+    seen: set[int] = set()
+    left = [content]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Tensor):
+            yield node
+        elif isinstance(node, Mapping):
+            left += node.values()
+        elif isinstance(node, list | tuple | set):
+            left += node
+
+
+def _check_tensors(filename: str, content: dict, size: int) -> None:
+    """Refuse tensors that would fill the memory when they are copied.
+
+    NOTE: a shape is what a file says; of a single value it makes as many as it likes.
+    """
+    total = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
+    if total > SHARED * size:
+        raise CheckpointError(
+            f"{filename} is refused: its {size} bytes stand for tensors of {total} bytes"
+        )
+
+
 def _explain(filename: str, error: Exception) -> str:
+    if filename.endswith(".safetensors"):
+        return f"{filename} is not a whole safetensors file: {error}"
     # PyTorch wraps its reason into advice to load without restriction, which nobody should follow.
     text = str(error.__context__ or error)
+    if type(error) is pickles.RefusedError:
+        return f"{filename} is refused: it asks for {error}"
+    if isinstance(error, pickles.UnknownGlobalError):
+        text = f"GLOBAL {error}"
     if found := re.search(r"GLOBAL (\S+)|getattr of (\S+)|reduce for unrecognized (.+)", text):
         wanted = next(filter(None, found.groups()))
         return (
@@ -198,15 +253,19 @@ def select_weights(
         CheckpointError: the file holds no weights.
     """
     container = find_container(checkpoint, ema)
-    weights = checkpoint[container] if container else checkpoint
-    weights = {
+    weights = _named(checkpoint[container] if container else checkpoint)
+    if not weights:
+        raise CheckpointError(f"{filename} holds no weights; its keys are {_listing(checkpoint)}")
+    return container or "the file itself", weights
+
+
+def _named(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors that have a name, without DDP's `module.` prefix."""
+    return {
         key.removeprefix("module."): value
         for key, value in weights.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
-    if not weights:
-        raise CheckpointError(f"{filename} holds no weights; its keys are {_listing(checkpoint)}")
-    return container or "the file itself", weights
 
 
 def find_container(checkpoint: Mapping[str, Any], ema: bool = True) -> str | None:
@@ -242,8 +301,8 @@ def model_weights(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]) -
         checkpoint: see `load_from_file`.
         wanted: state dict of the model.
     """
-    weights = checkpoint.get("state_dict", checkpoint)
-    given = {key.removeprefix("module."): value for key, value in weights.items()}
+    container = find_container(checkpoint)
+    given = _named(checkpoint[container] if container else checkpoint)
     # what FCViT has the classifier do when it loads them
     return classifier_weights(given) if "head.fc.weight" in wanted else given
 
@@ -345,7 +404,7 @@ def load_pretrained(
 
 
 def _listing(keys: Iterable[str], most: int = 8) -> str:
-    keys = sorted(map(str, keys))
+    keys = sorted(str(key)[:100] for key in keys)
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more
 
@@ -353,10 +412,16 @@ def _listing(keys: Iterable[str], most: int = 8) -> str:
 def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """Say in a sentence each what is missing, unexpected or of another shape; '' if nothing."""
     missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    both = wanted.keys() & given.keys()
     shapes = [
         f"{key} ({tuple(given[key].shape)} in the file, {tuple(wanted[key].shape)} in the model)"
-        for key in wanted.keys() & given.keys()
+        for key in both
         if given[key].shape != wanted[key].shape
+    ]
+    types = [
+        f"{key} ({given[key].dtype} in the file, {wanted[key].dtype} in the model)"
+        for key in both
+        if given[key].is_floating_point() != wanted[key].is_floating_point()
     ]
     return " ".join(
         f"{len(found)} {kind}: {_listing(found)}."
@@ -364,6 +429,7 @@ def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", shapes),
+            ("of another type", types),
         )
         if found
     )
@@ -382,6 +448,7 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
             which tensors are missing, unexpected or of another shape.
     """
     if not (problems := _misfits(given, wanted)):
+        _warn_of_infinities(filename, given)
         return
     theirs, ours = (infer_arguments(backbone_weights(w, None)) for w in (given, wanted))
     if theirs is None or ours is None:
@@ -409,6 +476,17 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
     raise CheckpointError(f"{filename} does not fit the model: it seems to be {seems}. {problems}")
 
 
+def _warn_of_infinities(filename: str, weights: Mapping[str, Tensor]) -> None:
+    found = [key for key, value in weights.items() if not value.isfinite().all()]
+    if found:
+        print_log(
+            f"{filename}: NaN or infinite values in {len(found)} tensors: {_listing(found)}; the "
+            "file is damaged, or its training diverged",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
 # ------------------------------------------------------------ the same under MMEngine
 
 
@@ -419,7 +497,10 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     """
     content = read_checkpoint(filename, map_location)
     if container := find_container(content):
-        content["state_dict"] = content[container]
+        # the same dict, whose metadata say by which version of a module it was written
+        weights = content["state_dict"] = content[container]
+        for key in [key for key in weights if not isinstance(key, str)]:
+            del weights[key]
     return content
 
 
@@ -495,7 +576,8 @@ def convert_checkpoint(
                 torch.save(weights, partial)
             else:
                 # not save_file, whose files only their owner can read
-                partial.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+                metadata = {"format": "pt", SEAL: UNSEALED}
+                partial.write_bytes(seal(safetensors.torch.save(weights, metadata)))
     except OSError as error:
         raise CheckpointError(f"{target} can't be written: {error}") from error
     return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"

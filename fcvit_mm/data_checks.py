@@ -17,14 +17,17 @@ Format of COCO: https://cocodataset.org/#format-data.
 import difflib
 import json
 import os
+import stat
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from mmengine.config import Config
@@ -42,6 +45,12 @@ EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 # The last bytes of a complete file. One that ends otherwise may still be complete: it is decoded.
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# What OpenCV reads, too; for a few of its other formats PIL starts programs, such as Ghostscript.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+# Pictures with more pixels than this are decoded one at a time: PIL refuses those above 1.8e8, and
+# a small file may be one of that size.
+LARGE = 25_000_000
+_large = Lock()
 # Parts of a model whose num_classes is not the data set's: proposals have one class, and stuff has
 # its own.
 OTHER_CLASSES = ("backbone", "rpn_head", "semantic_head")
@@ -193,7 +202,7 @@ def picture_size(path: str, decode: bool = False) -> Pixels:
         FileNotFoundError: no such file.
         Exception: no picture or a damaged one; PIL's readers raise errors of many classes.
     """
-    with open(path, "rb") as file, Image.open(file) as picture:
+    with open_picture(path) as (file, picture):
         # a look at the info first: asking for EXIF makes PIL decode some formats
         sideways = "exif" in picture.info and picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
         size = picture.size[::-1] if sideways else picture.size
@@ -203,8 +212,30 @@ def picture_size(path: str, decode: bool = False) -> Pixels:
             decode = file.read() != mark
             file.seek(0)
         if decode or mark is None:
-            picture.load()
+            load(picture)
     return size
+
+
+@contextmanager
+def open_picture(path: str) -> Iterator[tuple[IO[bytes], Image.Image]]:
+    """A picture of one of `FORMATS`, and its file.
+
+    Raises:
+        OSError: no file, such as a pipe, which is waited for without end.
+        Exception: see `picture_size`.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a file")
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with open(path, "rb") as file, Image.open(file, formats=formats) as picture:
+        yield file, picture
+
+
+def load(picture: Image.Image) -> None:
+    """Decode a picture, a large one by itself."""
+    with _large if picture.width * picture.height > LARGE else nullcontext():
+        picture.load()
 
 
 def _reason(error: Exception) -> str:
@@ -244,7 +275,8 @@ def _check_file(file: _File, decode: bool) -> tuple[Findings, np.ndarray | None]
 
     map_folder, map_name = os.path.split(file.label_map)
     try:
-        with Image.open(file.label_map) as picture:
+        with open_picture(file.label_map) as (_, picture):
+            load(picture)
             # as MMSegmentation reads it: indices of a palette stay indices
             labels = np.array(picture).squeeze()
     except FileNotFoundError:

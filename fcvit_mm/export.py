@@ -25,7 +25,7 @@ from torchvision.ops import nms
 
 from . import shapes
 from .data_checks import innermost
-from .files import whole_file
+from .files import SEAL, UNSEALED, seal, whole_file
 from .fuse import fuse
 from .predict import Predictor, task_of
 from .runtime import ConfigError, first_line, require, writing
@@ -534,7 +534,9 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
                 output_names=list(export.outputs) or None,
             )
         onnx.model.metadata_props[ABOUT] = about
+        onnx.model.metadata_props[SEAL] = UNSEALED
         onnx.save(partial, external_data=False)
+        partial.write_bytes(seal(partial.read_bytes()))
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])

@@ -1,10 +1,26 @@
-"""Results on disk: complete or not there."""
+"""Results on disk: complete or not there, and sealed where their format has no checksum."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Under this key a file has the SHA-256 that it has with this value in its place.
+SEAL = "fcvit_mm.sha256"
+UNSEALED = "0" * 64
+
+
+def seal(content: bytes) -> bytes:
+    """Write a file's SHA-256 where it has `UNSEALED`."""
+    return content.replace(UNSEALED.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def is_sealed(content: bytes, digest: str) -> bool:
+    """Whether a file is as it was when `seal` noted this SHA-256 in it."""
+    unsealed = content.replace(digest.encode(), UNSEALED.encode(), 1)
+    return hashlib.sha256(unsealed).hexdigest() == digest
 
 
 @contextmanager

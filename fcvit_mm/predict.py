@@ -121,8 +121,12 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
 def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
     """Classes and palette: the file's, whose names OpenMMLab 1 and 2 write differently, or else
     those of the config's data set."""
-    meta = content.get("meta") or {}
-    found = {key.lower(): value for key, value in (meta.get("dataset_meta") or meta).items()}
+    # what a file says of itself may be anything
+    meta = _as_dict(content.get("meta"))
+    meta = _as_dict(meta.get("dataset_meta")) or meta
+    found = {key.lower(): value for key, value in meta.items() if isinstance(key, str)}
+    if not _are_names(found.get("classes")):
+        found.pop("classes", None)
     datasets = innermost((cfg.get("test_dataloader") or {}).get("dataset"), "dataset")
     for _, node in datasets:
         known = dict(getattr(DATASETS.get(node["type"]), "METAINFO", {}))
@@ -140,9 +144,28 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
     return with_palette(classes, found.get("palette"))
 
 
+def _as_dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _are_names(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple)
+    return isinstance(value, str) or (is_list and all(isinstance(name, str) for name in value))
+
+
+def _are_colours(value: Any, number: int) -> bool:
+    """Whether a palette has this many colours, RGB, 0 to 255, or more."""
+    try:
+        colours = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    is_table = colours.ndim == 2 and colours.shape[1] == 3 and len(colours) >= number
+    return is_table and bool(((colours >= 0) & (colours <= 255)).all())
+
+
 def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:
     """Classes and a colour each; others than given where there is none for each class."""
-    if not isinstance(palette, list | tuple) or len(palette) < len(classes):
+    if not _are_colours(palette, len(classes)):
         palette = distinct_colours(len(classes))
     return {"classes": classes, "palette": [tuple(map(int, colour)) for colour in palette]}
 
@@ -164,7 +187,10 @@ def read_picture(path: str | Path) -> np.ndarray:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise runtime.ConfigError(f"{path} can't be read: {error.strerror}") from error
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error as error:  # where a header asks for more than 2**30 pixels
+        raise runtime.ConfigError(f"{path} is larger than any picture that OpenCV reads") from error
     if image is None:
         raise runtime.ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
     return image

@@ -9,6 +9,7 @@ import argparse
 import inspect
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -16,15 +17,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine import registry
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dist import init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from rich.console import Console
@@ -84,6 +88,15 @@ warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
 
 # What a config may have beside what MMEngine's Runner takes and what it sets itself.
 OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline")
+
+
+# By which keys OpenMMLab looks a class up, in its registries and then among all modules there are,
+# and a scope, whose registry it imports.
+NAMES_OF_CLASSES = ("type", "constructor", "norm_layer", "check_fn")
+NAMES_OF_SCOPES = ("default_scope", "_scope_")
+SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+# Keys of files that are written, not read.
+WRITTEN = ("out_file_path",)
 
 
 class ConfigError(ValueError):
@@ -151,8 +164,8 @@ def load_config(
     except Exception as error:  # a config is a program and may fail in any way
         raise ConfigError(f"{filename} can't be read as a config: {first_line(error)}") from error
     options = options or {}
-    for key in options:
-        _check_option(key, cfg)
+    for key, value in options.items():
+        _check_option(key, value, cfg)
     try:
         cfg.merge_from_dict(options)
     except Exception as error:
@@ -162,8 +175,12 @@ def load_config(
     return cfg
 
 
-def _check_option(key: str, cfg: Config) -> None:
-    """Refuse a key that nothing would read: below the first level, what is built refuses it."""
+def _check_option(key: str, value: Any, cfg: Config) -> None:
+    """Refuse a key that nothing would read, and what could run code, which a config file alone may.
+
+    Below the first level, what is built refuses a key.
+    """
+    _check_runs_nothing(key, value)
     first = key.split(".")[0]
     known = {*cfg, *inspect.signature(Runner).parameters, *OUR_KEYS}
     if first not in known:
@@ -174,14 +191,61 @@ def _check_option(key: str, cfg: Config) -> None:
         )
 
 
+def _check_runs_nothing(key: str, value: Any) -> None:
+    """Refuse an option by which OpenMMLab would import, evaluate or unpickle what it names."""
+    path = key.split(".")
+    texts = [value] if isinstance(value, str) else []
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_runs_nothing(key, item)
+    for text in texts:
+        if path[-1] in NAMES_OF_CLASSES and not _is_registered(text):
+            why = "names no registered class"
+        elif path[-1] in NAMES_OF_SCOPES and text not in SCOPES:
+            why = f"is none of {', '.join(SCOPES)}"
+        elif "(" in text:
+            # a few places of OpenMMLab's evaluate texts
+            why = "has a bracket"
+        elif text.endswith((".pkl", ".pickle")) and path[-1] not in WRITTEN:
+            why = "is a pickle, which can run code when it is read"
+        else:
+            continue
+        raise ConfigError(f"--cfg-options: {key}={text} {why}; a config file alone may say that")
+    if "custom_imports" in path or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise ConfigError(f"--cfg-options: {key} can't be set here, but in a config file alone")
+
+
+def _is_registered(name: str) -> bool:
+    """Whether a registry finds a name itself; what it doesn't find it imports.
+
+    NOTE: a name without a point may be unknown, too: it is then no module and can't be imported.
+    """
+    scope, _, short = name.rpartition(".")
+    if not scope:
+        return re.fullmatch(r"[\w/]+", name) is not None and find_spec(name) is None
+    if scope not in SCOPES or find_spec(scope) is None:
+        return False
+    import_module(f"{scope}.registry")
+    roots = [root for root in vars(registry).values() if isinstance(root, Registry)]
+    for node in (node for root in roots for node in (root, *root.children.values())):
+        if node.scope == scope:
+            node.import_from_location()
+            if short in node.module_dict:
+                return True
+    return False
+
+
 class _Options(DictAction):
-    """`KEY=VALUE ...`, where MMEngine's own ends in a traceback for a word without `=`."""
+    """`KEY=VALUE ...`, where MMEngine's own ends in a traceback for what it can't read."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
         for word in values:
             if "=" not in word:
                 parser.error(f"{word!r} is not KEY=VALUE, such as model.backbone.arch=s24")
-        super().__call__(parser, namespace, values, *rest)
+            try:
+                super().__call__(parser, namespace, [word], *rest)
+            except (AssertionError, RecursionError):
+                parser.error(f"{word!r}: its brackets are no list [a,b] and no tuple (a,b)")
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -417,10 +481,15 @@ def _check_dataset(dataset: dict, path: str) -> None:
     prefix = dataset.get("data_prefix") or {}
     # MMPretrain's is a string
     prefixes = [prefix] if isinstance(prefix, str) else prefix.values()
-    for name in (dataset.get("ann_file"), *prefixes):
+    for name in (dataset.get("ann_file"), dataset.get("proposal_file"), *prefixes):
         # Not all data sets have each; a prefix may be a part of file names, and a URL no file.
         if not isinstance(name, str) or not name or is_url(name) or is_url(root):
             continue
+        if name.endswith((".pkl", ".pickle")):
+            raise ConfigError(
+                f"{path}: {name} is a pickle, which can run code when it is read; if it is your "
+                "own, write it as JSON"
+            )
         wanted = Path(root, name)
         if not wanted.exists():
             remedy = DATA_SOURCES.get(root.rstrip("/"), "Put it there")
@@ -537,6 +606,21 @@ class CompleteCheckpointHook(Hook):
         )
 
 
+class _Runner(Runner):
+    """A Runner that says in a sentence what a checkpoint lacks to be loaded or resumed."""
+
+    def load_or_resume(self) -> None:
+        try:
+            super().load_or_resume()
+        except CheckpointError:
+            raise
+        except Exception as error:  # what a file holds beside weights may be anything
+            raise CheckpointError(
+                f"{self._load_from or self.work_dir}: its checkpoint can't be loaded or resumed: "
+                f"{type(error).__name__} {first_line(error)}"
+            ) from error
+
+
 def build_runner(cfg: Config) -> Runner:
     """Adapt a config to this machine and build its Runner.
 
@@ -547,7 +631,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != "none":
         _start_distributed(cfg)
     try:
-        runner = Runner.from_cfg(cfg)
+        runner = _Runner.from_cfg(cfg)
         # MMEngine builds these later, amid the run; each is kept and used as it is built here.
         if cfg.get("train_cfg"):
             _ = runner.train_loop

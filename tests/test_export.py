@@ -432,7 +432,7 @@ def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
     assert_sentence(result, "text.jpg is not a picture")
     cv2.imwrite(str(tmp_path / "a.png"), picture(0))
     result = run_script(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
-    assert_sentence(result, "is not a model of tools/export.py")
+    assert_sentence(result, "can't be run as a model of tools/export.py")
     result = run_script(exported["upernet"], tmp_path / "a.png", tmp_path / "out.txt")
     assert_sentence(result, "out.txt can't be written")
     # a picture of one pixel is one for it as well

@@ -6,13 +6,40 @@ needs numpy, opencv-python and onnxruntime alone; take it as a start for program
 """
 
 import argparse
+import hashlib
 import json
+import re
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 import onnxruntime
+
+# The longest side of a picture that a file may ask for.
+LONGEST = 16384
+# Where a file has its SHA-256, and what stood there when it was computed.
+SEAL, UNSEALED = re.compile(rb"fcvit_mm\.sha256..([0-9a-f]{64})", re.DOTALL), b"0" * 64
+
+
+def open_model(path: str) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+    """A file of tools/export.py, compared with the SHA-256 in it, and what it says of itself.
+
+    Raises:
+        ValueError: it is damaged, or no such file.
+        Exception: ONNX Runtime can't run it; its errors have no common class.
+    """
+    content = Path(path).read_bytes()
+    found = SEAL.search(content)
+    if not found:
+        raise ValueError("it has no SHA-256")
+    unsealed = content[: found.start(1)] + UNSEALED + content[found.end(1) :]
+    if hashlib.sha256(unsealed).hexdigest().encode() != found[1]:
+        raise ValueError("it is damaged: its SHA-256 is another one than it notes")
+    # from the memory, so that it can name no other file
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session, json.loads(session.get_modelmeta().custom_metadata_map["fcvit_mm.json"])
 
 
 def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
@@ -29,6 +56,8 @@ def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
             size = [int(n * factor + 0.5) for n in (width, height)]
         else:
             size = step["scale"]
+        if max(size) > LONGEST:
+            raise ValueError(f"its pictures would have sides of {size}")
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     return image
 
@@ -53,25 +82,13 @@ def fail(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", help="of tools/export.py")
-    parser.add_argument("picture")
-    parser.add_argument("out", help="the picture with what was found")
-    parser.add_argument("--score-threshold", type=float, default=0.5)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    image = cv2.imread(args.picture)
-    if image is None:
-        fail(f"{args.picture} is not a picture that OpenCV can read")
-    try:
-        session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
-        about = json.loads(session.get_modelmeta().custom_metadata_map["fcvit_mm.json"])
-    except Exception as error:  # ONNX Runtime has no common class of errors
-        fail(f"{args.model} is not a model of tools/export.py: {error}")
+def draw(
+    session: onnxruntime.InferenceSession,
+    about: dict[str, Any],
+    image: np.ndarray,
+    threshold: float,
+) -> None:
+    """Run a model on a picture (H, W, 3), BGR, print what it finds and draw it, in place."""
     resized = resize(image, about["resize"])
     pictures = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
     outputs = session.run(None, {"pictures": np.ascontiguousarray(pictures)})
@@ -86,7 +103,7 @@ def main() -> None:
     elif about["kind"] == "mask_rcnn":
         scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2)
         for box, score, label, mask in reversed(list(zip(*outputs, strict=True))):
-            if score < args.score_threshold:
+            if score < threshold:
                 continue
             box, colour = box * scale, about["palette"][label]
             shade(image, paste(mask, box, height, width), colour)
@@ -94,7 +111,34 @@ def main() -> None:
             cv2.rectangle(image, (left, top), (right, bottom), colour[::-1], 1)
             print(f"{about['classes'][label]} {score:.3f} at {left}, {top}, {right}, {bottom}")
     else:
-        fail(f"{args.model} gives features, of shapes {[o.shape for o in outputs]}")
+        raise ValueError(f"it gives features, of shapes {[o.shape for o in outputs]}")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help="of tools/export.py")
+    parser.add_argument("picture")
+    parser.add_argument("out", help="the picture with what was found")
+    parser.add_argument("--score-threshold", type=float, default=0.5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        image = cv2.imread(args.picture)
+    except cv2.error:  # where its header asks for more than 2**30 pixels
+        image = None
+    if image is None:
+        fail(f"{args.picture} is not a picture that OpenCV can read")
+    try:
+        draw(*open_model(args.model), image, args.score_threshold)
+    except Exception as error:  # a file may hold anything, and ONNX Runtime has no class of errors
+        fail(f"{args.model} can't be run as a model of tools/export.py: {first_line(error)}")
     if not (cv2.haveImageWriter(args.out) and cv2.imwrite(args.out, image)):
         fail(f"{args.out} can't be written")
 

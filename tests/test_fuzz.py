@@ -1,0 +1,263 @@
+"""Annotation files, pictures and label maps at random: the data checks report them, or say why not.
+
+FUZZ=10000 sets how many are tried, FUZZ_SEED with which one begins; 150 a test by default.
+"""
+
+import copy
+import io
+import json
+import os
+import random
+import struct
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+from rich.console import Console
+from test_data_checks import CONFIGS, data  # noqa: F401  a fixture
+
+from fcvit_mm import data_checks
+from fcvit_mm.data_checks import Report, check, summary
+from fcvit_mm.predict import read_picture
+from fcvit_mm.runtime import ConfigError, load_config
+
+NUMBER = int(os.environ.get("FUZZ", "150"))
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
+# of one input, on a machine with much else to do
+MOST_SECONDS = 20
+
+JUNK: list[Any] = [
+    None, True, False, -1, 0, 1, 2**31, 2**63, 10**400, -(10**30), 1e300, 1e-300, float("nan"),
+    float("inf"), float("-inf"), "", "x", "\x00", "\ud800", "\n\x1b[31m", "../../../etc/passwd",
+    "/dev/zero", "/dev/stdin", "a" * 10_000, [], [[]], [[[]]], {}, {"id": []}, [None] * 50, "1",
+    [1, 2, 3, 4], [1e308] * 4, [float("nan")] * 4, {"counts": [], "size": [64, 64]},
+    {"counts": "\x00\xff", "size": [64, 64]}, {"counts": [10**9], "size": [10**9, 10**9]},
+]  # fmt: skip
+
+
+def looked_at(cfg: Config) -> Report:
+    """The report of the only data set, and all that a tool would print of it."""
+    start = time.monotonic()
+    (report,) = check(cfg, ("val_dataloader",))
+    Console(file=io.StringIO()).print(summary([report]))
+    for sentence in report.errors + report.warnings:
+        assert "\n" not in sentence and sentence.isprintable()
+        sentence.encode()
+    assert time.monotonic() - start < MOST_SECONDS
+    return report
+
+
+# ------------------------------------------------------------------------- annotation files
+
+
+def change_somewhere(content: Any, rng: random.Random) -> None:
+    """Remove, replace, repeat or exchange a random part of a JSON document, in place."""
+    value = content
+    while True:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = rng.choice(keys)
+        if rng.random() < 0.2 or not (isinstance(value[key], dict | list) and value[key]):
+            break
+        value = value[key]
+    act = rng.randrange(5)
+    if act == 0:
+        del value[key]
+    elif act == 1 and isinstance(value, list):
+        value += copy.deepcopy(rng.choices(value, k=rng.randrange(1, 4)))
+    elif act == 2:
+        value[key], other = copy.deepcopy(content[rng.choice(list(content))]), value[key]
+        content[rng.choice([*content, "x"])] = other
+    elif act == 3 and isinstance(value[key], int | float):
+        value[key] = rng.choice([str(value[key]), -value[key], value[key] * 1000, [value[key]]])
+    else:
+        value[key] = copy.deepcopy(rng.choice(JUNK))
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Change a file without regard to what its bytes mean."""
+    changed = bytearray(content)
+    for _ in range(rng.randrange(1, 5)):
+        start = rng.randrange(len(changed) + 1)
+        end = min(len(changed), start + rng.choice([1, 2, 8, 100]))
+        act = rng.randrange(5)
+        if act == 0:
+            changed[start:end] = rng.randbytes(end - start)
+        elif act == 1:
+            del changed[start:]
+        elif act == 2:
+            changed[start:start] = changed[start:end] * rng.choice([1, 100])
+        elif act == 3 and start < len(changed):
+            changed[start] ^= 1 << rng.randrange(8)
+        else:
+            # lengths, sizes and offsets
+            number = rng.choice([0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF])
+            changed[start : start + 4] = struct.pack(rng.choice("<>") + "I", number)
+    return bytes(changed)
+
+
+def annotations(original: dict, rng: random.Random) -> bytes:
+    """A file that is nearly COCO's."""
+    content = copy.deepcopy(original)
+    for _ in range(rng.randrange(0, 4)):
+        if content:
+            change_somewhere(content, rng)
+    text = json.dumps(content, ensure_ascii=rng.random() < 0.9)
+    kind = rng.randrange(12)
+    if kind == 0:
+        depth = rng.choice([10, 900, 100_000])
+        text = text.replace("[", "[" * depth, rng.randrange(2))
+    elif kind == 1:
+        text = text.replace('"id":', rng.choice(['"id": 3, "id":', '"id": 1e999, "Id":']))
+    elif kind == 2:
+        text = text.replace("null", "9" * 5000).replace("0.", "9" * 5000 + ".", 1)
+    encoded = text.encode(
+        rng.choice(["utf-8"] * 8 + ["utf-8-sig", "utf-16", "utf-32", "latin-1"]), "replace"
+    )
+    return damage(encoded, rng) if kind in (3, 4, 5) else encoded
+
+
+@pytest.mark.official
+def test_annotation_files(data):  # noqa: F811
+    path = data / "annotations/instances_val.json"
+    original = json.loads(path.read_text())
+    cfg = load_config(str(CONFIGS["detection"]))
+    flawed = 0
+    for seed in range(SEED, SEED + NUMBER):
+        path.write_bytes(annotations(original, random.Random(seed)))
+        try:
+            report = looked_at(cfg)
+        except Exception as error:
+            raise AssertionError(f"FUZZ_SEED={seed}") from error
+        flawed += bool(report.errors)
+    assert flawed > 0.5 * NUMBER
+
+
+# ---------------------------------------------------------------------------------- pictures
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "ICO", "TGA", "JPEG2000")
+
+
+def pictures() -> list[bytes]:
+    """A picture in each format, in colour, grey and with a palette where it has these."""
+    values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    found = []
+    for format in FORMATS:
+        for mode in ("RGB", "L", "P", "I;16", "1", "RGBA", "CMYK", "F"):
+            stream = io.BytesIO()
+            try:
+                Image.fromarray(values).convert("L" if mode == "I;16" else mode).convert(mode).save(
+                    stream, format
+                )
+            except (OSError, ValueError, KeyError):
+                continue
+            found.append(stream.getvalue())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "JPEG", exif=exif)
+    return [*found, stream.getvalue()]
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("task", CONFIGS)
+def test_pictures_and_label_maps(data, task):  # noqa: F811
+    originals = pictures()
+    assert len(originals) > 30
+    cfg = load_config(str(CONFIGS[task]))
+    paths = sorted((data / "images/val").iterdir())
+    if task == "segmentation":
+        paths += sorted((data / "label_maps/val").iterdir())
+        originals.append(paths[-1].read_bytes())
+    flawed = 0
+    for seed in range(SEED, SEED + NUMBER):
+        rng = random.Random(seed)
+        for path in paths:
+            content = rng.choice(originals)
+            path.write_bytes(damage(content, rng) if rng.random() < 0.9 else content)
+        try:
+            report = looked_at(cfg)
+        except Exception as error:
+            raise AssertionError(f"FUZZ_SEED={seed}") from error
+        flawed += bool(report.errors)
+    assert flawed > 0.9 * NUMBER
+
+
+# -------------------------------------------------------------- what else a picture may be
+
+
+def eps(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "EPS")
+    path.write_bytes(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(eps, "not a picture"), (os.mkfifo, "not a file"),
+     (lambda path: path.symlink_to("/dev/zero"), "not a file")],
+    ids=["a program for Ghostscript", "a pipe", "a device"],
+)  # fmt: skip
+@pytest.mark.parametrize("task", CONFIGS)
+def test_what_would_start_a_program_or_wait_is_no_picture(data, task, make, words):  # noqa: F811
+    path = data / "images/val/00001.png"
+    path.unlink()
+    make(path)
+    # of a segmentation's pictures those that are no files are not even listed
+    (error,) = looked_at(load_config(str(CONFIGS[task]))).errors
+    assert f"00001.png ({words})" in error or "without picture: 00001.png" in error
+    if task == "segmentation":
+        path = data / "label_maps/val/00002.png"
+        path.unlink()
+        make(path)
+        errors = looked_at(load_config(str(CONFIGS[task]))).errors
+        assert any(f"00002.png ({words})" in error for error in errors), errors
+
+
+class Slow:
+    """A picture that takes long to decode, and says how many do at the same time."""
+
+    at_work = most = 0
+
+    def __init__(self, side: int) -> None:
+        self.width = self.height = side
+
+    def load(self) -> None:
+        Slow.at_work += 1
+        Slow.most = max(Slow.most, Slow.at_work)
+        time.sleep(0.05)
+        Slow.at_work -= 1
+
+
+def test_large_pictures_are_decoded_one_at_a_time():
+    with ThreadPool(4) as pool:
+        for side, is_alone in ((10_000, True), (1000, False)):
+            Slow.most = 0
+            pool.map(data_checks.load, [Slow(side) for _ in range(8)], chunksize=1)
+            assert (Slow.most == 1) == is_alone
+
+
+def test_a_small_file_of_too_many_pixels_is_named(data):  # noqa: F811
+    header = b"P5 60000 60000 255\n"
+    (data / "images/val/00001.png").write_bytes(header + bytes(10))
+    report = looked_at(load_config(str(CONFIGS["detection"])))
+    assert "decompression bomb" in report.errors[0]
+
+
+def test_a_picture_at_random_is_one_or_a_sentence(tmp_path):
+    """As infer reads it, with OpenCV."""
+    originals = [*pictures(), b"P5 60000 60000 255\n" + bytes(10)]
+    read = 0
+    for seed in range(SEED, SEED + NUMBER * 4):
+        rng = random.Random(seed)
+        content = rng.choice(originals)
+        (tmp_path / "a.png").write_bytes(damage(content, rng) if seed % 2 else content)
+        try:
+            read += read_picture(tmp_path / "a.png").ndim == 3
+        except ConfigError as error:
+            assert "a.png is " in str(error)
+    assert 0.3 * NUMBER * 4 < read < 0.9 * NUMBER * 4

@@ -1,0 +1,624 @@
+"""Files that strangers made, and files that were damaged: a sentence, or the right weights.
+
+HOSTILE=20000 sets how many bits are flipped, and a fifth as often a file is cut; 500 by default.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT, free_port
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+from test_checkpoint import READERS
+from test_export import script as run_onnx
+from test_tools import SHORT, assert_sentence
+
+from fcvit_mm import CheckpointError, FCViT, files, load_pretrained, read_checkpoint, runtime
+from fcvit_mm.checkpoint import convert_checkpoint
+from fcvit_mm.predict import build_model, load_model
+
+FLIPS = int(os.environ.get("HOSTILE", "500"))
+SMALL = dict(layers=(1, 1, 1, 1), dims=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1))
+
+
+def small() -> FCViT:
+    """An FCViT of 60 kB whose weights are all random."""
+    model = FCViT(SMALL)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            torch.nn.init.normal_(value)
+    return model
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError where something hangs."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+# ------------------------------------------------------------------------------ damaged files
+
+
+def save_zip(path: Path, weights: dict) -> Path:
+    torch.save({"meta": {"epoch": 1}, "state_dict": weights}, path.with_suffix(".pth"))
+    return path.with_suffix(".pth")
+
+
+def save_safetensors(path: Path, weights: dict) -> Path:
+    source = save_zip(path, weights)
+    convert_checkpoint(source, path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def damaged(content: bytes, flips: int = FLIPS) -> Iterator[bytes]:
+    """The content cut off, and with bits flipped: anywhere, and where the weights are not."""
+    rng = random.Random(0)
+    for _ in range(flips // 5):
+        yield content[: rng.randrange(len(content))]
+    edges = [*range(min(2000, len(content))), *range(max(0, len(content) - 10_000), len(content))]
+    for i in range(flips * 2):
+        changed = bytearray(content)
+        place = rng.choice(edges) if i % 2 else rng.randrange(len(content))
+        changed[place] ^= 1 << rng.randrange(8)
+        yield bytes(changed)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("save", [save_zip, save_safetensors], ids=["pth", "safetensors"])
+def test_a_damaged_file_is_refused_or_gives_the_right_weights(tmp_path, save):
+    source = small()
+    right = source.state_dict()
+    path = save(tmp_path / "whole", right)
+    content, model = path.read_bytes(), small()
+    refused = 0
+    for changed in damaged(content):
+        path.write_bytes(changed)
+        try:
+            with at_most(20):
+                load_pretrained(model, path)
+        except CheckpointError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+            continue
+        wrong = [k for k, v in model.state_dict().items() if not torch.equal(v, right[k])]
+        places = [i for i, byte in enumerate(changed) if byte != content[i]]
+        assert not wrong, (places, len(content))
+        model = small()
+    # the rest hit a date, a permission, or bytes between the records
+    assert refused > 0.6 * FLIPS * 2.2
+
+
+def test_damage_of_a_file_without_checksums_is_no_crash(tmp_path):
+    """PyTorch's form before 1.6: a changed value can't be told, anything else is a sentence."""
+    path, model = tmp_path / "a.pth", small()
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    load_pretrained(model, path)
+    for changed in damaged(content, FLIPS // 10):
+        path.write_bytes(changed)
+        try:
+            with at_most(20):
+                load_pretrained(model, path)
+        except CheckpointError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_a_record_that_was_changed_is_named(tmp_path):
+    path = save_zip(tmp_path / "a", {"w": torch.arange(1000.0)})
+    content = path.read_bytes()
+    values = torch.arange(1000.0).numpy().tobytes()
+    changed = bytearray(content)
+    changed[content.index(values) + 100] ^= 16
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match=r"damaged .*checksum of a/data/0 does not agree"):
+        read_checkpoint(path)
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(small().state_dict(), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_pretrained(small(), tmp_path / "a.pth")
+    safetensors.torch.save_file(small().state_dict(), tmp_path / "a.safetensors")
+    load_pretrained(small(), tmp_path / "a.safetensors")
+
+
+# ------------------------------------------------------------------------------ hostile files
+
+
+def archive(path: Path, pickled: bytes) -> None:
+    """A file such as torch.save writes, of a pickle that was written by hand."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in (("data.pkl", pickled), ("version", "3\n"), ("byteorder", "little")):
+            file.writestr(f"a/{name}", content)
+
+
+def called(name: str, argument: bytes) -> bytes:
+    """A pickle that calls a global with an argument."""
+    module, _, function = name.rpartition(".")
+    return b"\x80\x02c%s\n%s\n%s\x85R." % (module.encode(), function.encode(), argument)
+
+
+def long(number: int) -> bytes:
+    content = number.to_bytes(15, "little")
+    return b"\x8a\x0f" + content
+
+
+GIGABYTES = long(3 * 2**30)
+
+
+def nested_key(levels: int) -> bytes:
+    """A dict whose key is a tuple of two tuples of two tuples ..."""
+    steps = (b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(levels))
+    return b"\x80\x02)q\x00" + b"".join(steps) + b"}h%cK\x01s." % levels
+
+
+def colliding(number: int) -> bytes:
+    """A dict whose keys have one and the same hash."""
+    keys = (long(i * (2**61 - 1)) + b"N" for i in range(number))
+    return b"\x80\x02}(" + b"".join(keys) + b"u."
+
+
+def compressed(path: Path) -> None:
+    torch.save({"w": torch.zeros(50_000_000)}, path)
+    with zipfile.ZipFile(path) as file:
+        records = {record.filename: file.read(record) for record in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in records.items():
+            file.writestr(name, content)
+
+
+def declared(path: Path) -> None:
+    """The form before PyTorch 1.6, whose pickle says how large a storage is."""
+    torch.save({"w": torch.zeros(1000)}, path, _use_new_zipfile_serialization=False)
+    size = b"J" + (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(b"M\xe8\x03", size))
+
+
+def disguised(path: Path) -> None:
+    """A pickle that ends as a ZIP archive."""
+    archive(path, b"\x80\x02}.")
+    path.write_bytes(called("__builtin__.bytearray", GIGABYTES) + path.read_bytes())
+
+
+def tensor(make: Callable[[], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda path: torch.save({"w": make()}, path)
+
+
+BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "bytearray": (
+        lambda path: archive(path, called("builtins.bytearray", GIGABYTES)),
+        "asks for builtins.bytearray",
+    ),
+    "plain": (
+        lambda path: path.write_bytes(called("__builtin__.bytearray", GIGABYTES)),
+        "asks for builtins.bytearray",
+    ),
+    "disguised": (disguised, "asks for builtins.bytearray"),
+    "tensor": (
+        lambda path: archive(path, called("torch.Tensor", GIGABYTES)), "asks for torch.Tensor"
+    ),
+    "keys": (lambda path: archive(path, nested_key(60)), "time without end"),
+    "collisions": (lambda path: archive(path, colliding(100_000)), "time without end"),
+    "compressed": (compressed, "its records are compressed"),
+    "declared": (declared, "damaged or not a PyTorch checkpoint"),
+    "strides": (tensor(lambda: torch.zeros(1).expand(2**33)), "stand for tensors of 34359738368"),
+    "shared": (tensor(lambda: [*torch.zeros(1000).expand(1000, 1000)]), "stand for tensors"),
+    "header": (
+        lambda path: path.with_suffix(".safetensors").write_bytes((2**40).to_bytes(8, "little")),
+        "not a whole safetensors file",
+    ),
+    "long text": (
+        lambda path: archive(path, b"\x80\x02}X\xff\xff\xff\xffa\x01s."), "damaged or not"
+    ),
+    "sparse": (tensor(lambda: torch.eye(3).to_sparse()), "_rebuild_sparse_tensor"),
+    "meta": (tensor(lambda: torch.zeros(2**40, device="meta")), "_rebuild_meta_tensor"),
+    "quantised": (
+        tensor(lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+        "_rebuild_qtensor",
+    ),
+    "complex": (tensor(lambda: torch.zeros(3, dtype=torch.complex64)), "torch.ComplexFloatStorage"),
+    "objects": (
+        lambda path: torch.save({"w": np.array([{}], dtype=object)}, path), "numpy.dtypes.Object"
+    ),
+}  # fmt: skip
+
+READ = """
+import json, resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+from fcvit_mm import CheckpointError, read_checkpoint
+for path in sys.argv[1:]:
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read_checkpoint(path)
+        text = "read"
+    except CheckpointError as error:
+        text = str(error)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    print(json.dumps([path, text, time.monotonic() - start, grown]), flush=True)
+"""
+
+
+@pytest.mark.official
+def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
+    """In a process of its own with bounds, so that what fails here takes nothing else with it."""
+    for name, (make, _) in BOMBS.items():
+        make(tmp_path / f"{name}.pth")
+    result = subprocess.run(
+        [sys.executable, "-c", READ, *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:] + result.stdout[-2000:]
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    found = {Path(path).stem: rest for path, *rest in lines}
+    assert found.keys() == BOMBS.keys()
+    for name, (text, seconds, megabytes) in found.items():
+        assert BOMBS[name][1] in text and "\n" not in text, (name, text)
+        assert seconds < 5 and megabytes < 400, (name, seconds, megabytes)
+
+
+# --------------------------------------------------------------------------------- every route
+
+CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
+ROUTES: dict[str, Callable[[str], object]] = {
+    **READERS,
+    "check": runtime.check_checkpoint,
+    "test": lambda path: runtime.test(Config(dict(load_from=path))),
+    "train": lambda path: runtime.train(Config(dict(load_from=path))),
+    "model": lambda path: load_model(runtime.load_config(str(CONFIG)), path),
+    "convert": lambda path: convert_checkpoint(path, Path(path).with_name("b.safetensors")),
+}
+
+
+def flipped(path: Path) -> None:
+    values = torch.arange(1000.0)
+    torch.save({"w": values}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(values.numpy().tobytes()) + 100] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(flipped, "checksum of a/data/0"), (BOMBS["keys"][0], "time without end")],
+    ids=["flipped", "endless"],
+)
+def test_every_route_refuses_them(tmp_path, route, make, words):
+    path = tmp_path / "a.pth"
+    make(path)
+    with at_most(60), pytest.raises(CheckpointError, match=words):
+        ROUTES[route](str(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_infer_ends_with_status_2(tool, example_data, tmp_path):
+    flipped(tmp_path / "a.pth")
+    picture = example_data / "data/shapes/images/val/00001.png"
+    result = tool("infer.py", CONFIG, tmp_path / "a.pth", picture, "--out", tmp_path / "out")
+    assert_sentence(result, "a.pth", "checksum")
+    assert not (tmp_path / "out").exists()
+
+
+def whole_model() -> dict[str, torch.Tensor]:
+    return build_model(runtime.load_config(str(CONFIG))).state_dict()
+
+
+@pytest.mark.official
+def test_a_checkpoint_that_can_only_be_loaded_is_not_resumed(tool, tmp_path):
+    torch.save({"state_dict": whole_model(), "meta": {"epoch": 1}}, tmp_path / "a.pth")
+    result = tool("train.py", CONFIG, "--resume", tmp_path / "a.pth", "--work-dir", tmp_path,
+                  "--cfg-options", *SHORT)  # fmt: skip
+    assert_sentence(result, "a.pth", "can't be loaded or resumed", "iter")
+
+
+@pytest.mark.official
+@pytest.mark.parametrize(
+    "meta",
+    [None, [], {"dataset_meta": 3}, {3: 4}, {"classes": 5}, {"dataset_meta": {"classes": [1, 2]}},
+     {"classes": ("a", "b", "c", "d"), "palette": [(1, 2)] * 4},
+     {"classes": ("a", "b", "c", "d"), "palette": [None, "x", 3, (1, 2, 3)]},
+     {"classes": ("a", "b", "c", "d"), "palette": [[1e9] * 3] * 4}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
+    weights = {**whole_model(), 3: "x", "text": "y"}
+    torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
+    model = load_model(runtime.load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+    classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
+    assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
+    assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) < 256 for colour in palette)
+
+
+def test_mmengine_gets_the_names_alone_and_the_versions_of_modules(tmp_path):
+    weights = small().state_dict()
+    weights[3] = "x"
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    given = CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"))["state_dict"]
+    assert given.keys() == weights.keys() - {3} and given._metadata == weights._metadata
+
+
+def test_weights_of_another_type_or_that_are_no_numbers(tmp_path, caplog):
+    weights = small().state_dict()
+    key = "network.0.0.norm1.weight"
+    torch.save({**weights, key: weights[key].long()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"1 of another type: {key} \(torch.int64 in the"):
+        load_pretrained(small(), tmp_path / "a.pth")
+    torch.save({**weights, key: weights[key] * torch.nan}, tmp_path / "a.pth")
+    log = tmp_path / "log.txt"
+    MMLogger.get_instance("infinite", log_file=str(log))
+    load_pretrained(small(), tmp_path / "a.pth")
+    assert f"NaN or infinite values in 1 tensors: {key}; the file is damaged" in log.read_text()
+
+
+# --------------------------------------------------------------------------- the exported file
+
+
+def write_onnx(path: Path, about: object, location: str | None = None) -> Path:
+    """A segmentor of three classes whose logits are the picture, with a weight at `location`."""
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 1, 1], [1.0, 1.0, 1.0])
+    if location:
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=location)
+    names = ("pictures", "logits")
+    given, found = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "h", "w"]) for name in names
+    )
+    node = helper.make_node("Mul", ["pictures", "w"], ["logits"])
+    graph = helper.make_graph([node], "segmentor", [given], [found], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    texts = {"fcvit_mm.json": json.dumps(about), files.SEAL: files.UNSEALED}
+    helper.set_model_props(model, texts)
+    path.write_bytes(files.seal(model.SerializeToString()))
+    return path
+
+
+ABOUT = {"kind": "segmentor", "classes": ["a", "b", "c"], "palette": [[9, 9, 9]] * 3, "resize": []}
+
+
+def test_a_damaged_onnx_file_is_refused(tmp_path):
+    path = write_onnx(tmp_path / "a.onnx", ABOUT)
+    content, script = path.read_bytes(), run_onnx()
+    assert script.open_model(str(path))[1] == ABOUT
+    for changed in damaged(content):
+        path.write_bytes(changed)
+        with at_most(20), pytest.raises(ValueError, match="SHA-256"):
+            script.open_model(str(path))
+
+
+HUGE = {"scale": [10**6, 10**6], "keep_ratio": False}
+
+
+@pytest.mark.parametrize(
+    ("about", "location", "words"),
+    [
+        (ABOUT, None, ""),
+        ({**ABOUT, "resize": [HUGE]}, None, "sides of"),
+        ({**ABOUT, "resize": 3}, None, "int"),
+        ({**ABOUT, "classes": []}, None, "index"),
+        ([], None, "list"),
+        (ABOUT, "secret.bin", "external"),
+        (ABOUT, "../secret.bin", "external"),
+        (ABOUT, "/dev/zero", "external"),
+    ],
+    ids=str,
+)
+def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about, location, words):
+    (tmp_path / "secret.bin").write_bytes(np.ones(3, np.float32).tobytes())
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.new("RGB", (20, 10)).save(folder / "a.png")
+    path = write_onnx(folder / "a.onnx", about, location)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(path), "a.png", "out.png"])
+    if not words:
+        run_onnx().main()
+        assert (folder / "out.png").exists()
+        return
+    with pytest.raises(SystemExit) as end:
+        run_onnx().main()
+    text = capsys.readouterr().err
+    assert end.value.code == 2 and text.startswith("error: ") and text.count("\n") == 1
+    assert words in text.lower() and not (folder / "out.png").exists()
+
+
+# ---------------------------------------------------------------------------------- options
+
+
+def parsed(*words: str) -> dict:
+    parser = argparse.ArgumentParser()
+    runtime.add_cfg_options(parser)
+    return parser.parse_args(["--cfg-options", *words]).cfg_options
+
+
+@pytest.mark.official
+@pytest.mark.parametrize(
+    "words",
+    [
+        # what MMEngine imports where no registry has the name, and calls
+        ["model.neck._delete_=True", "model.neck.type=subprocess.getoutput",
+         "model.neck.cmd=touch${IFS}ran"],
+        ["model.neck.type=os.system"],
+        ["train_pipeline.0.type=pathlib.Path.touch"],
+        ["default_hooks.checkpoint.type=mmengine.load"],
+        ["optim_wrapper.constructor=subprocess.getoutput"],
+        ["val_evaluator.type=mmdet.apis.init_detector"],
+        ["model.type=antigravity"],
+        ["default_scope=antigravity"],
+        ["model._scope_=antigravity"],
+        # what mmcv and MMPretrain evaluate
+        ["model.test_cfg.rcnn.nms.type=__import__('os').system('touch${IFS}ran')"],
+        ["model.test_cfg.rcnn.nms.type=[].__class__"],
+        ["train_pipeline.0.dtype=hub.load('x')"],
+        ["a=__import__('os').system('touch${IFS}ran')"],
+        # what is imported when the config is read again
+        ["custom_imports.imports=[antigravity]"],
+        ["custom_imports=[antigravity]"],
+        ["model.a'+exit()+'=1"],
+        # what is unpickled
+        ["model.roi_head.bbox_head.loss_cls.class_weight=weights.pkl"],
+        ["train_dataloader.dataset.proposal_file=[a,b.pickle]"],
+    ],
+    ids=lambda words: words[-1],
+)  # fmt: skip
+def test_an_option_runs_nothing(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(runtime.ConfigError, match="--cfg-options: .*config file alone"):
+        runtime.load_config(str(CONFIG), parsed(*words))
+    assert not list(tmp_path.iterdir()) and "antigravity" not in sys.modules
+
+
+def test_templates_and_bases_in_options_are_texts(tmp_path):
+    words = ["work_dir={{fileDirname}}", "model.neck.a={{$HOME:b}}"]
+    cfg = runtime.load_config(str(CONFIG), parsed(*words))
+    assert (cfg.work_dir, cfg.model.neck.a) == ("{{fileDirname}}", "{{$HOME:b}}")
+    with pytest.raises(runtime.ConfigError, match="_base_ is nothing"):
+        runtime.load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
+
+
+@pytest.mark.official
+def test_options_that_name_classes_and_files_are_taken():
+    words = [
+        "model.backbone.arch=s24", "model.neck.type=mmdet.FPN",
+        "model.test_cfg.rcnn.nms.type=soft_nms", "optim_wrapper.type=AmpOptimWrapper",
+        "train_dataloader.dataset.ann_file=test.json", "model.neck.in_channels=(1,2)",
+        "default_scope=mmdet", "test_evaluator.out_file_path=a.pkl",
+    ]  # fmt: skip
+    cfg = runtime.load_config(str(CONFIG), parsed(*words))
+    assert cfg.model.neck.type == "mmdet.FPN" and cfg.model.neck.in_channels == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["a=[1,2", "a=f(1,2)"])
+def test_an_option_with_odd_brackets_is_a_sentence(capsys, word):
+    with pytest.raises(SystemExit) as end:
+        parsed(word)
+    assert end.value.code == 2 and "its brackets are no list" in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_a_pickle_is_refused():
+    cfg = runtime.load_config(str(CONFIG))
+    cfg.train_dataloader.dataset.ann_file = "annotations.pkl"
+    with pytest.raises(runtime.ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
+        runtime.check_files(cfg, ("train_dataloader",))
+
+
+# ------------------------------------------------------------------------ several processes
+
+LISTENING = """
+import os
+from contextlib import suppress
+from pathlib import Path
+import torch
+from torch import distributed
+
+distributed.init_process_group("gloo")
+distributed.all_reduce(torch.ones(1))
+if distributed.get_rank() == 0:
+    sockets = set()
+    parent = os.getppid()
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for pid in (parent, *children):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            # the one by which the folder was listed is gone
+            with suppress(FileNotFoundError):
+                sockets.add(os.readlink(link))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                print("listens", words[1].partition(":")[0])
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def launch(script: Path, port: int) -> subprocess.CompletedProcess:
+    """Two processes, as tools/dist_run.sh starts them."""
+    command = [
+        sys.executable,
+        "-m",
+        "fcvit_mm.launch",
+        "--nnodes=1",
+        "--node_rank=0",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+        "--nproc_per_node=2",
+        script,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=script.parent, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@pytest.mark.official
+def test_processes_of_one_machine_listen_to_it_alone(tmp_path):
+    script, port = tmp_path / "listening.py", free_port()
+    script.write_text(LISTENING)
+    result = launch(script, port)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("listens")]
+    # the store and a socket a process; 127.0.0.1 as /proc has it
+    assert found == ["0100007F"] * 3
+    with socket.create_server(("127.0.0.1", port)):
+        assert_sentence(launch(script, port), f"port {port} can't be used", "set PORT")
+
+
+COLLECT = """
+import os, stat, tempfile
+from torch import distributed
+import mmengine.dist
+
+distributed.init_process_group("gloo")
+made, mkdtemp = [], tempfile.mkdtemp
+tempfile.mkdtemp = lambda **options: made.append(mkdtemp(**options)) or made[-1]
+load = mmengine.dist.dist.pickle.load
+mmengine.dist.dist.pickle.load = lambda file: print(
+    "read", file.name, oct(os.stat(os.path.dirname(file.name)).st_mode & 0o777)) or load(file)
+mmengine.dist.collect_results([distributed.get_rank()], 2, "cpu")
+distributed.barrier()
+"""
+
+
+def test_results_lie_where_this_user_alone_can_write(tmp_path):
+    """As docs/trust.md says: they are pickles in a folder that the first process makes."""
+    script = tmp_path / "collect.py"
+    script.write_text(COLLECT)
+    result = launch(script, free_port())
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("read")]
+    assert [(Path(name).name, mode) for _, name, mode in lines] == [
+        ("part_0.pkl", "0o700"), ("part_1.pkl", "0o700")
+    ]  # fmt: skip
+    assert Path(lines[0][1]).parts[0] == ".dist_test" and not list(tmp_path.glob(".dist_test/*"))
