@@ -1,0 +1,179 @@
+"""Whether memory stays flat in long runs: python benchmarks/memory.py.
+
+Trains for 2,000 iterations and evaluates 5,000 generated pictures, detection and segmentation, each
+in a process of its own, on the CPU, without loader processes, so that all that the pipelines leave
+behind is in the memory that is measured. The models are the least that our configs allow: what
+leaks does so an iteration or a picture, not a pixel.
+
+What a metric keeps of each picture until the end is no leak: an evaluation is measured with it, and
+without it against the bound. Prints a table in Markdown; status 1 where memory rises.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from fcvit_mm import runtime, shapes
+from fcvit_mm.demo import move_data, shorten
+
+CONFIGS = {
+    "detection": "fcvit_mm::detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "segmentation": "fcvit_mm::segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+}
+PHASES = ("training", "evaluation", "evaluation with results")
+SIZE = (32, 32)
+ARCH = dict(layers=(1,) * 4, dims=(8, 16, 16, 32), mlp_ratios=(2,) * 4)
+# Bytes an iteration or a picture that memory may rise by: less than any tensor of a batch has.
+BOUND = 4096
+# Of a run, until caches and allocators have what they want.
+WARM_UP = 0.25
+SAMPLES = 100
+# What is kept of a metric's results where they are not to count: the end needs some.
+KEPT = 16
+
+
+def resident() -> int:
+    """The physical memory of this process, in bytes (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Curve:
+    """One entry a sample.
+
+    steps: iterations or pictures so far. memory: resident, in bytes. objects: how many Python's
+    collector knows.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+
+    def slope(self, values: str = "memory") -> float:
+        """By how much one of them rises a step, after the warm-up: a line through all points."""
+        first = int(len(self.steps) * WARM_UP)
+        return float(np.polyfit(self.steps[first:], getattr(self, values)[first:], 1)[0])
+
+
+class Watch(Hook):
+    """Samples memory at even distances.
+
+    Args:
+        total: iterations or pictures of the run.
+        samples: how many.
+        forget: drop a metric's results but for `KEPT` pictures.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, total: int, samples: int = SAMPLES, forget: bool = False) -> None:
+        self.every = max(1, total // samples)
+        self.forget = forget
+        self.curve = Curve()
+
+    def _after_iter(self, runner: Runner, batch_idx: int, *_: Any, mode: str, **__: Any) -> None:
+        if self.forget and mode == "test":
+            for metric in runner.test_loop.evaluator.metrics:
+                del metric.results[KEPT:]
+        if (batch_idx + 1) % self.every == 0:
+            # what waits in cycles is no leak
+            gc.collect()
+            self.curve.steps.append(batch_idx + 1)
+            self.curve.memory.append(resident())
+            self.curve.objects.append(len(gc.get_objects()))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._after_iter(runner, batch_idx, mode="train")
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._after_iter(runner, batch_idx, mode="test")
+
+
+def config(task: str, data: Path, work_dir: Path, iterations: int) -> Config:
+    """A config of the least model, one process, without evaluations in between."""
+    cfg = runtime.load_config(CONFIGS[task], work_dir=str(work_dir))
+    move_data(cfg, data)
+    shorten(cfg, iterations)
+    cfg.model.backbone.arch = ARCH
+    cfg.model.neck.in_channels = list(ARCH["dims"])
+    if task == "segmentation":
+        cfg.model.data_preprocessor.size = SIZE
+    for split in ("train", "val", "test"):
+        cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.batch_size = 2
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.default_hooks.checkpoint.update(interval=iterations, save_best=None, save_optimizer=False)
+    cfg.log_level = "WARNING"
+    return cfg
+
+
+def measure(
+    task: str, phase: str, data: Path, work_dir: Path, total: int, hooks: Sequence[Hook] = ()
+) -> Curve:
+    """Train, or evaluate the weights that the training left in the work directory.
+
+    Args:
+        task: of `CONFIGS`.
+        phase: of `PHASES`.
+        data: a data set of `fcvit_mm.shapes`.
+        work_dir: of both.
+        total: iterations; of an evaluation the pictures that there are.
+        hooks: further ones.
+    """
+    cfg = config(task, data, work_dir, total)
+    watch = Watch(total, forget=phase == "evaluation")
+    is_training = phase == "training"
+    if not is_training:
+        (cfg.load_from,) = map(str, work_dir.glob("iter_*.pth"))
+        for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
+            cfg.pop(key)
+    runner = runtime.build_runner(cfg)
+    for hook in (*hooks, watch):
+        runner.register_hook(hook)
+    runner.train() if is_training else runner.test()
+    return watch.curve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=5000)
+    args = parser.parse_args()
+    failed = False
+    # a fresh process for each, in which nothing is warm
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, context.Pool(1, maxtasksperchild=1) as pool:
+        data = Path(folder, "shapes")
+        shapes.generate(data, 64, args.pictures, SIZE)
+        print("| | steps | MB after the warm-up | MB at the end | bytes a step | |")
+        print("|---|---|---|---|---|---|")
+        for task in CONFIGS:
+            for phase in PHASES:
+                total = args.iterations if phase == "training" else args.pictures
+                work_dir = Path(folder, task)
+                curve = pool.apply(measure, (task, phase, data, work_dir, total))
+                slope = curve.slope()
+                verdict = "" if phase == PHASES[-1] else "flat" if slope < BOUND else "RISES"
+                failed |= verdict == "RISES"
+                warm = curve.memory[int(len(curve.memory) * WARM_UP)]
+                cells = [f"{task}, {phase}", f"{total:,}", f"{warm / 1e6:.1f}"]
+                cells += [f"{curve.memory[-1] / 1e6:.1f}", f"{slope:,.0f}", verdict]
+                print(f"| {' | '.join(cells)} |", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
