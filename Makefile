@@ -2,7 +2,7 @@
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
 #   make app [TASK=... | CONFIG=... CHECKPOINT=...]
 #   make chain
-#   make test, make test-official, make lint
+#   make test, make test-official, make test-long, make lint
 PYTHON ?= python3
 TASK ?= detection
 DATA ?= shapes
@@ -11,7 +11,7 @@ VENV := .venv
 OFFICIAL := .venv-official
 BIN := $(VENV)/bin
 
-.PHONY: demo check-demo app chain test test-official lint format clean
+.PHONY: demo check-demo app chain test test-official test-long lint format clean
 
 demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
@@ -43,6 +43,10 @@ test: $(VENV)/installed $(VENV)/browser
 # What must hold with the last official releases of OpenMMLab too.
 test-official: $(OFFICIAL)/installed
 	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m official
+
+# Whether memory stays flat over 2,000 iterations and 5,000 pictures.
+test-long: $(VENV)/installed
+	$(BIN)/python benchmarks/memory.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

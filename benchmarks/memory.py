@@ -68,6 +68,11 @@ class Curve:
         return float(np.polyfit(self.steps[first:], getattr(self, values)[first:], 1)[0])
 
 
+def is_flat(curve: Curve) -> bool:
+    """Whether memory rises by less than `BOUND` a step."""
+    return curve.slope() < BOUND
+
+
 class Watch(Hook):
     """Samples memory at even distances.
 
@@ -165,12 +170,11 @@ def main() -> None:
                 total = args.iterations if phase == "training" else args.pictures
                 work_dir = Path(folder, task)
                 curve = pool.apply(measure, (task, phase, data, work_dir, total))
-                slope = curve.slope()
-                verdict = "" if phase == PHASES[-1] else "flat" if slope < BOUND else "RISES"
+                verdict = "" if phase == PHASES[-1] else "flat" if is_flat(curve) else "RISES"
                 failed |= verdict == "RISES"
                 warm = curve.memory[int(len(curve.memory) * WARM_UP)]
                 cells = [f"{task}, {phase}", f"{total:,}", f"{warm / 1e6:.1f}"]
-                cells += [f"{curve.memory[-1] / 1e6:.1f}", f"{slope:,.0f}", verdict]
+                cells += [f"{curve.memory[-1] / 1e6:.1f}", f"{curve.slope():,.0f}", verdict]
                 print(f"| {' | '.join(cells)} |", flush=True)
     sys.exit(failed)
 

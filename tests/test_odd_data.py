@@ -16,6 +16,7 @@ from conftest import ROOT, make_smallest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
+from pycocotools import mask as masks
 
 from fcvit_mm import coco, data_checks, runtime
 from fcvit_mm.runtime import ConfigError
@@ -189,8 +190,6 @@ def test_boxes_outside_of_the_picture_or_without_area(data):
 
 def crowd(form: str, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
     """A crowd over a quarter of a picture."""
-    from pycocotools import mask as masks
-
     mask = np.zeros(size[::-1], bool)
     mask[10:42, 20:52] = True
     one = coco.annotation(mask, 1, "polygon")
@@ -241,6 +240,16 @@ def test_masks_that_can_not_be_read_are_refused(data, segmentation, words):
     with pytest.raises(ConfigError, match=r"instances_val\.json: .*: id 1;") as error:
         train_and_test("detection")
     assert words in str(error.value)
+
+
+def test_the_runs_of_a_compressed_mask_are_those_that_were_written():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 1):
+        mask = rng.random((37, 41)) < share
+        mask[5:30, 9:33] |= share > 0
+        rle = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+        runs = coco.run_lengths(mask)["counts"]
+        assert data_checks._runs(rle["counts"].decode()) == runs and sum(runs) == mask.size
 
 
 # ---------------------------------------------------------------------------------- pictures
