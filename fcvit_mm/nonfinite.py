@@ -6,8 +6,10 @@ before each step of the optimiser. It must be a hook, which sees losses and grad
 and optimiser without being asked for in either.
 """
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +103,7 @@ class NonFiniteLossHook(Hook):
         self._batches: list[_Batch] = []
         self._pictures: list[dict[str, Any]] = []
         self._buffers: list[Tensor] = []
+        self._step: Callable[..., None]
 
     def before_train(self, runner: Runner) -> None:
         """Put itself between the model's losses and the optimiser's step."""
@@ -115,6 +118,8 @@ class NonFiniteLossHook(Hook):
             value = loss.detach()
             return loss * (1 + (value - value)), terms
 
+        # MMEngine's schedulers look for a mark on it
+        @functools.wraps(step)
         def checked(**kwargs: Any) -> None:
             batches, self._batches = self._batches, []
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -123,6 +128,7 @@ class NonFiniteLossHook(Hook):
                 step(**kwargs)
 
         model.parse_losses, optim_wrapper.step = noted, checked
+        self._step = step
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the pictures of the batch, and the buffers as they are before it."""
@@ -132,7 +138,8 @@ class NonFiniteLossHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leave model and optimiser as they were."""
-        del _unwrapped(runner).parse_losses, runner.optim_wrapper.step
+        del _unwrapped(runner).parse_losses
+        runner.optim_wrapper.step = self._step
 
     def _leave_out(self, runner: Runner, batches: list[_Batch], norm: float) -> bool:
         """Whether to leave out a step whose gradient is not finite, which all processes ask.

@@ -103,7 +103,8 @@ def test_a_process_that_dies_loading_pictures_is_named(example_data, tmp_path, s
     (tmp_path / "config.py").write_text(
         f"_base_ = {str(config)!r}\n"
         "custom_imports = dict(imports=['fcvit_mm', 'killer'])\n"
-        f"{split}_pipeline = [*_base_.{split}_pipeline, dict(type='Die', way={way!r})]\n"
+        f"{split}_pipeline = [*_base_.{split}_pipeline]\n"
+        f"{split}_pipeline.insert(1, dict(type='Die', way={way!r}))\n"
         f"{split}_dataloader = dict(num_workers=2, dataset=dict(pipeline={split}_pipeline))\n"
     )
     arguments = [ROOT / "tools" / script, tmp_path / "config.py"]
