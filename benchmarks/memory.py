@@ -63,9 +63,10 @@ class Curve:
     objects: list[int] = field(default_factory=list)
 
     def slope(self, values: str = "memory") -> float:
-        """By how much one of them rises a step, after the warm-up: a line through all points."""
-        first = int(len(self.steps) * WARM_UP)
-        return float(np.polyfit(self.steps[first:], getattr(self, values)[first:], 1)[0])
+        """By how much one of them rises a step: a line through what is between the warm-up and the
+        last sample, which has the traces of a checkpoint."""
+        used = slice(int(len(self.steps) * WARM_UP), -1)
+        return float(np.polyfit(self.steps[used], getattr(self, values)[used], 1)[0])
 
 
 def is_flat(curve: Curve) -> bool:
@@ -152,6 +153,13 @@ def measure(
     return watch.curve
 
 
+def _quiet(log: str) -> None:
+    """Send what a process prints to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--iterations", type=int, default=2000)
@@ -160,7 +168,10 @@ def main() -> None:
     failed = False
     # a fresh process for each, in which nothing is warm
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, context.Pool(1, maxtasksperchild=1) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        context.Pool(1, _quiet, (f"{folder}/log.txt",), maxtasksperchild=1) as pool,
+    ):
         data = Path(folder, "shapes")
         shapes.generate(data, 64, args.pictures, SIZE)
         print("| | steps | MB after the warm-up | MB at the end | bytes a step | |")

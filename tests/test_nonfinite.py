@@ -268,7 +268,7 @@ SMALL = {
 @pytest.mark.official
 @pytest.mark.parametrize("name", METHODS)
 def test_every_task_of_openmmlab_names_loss_and_pictures(
-    example_data, tmp_path, monkeypatch, capsys, name
+    example_data, tmp_path, monkeypatch, capsys, recwarn, name
 ):
     monkeypatch.chdir(example_data)
     cfg = runtime.load_config(str(ROOT / "configs" / name), SMALL, str(tmp_path))
@@ -278,6 +278,8 @@ def test_every_task_of_openmmlab_names_loss_and_pictures(
         runtime.run_tool(lambda: runtime.train(cfg))
     assert end.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    # MMEngine's schedulers miss their mark on an optimiser's step that somebody has replaced
+    assert not [one for one in recwarn if "has been overridden" in str(one.message)]
     beginning, wanted = METHODS[name]
     assert line.startswith(f"error: {beginning}")
     pictures = [picture["img_path"] for picture in written(tmp_path)["batches"][0]["pictures"]]
