@@ -54,8 +54,8 @@ def resident() -> int:
 class Curve:
     """One entry a sample.
 
-    steps: iterations or pictures so far. memory: resident, in bytes. objects: how many Python's
-    collector knows.
+    steps: iterations or pictures so far. memory: resident, in bytes. objects: how many
+    Python's collector has come to know.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -85,10 +85,18 @@ class Watch(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, total: int, samples: int = SAMPLES, forget: bool = False) -> None:
+    def __init__(self, total: int, samples: int, forget: bool) -> None:
         self.every = max(1, total // samples)
         self.forget = forget
         self.curve = Curve()
+
+    def before_run(self, runner: Runner) -> None:
+        """Leave out of all counts what is there before."""
+        gc.collect()
+        gc.freeze()
+
+    def after_run(self, runner: Runner) -> None:
+        gc.unfreeze()
 
     def _after_iter(self, runner: Runner, batch_idx: int, *_: Any, mode: str, **__: Any) -> None:
         if self.forget and mode == "test":
@@ -127,7 +135,13 @@ def config(task: str, data: Path, work_dir: Path, iterations: int) -> Config:
 
 
 def measure(
-    task: str, phase: str, data: Path, work_dir: Path, total: int, hooks: Sequence[Hook] = ()
+    task: str,
+    phase: str,
+    data: Path,
+    work_dir: Path,
+    total: int,
+    samples: int = SAMPLES,
+    hooks: Sequence[Hook] = (),
 ) -> Curve:
     """Train, or evaluate the weights that the training left in the work directory.
 
@@ -137,10 +151,11 @@ def measure(
         data: a data set of `fcvit_mm.shapes`.
         work_dir: of both.
         total: iterations; of an evaluation the pictures that there are.
+        samples: how many are taken.
         hooks: further ones.
     """
     cfg = config(task, data, work_dir, total)
-    watch = Watch(total, forget=phase == "evaluation")
+    watch = Watch(total, samples, forget=phase == "evaluation")
     is_training = phase == "training"
     if not is_training:
         (cfg.load_from,) = map(str, work_dir.glob("iter_*.pth"))

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import init_dist, is_distributed, is_main_process
+from mmengine.dist import get_rank, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -104,8 +104,8 @@ def run_tool(main: Callable[[], None]) -> None:
             time.sleep(10)
         sys.exit(2)
     except DeadWorkerError as error:
-        # which the others know nothing of
-        print(f"error: {error}", file=sys.stderr)
+        # which the others know nothing of; a dying process leaves an unfinished line
+        print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -549,14 +549,18 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != "none":
         _start_distributed(cfg)
     try:
-        runner = Runner.from_cfg(cfg)
-        # MMEngine builds these later, amid the run; each is kept and used as it is built here.
-        if cfg.get("train_cfg"):
-            _ = runner.train_loop
-            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        for loop in ("val_loop", "test_loop"):
-            if getattr(runner, f"_{loop}") is not None:
-                getattr(runner, loop)
+        # MMEngine 0.10.7 starts loading with its loop
+        with naming_dead_workers():
+            runner = Runner.from_cfg(cfg)
+            # MMEngine builds these later, amid the run; each is kept and used as it is built here.
+            if cfg.get("train_cfg"):
+                _ = runner.train_loop
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            for loop in ("val_loop", "test_loop"):
+                if getattr(runner, f"_{loop}") is not None:
+                    getattr(runner, loop)
+    except DeadWorkerError:
+        raise
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
     check_neck(runner.model)
@@ -585,7 +589,7 @@ def check_neck(model: Any) -> None:
 
 
 @contextmanager
-def naming_dead_workers(runner: Runner) -> Iterator[None]:
+def naming_dead_workers() -> Iterator[None]:
     """Say which process that loads pictures has died, and of what.
 
     Raises:
@@ -604,9 +608,9 @@ def naming_dead_workers(runner: Runner) -> Iterator[None]:
         (pid,) = re.findall(r"\(pid\S* ([\d, ]+)\)", which)
         how = f"was killed by the signal '{how.split('.')[0]}'" if how else "ended by itself"
         raise DeadWorkerError(
-            f"the process {pid}, a DataLoader worker of rank "
-            f"{runner.rank}, {how}. 'Killed' mostly means that memory ran out (see dmesg): set "
-            "fewer workers, such as --cfg-options train_dataloader.num_workers=1, or smaller "
+            f"the process {pid}, a DataLoader worker of rank {get_rank()}, {how}. 'Killed' mostly "
+            "means that memory ran out (see dmesg): set fewer workers, such as --cfg-options "
+            "train_dataloader.num_workers=1, or smaller "
             "batches; 'Bus error' that /dev/shm is full: enlarge it, with Docker by --shm-size; "
             "'Segmentation fault' mostly a damaged picture or annotation: num_workers=0 and "
             "persistent_workers=False show where. Then --resume from the last checkpoint"
@@ -638,7 +642,7 @@ def train(cfg: Config) -> Runner:
     )
     check_files(cfg, loaders)
     runner = build_runner(cfg)
-    with naming_dead_workers(runner):
+    with naming_dead_workers():
         runner.train()
     return runner
 
@@ -658,5 +662,5 @@ def test(cfg: Config) -> dict[str, float]:
                 "val_dataloader", "val_cfg", "val_evaluator"):  # fmt: skip
         cfg.pop(key, None)
     runner = build_runner(cfg)
-    with naming_dead_workers(runner):
+    with naming_dead_workers():
         return runner.test()

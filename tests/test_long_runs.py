@@ -23,7 +23,7 @@ from test_tools import SHORT, assert_sentence
 from fcvit_mm import shapes
 
 memory = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory.py")))
-TOTAL = 48  # iterations, and pictures
+TOTAL, SAMPLES = 48, 12  # iterations, and pictures
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ class Leak(Hook):
 @pytest.mark.parametrize("task", memory.CONFIGS)
 def test_nothing_is_kept_of_iterations_and_pictures(data, tmp_path, task):
     for phase in ("training", "evaluation"):
-        curve = memory.measure(task, phase, data, tmp_path, TOTAL)
-        assert len(curve.steps) == TOTAL and min(curve.memory) > 1e8
+        curve = memory.measure(task, phase, data, tmp_path, TOTAL, SAMPLES)
+        assert len(curve.steps) == SAMPLES and min(curve.memory) > 1e8
         assert curve.slope("objects") < 0.5, (phase, curve.objects)
-        leaking = memory.measure(task, phase, data, tmp_path, TOTAL, [Leak()])
+        leaking = memory.measure(task, phase, data, tmp_path, TOTAL, SAMPLES, [Leak()])
         assert leaking.slope("objects") > 0.9, (phase, leaking.objects)
     # and what a metric keeps by design is seen
-    kept = memory.measure(task, "evaluation with results", data, tmp_path, TOTAL)
+    kept = memory.measure(task, "evaluation with results", data, tmp_path, TOTAL, SAMPLES)
     assert kept.slope("objects") > 0.9
 
 
