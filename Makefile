@@ -2,7 +2,7 @@
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
 #   make app [TASK=... | CONFIG=... CHECKPOINT=...]
 #   make chain
-#   make test, make test-official, make test-matrix, make lint
+#   make test, make test-official, make test-matrix, make test-long, make lint
 PYTHON ?= python3
 TASK ?= detection
 DATA ?= shapes
@@ -11,7 +11,7 @@ VENV := .venv
 OFFICIAL := .venv-official
 BIN := $(VENV)/bin
 
-.PHONY: demo check-demo app chain test test-official test-matrix lint format clean
+.PHONY: demo check-demo app chain test test-official test-matrix test-long lint format clean
 
 demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
@@ -47,6 +47,10 @@ test-official: $(OFFICIAL)/installed
 # Every Python at hand, oldest and newest PyTorch, both sets of packages: see tests/matrix.py.
 test-matrix:
 	$(PYTHON) tests/matrix.py
+
+# Whether memory stays flat over 2,000 iterations and 5,000 pictures.
+test-long: $(VENV)/installed
+	$(BIN)/python benchmarks/memory.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -20,6 +20,7 @@ from .backbone import FCViT
 from .checkpoint import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
 from .fuse import fuse
 from .mim import config_path
+from .nonfinite import NonFiniteError, NonFiniteLossHook
 from .optim import FCViTLayerDecayOptimWrapperConstructor
 
 mmcv_ops.install()
@@ -30,6 +31,8 @@ __all__ = [
     "CheckpointError",
     "FCViT",
     "FCViTLayerDecayOptimWrapperConstructor",
+    "NonFiniteError",
+    "NonFiniteLossHook",
     "__version__",
     "config_path",
     "fuse",

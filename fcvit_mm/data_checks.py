@@ -97,8 +97,16 @@ NO_RLE = Problem(
     "annotations whose RLE has no counts or is of another size than its picture",
     'write {"size": [height, width], "counts": ...}',
 )
+WRONG_RLE = Problem(
+    "annotations whose RLE is not of as many pixels as its picture",
+    "write its counts anew; what is decoded would be whatever was in memory",
+)
 FEW_POINTS = Problem(
     "annotations whose polygons have less than three points", "they are ignored", is_error=False
+)
+SHORT_POLYGON = Problem(
+    "annotations whose first polygon has less than three points, which the evaluation can't read",
+    "write three points or more, or remove it",
 )
 NO_EXTENT = Problem(
     "annotations smaller than a pixel or wholly outside of their picture",
@@ -118,6 +126,21 @@ WRONG_SIZE = Problem(
     "pictures of another size than their annotations say",
     "correct width and height, and the boxes if the pictures were scaled",
 )
+THIN_PICTURE = Problem(
+    "pictures of which the pipeline makes a side of one pixel, which can't be flipped, or of none",
+    "crop or remove them; a detector leaves them out of training by filter_cfg=dict(min_size=...)",
+)
+DEEP_PICTURE = Problem("pictures that OpenCV does not read", "store 8 bits a channel")
+SIXTEEN_BITS = Problem(
+    "pictures of 16 bits a channel, of which the upper 8 are used",
+    "where their values do not fill the 16, spread them over 8 bits",
+    is_error=False,
+)
+ALPHA = Problem(
+    "pictures with transparency, which is ignored",
+    "what is stored under transparent pixels is seen; remove the transparency to choose it",
+    is_error=False,
+)
 MISSING_MAP = Problem(
     "pictures without label map", "add the label maps, remove the pictures or set seg_map_suffix"
 )
@@ -129,6 +152,10 @@ MISSING_PICTURE_OF_MAP = Problem(
 BROKEN_MAP = Problem("label maps that can't be read", "replace these files")
 COLOUR_MAP = Problem(
     "label maps in colour", "store the index of each pixel's class in a single channel"
+)
+THIN_MAP = Problem(
+    "label maps with a side of one pixel, which MMSegmentation does not read",
+    "enlarge or remove them and their pictures",
 )
 WRONG_MAP_SIZE = Problem(
     "label maps of another size than their pictures", "make both of the same size"
@@ -202,10 +229,22 @@ def picture_size(path: str, decode: bool = False) -> Pixels:
         FileNotFoundError: no such file.
         Exception: no picture or a damaged one; PIL's readers raise errors of many classes.
     """
+    return _read_header(path, decode)[0]
+
+
+def _read_header(path: str, decode: bool) -> tuple[Pixels, list[Problem]]:
+    """A picture's size, see `picture_size`, and what OpenCV makes of its pixels unasked."""
     with open_picture(path) as (file, picture):
         # a look at the info first: asking for EXIF makes PIL decode some formats
         sideways = "exif" in picture.info and picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
         size = picture.size[::-1] if sideways else picture.size
+        # PIL's mode of a colour picture is RGB whatever its depth; the tile says what is stored
+        stored = str(picture.tile[0][3]) if picture.tile else ""
+        findings = {
+            DEEP_PICTURE: picture.format == "TIFF" and picture.mode in ("I", "F"),
+            SIXTEEN_BITS: ";16" in stored,
+            ALPHA: picture.has_transparency_data,
+        }
         mark = END_MARKS.get(picture.format or "")
         if mark is not None and not decode:
             file.seek(-len(mark), os.SEEK_END)
@@ -213,7 +252,7 @@ def picture_size(path: str, decode: bool = False) -> Pixels:
             file.seek(0)
         if decode or mark is None:
             load(picture)
-    return size
+    return size, [problem for problem, found in findings.items() if found]
 
 
 @contextmanager
@@ -246,23 +285,58 @@ def _reason(error: Exception) -> str:
 
 
 class _File(NamedTuple):
-    """A picture to be checked: its size as annotated, and its label map."""
+    """A picture to be checked: its size as annotated, its label map, and whether the data set
+    leaves it out, as too small or without objects."""
 
     path: str
     size: Pixels | None = None
     label_map: str | None = None
+    left_out: bool = False
 
 
 Findings = list[tuple[str, Problem, str]]  # where, what, example
 
 
-def _check_file(file: _File, decode: bool) -> tuple[Findings, np.ndarray | None]:
+class _Pipeline(NamedTuple):
+    """What a pipeline asks of a picture's sides: the least of them after the resizing, and the
+    sizes that a picture is fitted into, its proportions kept."""
+
+    least: int
+    scales: list[Pixels]
+
+    @classmethod
+    def of(cls, steps: list[dict]) -> "_Pipeline":
+        """Read from the steps of a config."""
+        # a picture one pixel wide is flipped to an array that PyTorch refuses
+        least = 2 if any("Flip" in str(step.get("type")) for step in steps) else 1
+        scales = []
+        for step in steps:
+            ratio = min(step.get("ratio_range") or [1])
+            for scale in [step.get("scale"), *(step.get("scales") or [])]:
+                if step.get("keep_ratio") and isinstance(scale, list | tuple):
+                    scales.append((int(max(scale) * ratio), int(min(scale) * ratio)))
+        return cls(least, scales)
+
+    def suits(self, size: Pixels) -> bool:
+        """Whether enough is left of a picture of this size."""
+        long, short = max(size), min(size)
+        # as mmcv.imrescale rounds
+        return all(
+            int(short * min(scale[0] / long, scale[1] / short) + 0.5) >= self.least
+            for scale in self.scales or [(long, short)]
+        )
+
+
+def _check_file(
+    file: _File, decode: bool, pipeline: _Pipeline
+) -> tuple[Findings, np.ndarray | None]:
     """Read a picture and its label map; the latter's number of pixels with each value."""
     folder, name = os.path.split(file.path)
     findings: Findings = []
     size: Pixels | None = None
     try:
-        size = picture_size(file.path, decode)
+        size, problems = _read_header(file.path, decode)
+        findings += [(folder, problem, name) for problem in problems]
     except FileNotFoundError:
         findings.append((folder, MISSING_PICTURE, name))
     except Exception as error:
@@ -270,6 +344,8 @@ def _check_file(file: _File, decode: bool) -> tuple[Findings, np.ndarray | None]
     if size and file.size and size != file.size:
         text = "{} ({}x{}, annotated {}x{})".format(name, *size, *file.size)
         findings.append((folder, WRONG_SIZE, text))
+    if size and not file.left_out and not pipeline.suits(size):
+        findings.append((folder, THIN_PICTURE, "{} ({}x{})".format(name, *size)))
     if file.label_map is None:
         return findings, None
 
@@ -284,7 +360,8 @@ def _check_file(file: _File, decode: bool) -> tuple[Findings, np.ndarray | None]
     except Exception as error:
         return [*findings, (map_folder, BROKEN_MAP, f"{map_name} ({_reason(error)})")], None
     if labels.ndim != 2:
-        return [*findings, (map_folder, COLOUR_MAP, map_name)], None
+        problem = COLOUR_MAP if labels.ndim > 2 else THIN_MAP
+        return [*findings, (map_folder, problem, map_name)], None
     if size and size != labels.shape[::-1]:
         text = "{} ({}x{}, picture {}x{})".format(map_name, *labels.shape[::-1], *size)
         findings.append((map_folder, WRONG_MAP_SIZE, text))
@@ -362,20 +439,46 @@ def _annotation_flaw(annotation: Any, is_evaluated: bool) -> Problem | None:
     return None
 
 
-def _segmentation_flaw(segmentation: Any, size: Pixels) -> Problem | None:
+def _segmentation_flaw(segmentation: Any, size: Pixels, is_evaluated: bool) -> Problem | None:
     if not segmentation:
         return NO_SEGMENTATION
     if isinstance(segmentation, dict):
-        is_rle = isinstance(segmentation.get("counts"), list | str)
-        return None if is_rle and segmentation.get("size") == [size[1], size[0]] else NO_RLE
+        counts = segmentation.get("counts")
+        if not isinstance(counts, list | str) or segmentation.get("size") != [size[1], size[0]]:
+            return NO_RLE
+        runs = _runs(counts) if isinstance(counts, str) else counts
+        sound = all(type(run) is int and run >= 0 for run in runs)
+        return None if sound and sum(runs) == size[0] * size[1] else WRONG_RLE
     if not isinstance(segmentation, list):
         return NO_POLYGONS
     for polygon in segmentation:
         if not isinstance(polygon, list) or not {*map(type, polygon)} <= {int, float}:
             return NO_POLYGONS
+    if is_evaluated and len(segmentation[0]) < 6:
+        return SHORT_POLYGON
     if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
         return FEW_POINTS
     return None
+
+
+def _runs(counts: str) -> list[int]:
+    """The runs of a compressed RLE, as `rleFrString` of COCO's maskApi.c reads them.
+
+    Five bits a character from 48 on, the lowest first; the sixth says that more follow. From the
+    fourth run on what is written is the difference from the one before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
 
 
 def _sound(
@@ -464,12 +567,19 @@ def _check_coco(
     _check_categories(path, categories, classes, where, report)
     if not images:
         report.add(path, Problem("no pictures", "add them to its list of images"))
+    kept = np.ones(len(images), bool)
     if has_labels:
-        _check_objects(dataset, where, report, images, categories, annotations, masks)
+        kept = _check_objects(
+            dataset, where, report, images, categories, annotations, masks, bool(evaluators)
+        )
     prefix = dataset.data_prefix.get("img") or ""
     return [
-        _File(os.path.join(prefix, image["file_name"]), (image["width"], image["height"]))
-        for image in images
+        _File(
+            os.path.join(prefix, image["file_name"]),
+            (image["width"], image["height"]),
+            left_out=not is_kept,
+        )
+        for image, is_kept in zip(images, kept, strict=True)
     ]
 
 
@@ -481,7 +591,9 @@ def _check_objects(
     categories: list[dict],
     annotations: list[dict],
     masks: bool,
-) -> None:
+    is_evaluated: bool,
+) -> np.ndarray:
+    """Check annotations against pictures and categories; returns which pictures will be used."""
     path, classes = dataset.ann_file, dataset.metainfo["classes"]
 
     # From here on in columns: COCO has 860,000 annotations.
@@ -510,9 +622,10 @@ def _check_objects(
             annotation = annotations[i]
             report.add(path, problem, f"id {annotation['id']} ({key} {annotation[key]})")
     if masks:
-        for i in np.flatnonzero(used):
+        # the evaluation reads the masks of what is left out in training, too
+        for i in np.flatnonzero((image >= 0) & (label >= 0) if is_evaluated else used):
             size = images[image[i]]["width"], images[image[i]]["height"]
-            flaw = _segmentation_flaw(annotations[i].get("segmentation"), size)
+            flaw = _segmentation_flaw(annotations[i].get("segmentation"), size, is_evaluated)
             if flaw:
                 report.add(path, flaw, f"id {annotations[i]['id']}")
 
@@ -525,20 +638,22 @@ def _check_objects(
     unknown = set(classes) - {category["name"] for category in categories}
     _check_counts(path, classes, counts, report, unknown)
     report.labelled, report.unit = int(used.sum()), "objects"
-    if images and not _left(dataset, images, image[(image >= 0) & (label >= 0)]):
+    kept = _kept(dataset, images, image[(image >= 0) & (label >= 0)])
+    if images and not kept.any():
         what = "no pictures are left by the filter_cfg"
         report.add(path, Problem(what, f"correct the errors above or set {where}.filter_cfg=None"))
+    return kept
 
 
-def _left(dataset: Any, images: list[dict], annotated: np.ndarray) -> int:
-    """How many pictures `CocoDataset.filter_data` keeps."""
+def _kept(dataset: Any, images: list[dict], annotated: np.ndarray) -> np.ndarray:
+    """Which pictures `CocoDataset.filter_data` keeps, (len(images),), bool."""
     filter_cfg = {} if dataset.test_mode else dataset.filter_cfg or {}
     keep = np.ones(len(images), bool)
     if filter_cfg.get("filter_empty_gt", False):
         keep &= np.isin(np.arange(len(images)), annotated)
     smallest = filter_cfg.get("min_size", 0)
-    keep &= np.array([min(image["width"], image["height"]) >= smallest for image in images])
-    return int(keep.sum())
+    keep &= np.array([min(image["width"], image["height"]) >= smallest for image in images], bool)
+    return keep
 
 
 def _check_counts(
@@ -760,6 +875,8 @@ class _Check:
         self.report = report = Report(_name(where))
         self.files: list[_File] = []
         self.maps: _MapCounter | None = None
+        steps = [step for _, step in dicts(node.get("pipeline"))]
+        self.pipeline = _Pipeline.of(steps)
         backend = (node.get("backend_args") or {}).get("backend", "local")
         places = node.get("data_root"), node.get("ann_file")
         if backend != "local" or any(is_url(str(place)) for place in places):
@@ -769,7 +886,6 @@ class _Check:
         dataset = _build(node, where, cfg.get("default_scope"), report)
         if dataset is None:
             return
-        steps = [step for _, step in dicts(node.get("pipeline"))]
         if _reads_coco(dataset):
             _check_evaluators(evaluators, dataset, where, report)
             masks = any(step.get("with_mask") for step in steps)
@@ -848,7 +964,8 @@ def check(
                     checks.append(_Check(cfg, where, node, evaluators))
         for check in checks:
             task = progress.add_task(check.report.name, total=len(check.files))
-            read = pool.imap(partial(_check_file, decode=decode), check.files, chunksize=32)
+            check_file = partial(_check_file, decode=decode, pipeline=check.pipeline)
+            read = pool.imap(check_file, check.files, chunksize=32)
             for file, found in zip(check.files, read, strict=True):
                 check.add(file, *found)
                 progress.advance(task)

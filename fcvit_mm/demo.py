@@ -245,7 +245,8 @@ def run_quietly(cfg: Config, output: Path, record: Record, *hooks: Hook) -> None
             runner = runtime.build_runner(cfg)
             for hook in (record, *hooks):
                 runner.register_hook(hook)
-            runner.train()
+            with runtime.naming_dead_workers():
+                runner.train()
     finally:
         record.close()
 

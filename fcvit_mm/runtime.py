@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from mmengine import registry
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import init_dist, is_distributed, is_main_process
+from mmengine.dist import get_rank, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import Registry
@@ -53,6 +53,7 @@ from .checkpoint import (
     sha256,
 )
 from .data_checks import dicts, innermost
+from .nonfinite import NonFiniteError
 
 # The authors' shared drive, a folder a model; there is no direct link to the files.
 DRIVE = "https://drive.google.com/drive/folders/"
@@ -103,17 +104,25 @@ class ConfigError(ValueError):
     """A config, or what it names, can't be used; the message says what, where and the way out."""
 
 
+class DeadWorkerError(RuntimeError):
+    """A process that loads pictures has died; the message says which, how, and the way out."""
+
+
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool's main function; end with one sentence and status 2 where a user can mend it."""
     try:
         main()
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, NonFiniteError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         else:
             # torchrun ends all processes of a machine with the first: let that be the one that
             # speaks.
             time.sleep(10)
+        sys.exit(2)
+    except DeadWorkerError as error:
+        # which the others know nothing of; a dying process leaves an unfinished line
+        print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     # Left to the end of the interpreter, the threads of a group may abort the process.
     if is_distributed():
@@ -631,14 +640,18 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != "none":
         _start_distributed(cfg)
     try:
-        runner = _Runner.from_cfg(cfg)
-        # MMEngine builds these later, amid the run; each is kept and used as it is built here.
-        if cfg.get("train_cfg"):
-            _ = runner.train_loop
-            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        for loop in ("val_loop", "test_loop"):
-            if getattr(runner, f"_{loop}") is not None:
-                getattr(runner, loop)
+        # MMEngine 0.10.7 starts loading with its loop
+        with naming_dead_workers():
+            runner = _Runner.from_cfg(cfg)
+            # MMEngine builds these later, amid the run; each is kept and used as it is built here.
+            if cfg.get("train_cfg"):
+                _ = runner.train_loop
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            for loop in ("val_loop", "test_loop"):
+                if getattr(runner, f"_{loop}") is not None:
+                    getattr(runner, loop)
+    except DeadWorkerError:
+        raise
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
     check_neck(runner.model)
@@ -666,6 +679,35 @@ def check_neck(model: Any) -> None:
             )
 
 
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Say which process that loads pictures has died, and of what.
+
+    Raises:
+        DeadWorkerError: for PyTorch's RuntimeError inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # the signal is in the error before the last
+        said = [
+            str(one) for one in (error.__cause__, error) if "DataLoader worker (pid" in str(one)
+        ]
+        if not said:
+            raise
+        which, _, how = said[0].partition("is killed by signal: ")
+        (pid,) = re.findall(r"\(pid\S* ([\d, ]+)\)", which)
+        how = f"was killed by the signal '{how.split('.')[0]}'" if how else "ended by itself"
+        raise DeadWorkerError(
+            f"the process {pid}, a DataLoader worker of rank {get_rank()}, {how}. 'Killed' mostly "
+            "means that memory ran out (see dmesg): set fewer workers, such as --cfg-options "
+            "train_dataloader.num_workers=1, or smaller "
+            "batches; 'Bus error' that /dev/shm is full: enlarge it, with Docker by --shm-size; "
+            "'Segmentation fault' mostly a damaged picture or annotation: num_workers=0 and "
+            "persistent_workers=False show where. Then --resume from the last checkpoint"
+        ) from error
+
+
 def drop_pretrained(cfg: Config) -> None:
     """Load no pretrained weights, which a whole checkpoint overwrites and which may be absent."""
     for _, node in list(dicts(cfg.model)):
@@ -680,6 +722,8 @@ def train(cfg: Config) -> Runner:
     Raises:
         ConfigError, CheckpointError: before the first iteration, see `check_files` and
             `build_runner`.
+        NonFiniteError: see `NonFiniteLossHook`.
+        DeadWorkerError: a process that loads pictures has died.
     """
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
@@ -689,7 +733,8 @@ def train(cfg: Config) -> Runner:
     )
     check_files(cfg, loaders)
     runner = build_runner(cfg)
-    runner.train()
+    with naming_dead_workers():
+        runner.train()
     return runner
 
 
@@ -698,6 +743,7 @@ def test(cfg: Config) -> dict[str, float]:
 
     Raises:
         ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
+        DeadWorkerError: as `train`.
     """
     check_checkpoint(cfg.load_from)
     drop_pretrained(cfg)
@@ -706,4 +752,6 @@ def test(cfg: Config) -> dict[str, float]:
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
                 "val_dataloader", "val_cfg", "val_evaluator"):  # fmt: skip
         cfg.pop(key, None)
-    return build_runner(cfg).test()
+    runner = build_runner(cfg)
+    with naming_dead_workers():
+        return runner.test()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def make_smallest(model: Any) -> None:
+    """Give a config's model the least FCViT there is."""
+    model.backbone.arch = dict(layers=(1,) * 4, dims=(8, 16, 16, 32), mlp_ratios=(2,) * 4)
+    if "neck" in model and "in_channels" in model.neck:
+        model.neck.in_channels = list(model.backbone.arch["dims"])
+    else:
+        model.head.in_channels = model.backbone.arch["dims"][-1]
 
 
 @pytest.fixture(scope="session")

@@ -713,6 +713,26 @@ def test_one_training_step(experiment):
     assert moved == set(parts.values())
 
 
+@with_experiments(SMALLEST)
+def test_a_batch_without_an_object_or_a_labelled_pixel(experiment):
+    """Its losses are finite and reach every parameter, else several processes would not go on."""
+    runner = experiment.runner
+    runner.model.train()
+    runner.optim_wrapper.zero_grad()
+    batch = next(iter(runner.train_loop.dataloader))
+    for sample in batch["data_samples"]:
+        if "gt_instances" in sample:
+            sample.gt_instances = sample.gt_instances[:0]
+        else:
+            sample.gt_sem_seg.data.fill_(255)
+    data = runner.model.data_preprocessor(batch, training=True)
+    loss, terms = runner.model.parse_losses(runner.model(**data, mode="loss"))
+    loss.backward()
+    assert all(value.isfinite() for value in terms.values())
+    for name, parameter in runner.model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
 @with_experiments(LEAVES)
 def test_schedules_and_hooks(experiment):
     """The schedulers run on the built optimiser, and each hook of the config is at work."""

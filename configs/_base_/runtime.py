@@ -6,6 +6,8 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    # max_skips: how many steps may be left out before a training stops
+    nonfinite=dict(type="NonFiniteLossHook", max_skips=0),
 )
 # FCViT's BatchNorms are trained, each GPU on its own pictures: averaging their running statistics
 # before an evaluation makes all GPUs evaluate one and the same model.
