@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
             raise CheckpointError(f"{filename} is not a whole safetensors file: {error}") from error
         return {"state_dict": state_dict}
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals(_safe_globals()):
             content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
@@ -145,6 +147,15 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
         # NOTE: on resume MMEngine executes the text that old files keep here as a config.
         meta.pop("config", None)
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums in a file of `torch.save`, which `torch.load` does not."""
+    if not zipfile.is_zipfile(path):
+        return  # PyTorch's old format has none
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong")
 
 
 def _explain(filename: str, error: Exception) -> str:
