@@ -7,8 +7,12 @@ in the order of the whole training, and each step of the model one of the seed, 
 the process.
 """
 
+import ctypes
+import os
 import random
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -96,8 +100,27 @@ class SeedHook(Hook):
         seed_all(runner.seed, runner.iter, get_rank())
 
 
+def end_with(parent: int, then: Callable | None, worker: int) -> None:
+    """Have a loader's worker end when its training is killed; a `worker_init_fn`.
+
+    By itself it would wait for ever for somebody to read its last batch, and keep its memory.
+
+    Args:
+        parent: process of the training.
+        then: another `worker_init_fn` to call.
+        worker: its number.
+    """
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # killed before
+            os._exit(1)
+    if then:
+        then(worker)
+
+
 class RepeatableRunner(Runner):
-    """MMEngine's Runner with a `NumberedSampler` in each loader."""
+    """MMEngine's Runner with a `NumberedSampler` in each loader, and workers that end with it."""
 
     @staticmethod
     def build_dataloader(
@@ -107,4 +130,6 @@ class RepeatableRunner(Runner):
         if isinstance(dataloader, dict) and isinstance(dataloader.get("sampler"), dict):
             sampler = dict(type=NumberedSampler, sampler=dataloader["sampler"])
             dataloader = dict(dataloader, sampler=sampler)
-        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        loader.worker_init_fn = partial(end_with, os.getpid(), loader.worker_init_fn)
+        return loader

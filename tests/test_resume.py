@@ -64,12 +64,30 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert not partials(one)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def kill(process: BaseProcess, moment: Callable[[], bool]) -> bool:
-    """SIGKILL a training at a moment; False if it ended before."""
+    """SIGKILL a training at a moment, which its loader's workers end with; False if it ended."""
     while process.exitcode is None:
         if moment():
+            workers = children(process.pid)
             process.kill()
             process.join()
+            time.sleep(0.2)
+            assert not [worker for worker in workers if alive(worker)]
             return process.exitcode == -signal.SIGKILL
         time.sleep(0.001)
     return False
@@ -241,12 +259,13 @@ def test_one_of_two_processes_is_killed_and_two_machines_go_on(example_data, tmp
     while not (killed / "iter_2.pth").exists():
         assert training.poll() is None, training.communicate()[0][-3000:]
         time.sleep(0.01)
-    children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    both = children(training.pid)
+    assert len(both) == 2
+    os.kill(both[1], signal.SIGKILL)
     output, _ = training.communicate(timeout=60)
     assert training.returncode == 1, output[-3000:]
     assert not (killed / "iter_8.pth").exists()
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not [process for process in both if alive(process)]
 
     port = str(free_port())
     machines = [
