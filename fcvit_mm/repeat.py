@@ -24,6 +24,9 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Sampler
 
+# PR_SET_PDEATHSIG of Linux's prctl
+SET_PARENT_DEATH_SIGNAL = 1
+
 
 def seed_all(*numbers: int) -> None:
     """Seed the generators of Python, NumPy and PyTorch by whole numbers from 0 on."""
@@ -111,8 +114,7 @@ def end_with(parent: int, then: Callable | None, worker: int) -> None:
         worker: its number.
     """
     if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:  # killed before
             os._exit(1)
     if then:
