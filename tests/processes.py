@@ -84,6 +84,13 @@ def start(
     return process
 
 
+def ready() -> None:
+    """Have the server import everything, so that the next training does not wait for it."""
+    process = SERVER.Process(target=int)
+    process.start()
+    process.join()
+
+
 def said(work_dir: Path) -> Path:
     """Where the output of a training goes."""
     return work_dir.with_name(f"{work_dir.name}.txt")

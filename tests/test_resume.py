@@ -48,17 +48,38 @@ METHODS = {
 }
 
 
+# By epochs and with loader workers, and by iterations without; the checkpoints of either.
+EPOCHS = f"""
+_base_ = {str(DETECTION)!r}
+train_dataloader = dict(batch_size=4, sampler=dict(type="DefaultSampler"))
+train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=4, val_interval=2)
+default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(interval=1))
+log_processor = dict(by_epoch=True, window_size=1)
+model = dict(backbone=dict(drop_path_rate=0.2))
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+randomness = dict(seed=3)
+"""
+KILLED = {
+    "epochs": (EPOCHS, [], [f"epoch_{i}.pth" for i in (1, 2, 3, 4)]),
+    "iterations": (
+        f"_base_ = {str(SEGMENTATION)!r}",
+        METHODS["segmentation"][1],
+        [f"iter_{i}.pth" for i in (2, 4, 6, 8)],
+    ),
+}
+
+
 def partials(work_dir: Path) -> list[Path]:
     return [*work_dir.glob(PARTIAL.format(stem="*", suffix="*"))]
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
+def assert_equal_runs(one: Path, other: Path, last: str) -> None:
     """The same losses, evaluations, best checkpoint and last weights, and nothing left over."""
     assert sorted(losses(one)) == [*range(1, ITERATIONS + 1)]
     assert losses(one) == losses(other)
     for metric in ("mIoU", "coco/segm_mAP"):
         assert logs.read_run(one).series(metric) == logs.read_run(other).series(metric)
-    ours, theirs = (read_checkpoint(path / f"iter_{ITERATIONS}.pth") for path in (one, other))
+    ours, theirs = (read_checkpoint(path / last) for path in (one, other))
     torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=1e-6)
     assert {p.name for p in one.glob("best_*")} == {p.name for p in other.glob("best_*")}
     assert not partials(one)
@@ -94,19 +115,22 @@ def kill(process: BaseProcess, moment: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KILLED)
 def test_random_kills(example_data, tmp_path, method):
     """Every second one while a checkpoint is written, the others at any time."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed, config = tmp_path / "whole", tmp_path / "killed", tmp_path / "config.py"
+    text, options, checkpoints = KILLED[method]
+    config.write_text(text)
+    processes.ready()
     began = time.monotonic()
-    processes.train(example_data, whole, *METHODS[method])
+    processes.train(example_data, whole, config, options)
     duration = time.monotonic() - began
     draw = random.Random(method)
     kills, amid = 0, 0
     while True:
-        process = processes.start(example_data, killed, *METHODS[method], "--resume")
+        process = processes.start(example_data, killed, config, options, "--resume")
         if kills < KILLS and kills % 2 == 0:
-            written = killed / f"iter_{draw.randrange(2, ITERATIONS + 1, 2)}.pth"
+            written = killed / draw.choice(checkpoints)
             partial = written.with_name(PARTIAL.format(stem=written.stem, suffix=".pth"))
             if kill(process, partial.exists):
                 kills, amid = kills + 1, amid + partial.exists()
@@ -118,7 +142,7 @@ def test_random_kills(example_data, tmp_path, method):
                 continue
         process.join()
         assert process.exitcode == 0, said(killed).read_text()[-3000:]
-        assert_equal_runs(killed, whole)
+        assert_equal_runs(killed, whole, checkpoints[-1])
         if kills == KILLS:
             break
         shutil.rmtree(killed)
@@ -157,9 +181,8 @@ def test_damaged_checkpoints_are_named_and_passed_over(example_data, kept, tmp_p
         os.utime(path, (time.time() + step, time.time() + step))
     left = work_dir / PARTIAL.format(stem="iter_10", suffix=".pth")
     left.write_bytes(b"half")
-    processes.train(
-        example_data, work_dir, SEGMENTATION, [*OPTIONS, *NO_WORKERS, *SMALL], "--resume"
-    )
+    # two loader workers, which the first four iterations were done without
+    processes.train(example_data, work_dir, SEGMENTATION, [*OPTIONS, *SMALL], "--resume")
     warnings = [line for line in said(work_dir).read_text().splitlines() if "warning: " in line]
     assert len(warnings) == 2 and all("iter_4.pth is taken in its place" in w for w in warnings)
     assert "iter_8.pth is damaged" in warnings[0] and "checksum" in warnings[0]
@@ -186,6 +209,13 @@ def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
     with pytest.raises(
         CheckpointError, match=r"best\.pth holds no training to go on from.*load_fr"
     ):
+        runtime.train(cfg)
+
+
+def test_a_machine_that_does_not_see_the_checkpoint_says_so(tmp_path, monkeypatch):
+    cfg = runtime.load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
+    monkeypatch.setattr(runtime, "_once", lambda *_: ("absent/iter_2.pth", 0))
+    with pytest.raises(CheckpointError, match=r"absent/iter_2\.pth lies on the first machine"):
         runtime.train(cfg)
 
 
