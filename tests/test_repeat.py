@@ -1,13 +1,18 @@
 """The same training twice: with other loader workers, and in two processes in the place of one."""
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
+import torch
 from conftest import ROOT
 from processes import losses, mean_losses
 from test_resume import METHODS, NO_WORKERS
+
+from fcvit_mm.repeat import RepeatableRunner
 
 pytestmark = pytest.mark.official
 
@@ -26,6 +31,33 @@ def test_same_seed_same_losses(example_data, tmp_path, method):
     assert losses(tmp_path / "again") == first and losses(tmp_path / "none") == first
     processes.train(example_data, tmp_path / "other", config, [*none, "randomness.seed=4"])
     assert losses(tmp_path / "other")[1] != first[1]
+
+
+class Draws:
+    """A data set of what the three generators draw for an item."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[float, ...]:
+        return index, random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_other_epoch_other_augmentation():
+    config = dict(dataset=Draws(), batch_size=2, sampler=dict(type="DefaultSampler"))
+    loader = RepeatableRunner.build_dataloader(config, seed=1)
+
+    def epoch(number: int) -> dict[int, list[float]]:
+        loader.sampler.set_epoch(number)
+        items = [item for batch in loader for item in zip(*batch, strict=True)]
+        return {int(index): [float(draw) for draw in draws] for index, *draws in items}
+
+    first, second = epoch(0), epoch(1)
+    assert sorted(first) == sorted(second) == [*range(6)]
+    assert (
+        len({draw for items in (first, second) for item in items.values() for draw in item}) == 36
+    )
+    assert epoch(0) == first
 
 
 # --------------------------------------------------------------- two processes in one's place
