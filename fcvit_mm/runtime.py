@@ -576,7 +576,7 @@ def build_runner(cfg: Config) -> Runner:
         runner.register_hook(hook)
     if cfg.get("train_cfg"):
         runner.register_hook(SeedHook())
-        if cfg.resume:
+        if cfg.get("resume"):
             runner.register_hook(resume.DueEvaluationHook())
     return runner
 
@@ -628,7 +628,7 @@ def _prepare_resume(cfg: Config) -> None:
         cfg.resume = False
         return
     cfg.load_from, seed = found
-    if not is_url(cfg.load_from) and not Path(cfg.load_from).is_file():
+    if not is_url(cfg.load_from) and not Path(cfg.load_from).expanduser().is_file():
         raise CheckpointError(
             f"{cfg.load_from} lies on the first machine, and not on this one; have all machines "
             "share the work directory"
@@ -660,10 +660,10 @@ def train(cfg: Config) -> Runner:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        whole = [path.name for path in resume.checkpoints(cfg)]
-        kept = f"{whole[0]} there is whole" if whole else "there is no earlier checkpoint"
+        whole = resume.checkpoints(cfg)
+        kept = f"{whole[0]} is whole" if whole else "there is no earlier checkpoint"
         raise ConfigError(
-            f"{error.filename or 'the log'} can't be written to {cfg.work_dir}: {error.strerror}; "
+            f"{error.filename or f'the log in {cfg.work_dir}'} can't be written: {error.strerror}; "
             f"{kept}. Make room, then go on with --resume"
         ) from error
     return runner

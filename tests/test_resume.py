@@ -258,7 +258,7 @@ def test_a_full_disk(example_data, kept, tmp_path):
     assert process.exitcode == 2 and "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert re.search(
-        r"can't be written.*File too large; iter_4\.pth there is whole.*--resume", line
+        r"iter_6\.pth can't be written: File too large; .*iter_4\.pth is whole.*--resume", line
     )
     assert (work_dir / "iter_4.pth").read_bytes() == before and not partials(work_dir)
 
