@@ -57,10 +57,9 @@ default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(int
 log_processor = dict(by_epoch=True, window_size=1)
 model = dict(backbone=dict(drop_path_rate=0.2))
 val_dataloader = dict(num_workers=0, persistent_workers=False)
-randomness = dict(seed=3)
 """
 KILLED = {
-    "epochs": (EPOCHS, [], [f"epoch_{i}.pth" for i in (1, 2, 3, 4)]),
+    "epochs": (EPOCHS, ["randomness.seed=3"], [f"epoch_{i}.pth" for i in (1, 2, 3, 4)]),
     "iterations": (
         f"_base_ = {str(SEGMENTATION)!r}",
         METHODS["segmentation"][1],
