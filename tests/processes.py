@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from conftest import ROOT, free_port
 from mmengine.config import Config
 from mmengine.dist import get_rank
@@ -37,6 +38,8 @@ def _run(
 ) -> None:
     # formatted for every log and checkpoint, which would take most of the time
     Config.pretty_text = ""
+    # of which MMEngine draws a seed; a process that is not forked has its own
+    np.random.seed()
     os.chdir(directory)
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
