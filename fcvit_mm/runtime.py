@@ -470,9 +470,9 @@ def _once(cfg: Config, function: Callable[[], T]) -> T:
         # NCCL, which pictures would be trained with, gives up waiting after ten minutes.
         group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
         broadcast_object_list(outcome, src=0, group=group)
-    result, error = outcome
-    if error:
-        raise error
+    result, problem = outcome
+    if problem:
+        raise problem
     return result
 
 
