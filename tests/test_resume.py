@@ -126,7 +126,7 @@ def test_random_kills(example_data, tmp_path, method):
     duration = time.monotonic() - began
     draw = random.Random(method)
     kills, amid = 0, 0
-    for _ in range(5 * KILLS + 5):
+    for _ in range(3 * KILLS + 3):
         process = processes.start(example_data, killed, config, options, "--resume")
         if kills < KILLS and kills % 2 == 0:
             written = killed / draw.choice(checkpoints)
