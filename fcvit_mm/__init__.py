@@ -1,8 +1,8 @@
 """FCViT (arXiv 2212.12552) for OpenMMLab: a backbone for detection and segmentation.
 
 Importing this package registers `FCViT` in MMEngine's registry, stands in for mmcv's compiled
-operators where there are none, makes MMEngine read checkpoints safely, and lets configs inherit
-from ours as `fcvit_mm::...`.
+operators where there are none, makes MMEngine read checkpoints safely and write them whole, and
+lets configs inherit from ours as `fcvit_mm::...`.
 """
 
 from importlib.util import find_spec
@@ -22,9 +22,11 @@ from .fuse import fuse
 from .mim import config_path
 from .nonfinite import NonFiniteError, NonFiniteLossHook
 from .optim import FCViTLayerDecayOptimWrapperConstructor
+from .resume import make_mmengine_write_whole_files
 
 mmcv_ops.install()
 make_mmengine_safe()
+make_mmengine_write_whole_files()
 mim.install()
 
 __all__ = [

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What is not complete yet; the ending says to libraries what to write.
+PARTIAL = ".{stem}.partial{suffix}"
+
 # Under this key a file has the SHA-256 that it has with this value in its place.
 SEAL = "fcvit_mm.sha256"
 UNSEALED = "0" * 64
@@ -27,14 +30,15 @@ def is_sealed(content: bytes, digest: str) -> bool:
 def whole_file(path: Path) -> Iterator[Path]:
     """Another path to write to, in the same folder, that gets the name `path` at the end.
 
-    After an error it is gone, and what `path` held before is still there. Folders that are missing
-    are made.
+    After an error it is gone, and what `path` held before is still there, after a power cut too.
+    Folders that are missing are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the ending says to libraries what to write
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(PARTIAL.format(stem=path.stem, suffix=path.suffix))
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ what a user can mend into one sentence and exit status 2.
 """
 
 import argparse
+import errno
 import inspect
 import math
 import os
@@ -20,7 +21,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mmengine import registry
@@ -39,7 +40,7 @@ from torch.distributed import (
     new_group,
 )
 
-from . import data_checks, mim
+from . import data_checks, mim, resume
 from .arch import ALIASES, get_arch
 from .backbone import FCViT
 from .checkpoint import (
@@ -54,6 +55,7 @@ from .checkpoint import (
 )
 from .data_checks import dicts, innermost
 from .nonfinite import NonFiniteError
+from .repeat import RepeatableRunner, SeedHook
 
 # The authors' shared drive, a folder a model; there is no direct link to the files.
 DRIVE = "https://drive.google.com/drive/folders/"
@@ -98,6 +100,11 @@ NAMES_OF_SCOPES = ("default_scope", "_scope_")
 SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
 # Keys of files that are written, not read.
 WRITTEN = ("out_file_path",)
+
+# What the system says when nothing more can be written: no space, quota, largest file.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -451,7 +458,7 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
             _check_weights(str(node.get("checkpoint")), path, cfg)
     check_data_exist(cfg, loaders)
     if cfg.get("check_data", True):
-        _check_data_once(cfg, loaders)
+        _once(cfg, lambda: _check_data(cfg, loaders))
 
 
 def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -533,25 +540,36 @@ def check_data(cfg: Config, decode: bool = False) -> None:
         raise ConfigError(f"{cfg.filename}: {n} {kinds} in its data, listed above")
 
 
-def _check_data_once(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check the content of data sets, in one process for all."""
+def _once(cfg: Config, function: Callable[[], T]) -> T:
+    """What a function returns, or raises for the user, in one process for all."""
     distributed = cfg.get("launcher", "none") != "none"
     if distributed:
         _start_distributed(cfg)
-    errors: list[str] = []
+    outcome: list = [None, None]
     if is_main_process():
-        console = Console(stderr=True)
-        reports = data_checks.check(cfg, loaders, console=console if console.is_terminal else None)
-        for report in reports:
-            errors += report.errors
-            for warning in report.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
+        try:
+            outcome[0] = function()
+        except (CheckpointError, ConfigError) as error:
+            outcome[1] = error
     if distributed:
         # NCCL, which pictures would be trained with, gives up waiting after ten minutes.
         group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
-        shared = [errors]
-        broadcast_object_list(shared, src=0, group=group)
-        (errors,) = shared
+        broadcast_object_list(outcome, src=0, group=group)
+    result, problem = outcome
+    if problem:
+        raise problem
+    return result
+
+
+def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Check the content of data sets."""
+    errors: list[str] = []
+    console = Console(stderr=True)
+    reports = data_checks.check(cfg, loaders, console=console if console.is_terminal else None)
+    for report in reports:
+        errors += report.errors
+        for warning in report.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     if errors:
         more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(
@@ -615,7 +633,7 @@ class CompleteCheckpointHook(Hook):
         )
 
 
-class _Runner(Runner):
+class _Runner(RepeatableRunner):
     """A Runner that says in a sentence what a checkpoint lacks to be loaded or resumed."""
 
     def load_or_resume(self) -> None:
@@ -631,12 +649,12 @@ class _Runner(Runner):
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Adapt a config to this machine and build its Runner.
+    """Adapt a config to this machine and build its Runner, a repeatable one (see `repeat`).
 
     Raises:
         ConfigError: something that the config names can't be built.
     """
-    changes = adapt(cfg)
+    changes = adapt(cfg) + resume.keep_enough(cfg)
     if cfg.launcher != "none":
         _start_distributed(cfg)
     try:
@@ -660,6 +678,10 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get("load_from"):
         hook = CompleteCheckpointHook(cfg.load_from, whole=cfg.resume or not cfg.get("train_cfg"))
         runner.register_hook(hook)
+    if cfg.get("train_cfg"):
+        runner.register_hook(SeedHook())
+        if cfg.get("resume"):
+            runner.register_hook(resume.DueEvaluationHook())
     return runner
 
 
@@ -716,25 +738,70 @@ def drop_pretrained(cfg: Config) -> None:
             node["init_cfg"] = None
 
 
+def _prepare_resume(cfg: Config) -> None:
+    """Set in a config the checkpoint to go on from, if it names none, and the training's seed."""
+
+    def find() -> tuple[str, int | None] | None:
+        if cfg.get("load_from"):
+            path, content = cfg.load_from, read_checkpoint(cfg.load_from)
+        elif (found := resume.newest(cfg)) is None:
+            print(f"there is no checkpoint in {resume.folder(cfg)}: the training begins anew")
+            return None
+        else:
+            path, content = found
+        meta = content.get("meta")
+        if not isinstance(meta, dict) or "iter" not in meta or "optimizer" not in content:
+            raise CheckpointError(
+                f"{path} holds no training to go on from, such as the optimizer's state; to start "
+                f"a new one from its weights, replace --resume by --cfg-options load_from={path}"
+            )
+        return str(path), meta.get("seed")
+
+    if (found := _once(cfg, find)) is None:
+        cfg.resume = False
+        return
+    cfg.load_from, seed = found
+    if not is_url(cfg.load_from) and not Path(cfg.load_from).expanduser().is_file():
+        raise CheckpointError(
+            f"{cfg.load_from} lies on the first machine, and not on this one; have all machines "
+            "share the work directory"
+        )
+    # MMEngine takes it over too late for the order of the data
+    cfg.randomness = dict(cfg.get("randomness") or {}, seed=seed)
+
+
 def train(cfg: Config) -> Runner:
     """Train by a config, validation included.
 
     Raises:
         ConfigError, CheckpointError: before the first iteration, see `check_files` and
-            `build_runner`.
+            `build_runner`, and when a disk is full.
         NonFiniteError: see `NonFiniteLossHook`.
         DeadWorkerError: a process that loads pictures has died.
     """
-    if cfg.get("load_from"):
+    if cfg.get("resume"):
+        _prepare_resume(cfg)
+    elif cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
+    if cfg.get("load_from"):
         drop_pretrained(cfg)
     loaders = (
         ("train_dataloader", "val_dataloader") if cfg.get("val_cfg") else ("train_dataloader",)
     )
     check_files(cfg, loaders)
     runner = build_runner(cfg)
-    with naming_dead_workers():
-        runner.train()
+    try:
+        with naming_dead_workers():
+            runner.train()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        whole = resume.checkpoints(cfg)
+        kept = f"{whole[0]} is whole" if whole else "there is no earlier checkpoint"
+        raise ConfigError(
+            f"{error.filename or f'the log in {cfg.work_dir}'} can't be written: {error.strerror}; "
+            f"{kept}. Make room, then go on with --resume"
+        ) from error
     return runner
 
 

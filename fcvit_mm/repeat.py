@@ -1,0 +1,137 @@
+"""Randomness that is bound to the seed and to the place in the training, to nothing else.
+
+MMEngine seeds each process once. What a flip or a dropped path then draws depends on all that was
+drawn before in that process, so that a resumed training, or one with other loader workers, is
+another one. Here each picture's augmentation is a function of the seed and of the picture's place
+in the order of the whole training, and each step of the model one of the seed, the iteration and
+the process.
+"""
+
+import ctypes
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info, get_rank, sync_random_seed
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Sampler
+
+# PR_SET_PDEATHSIG of Linux's prctl
+SET_PARENT_DEATH_SIGNAL = 1
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch by whole numbers from 0 on."""
+    python, numpy, pytorch = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(pytorch)
+
+
+class Draw(int):
+    """An index into a data set that knows its place in the training: epoch, and place in it."""
+
+    place: tuple[int, int]
+
+
+def seeded_items(dataset: Any, seed: int, draws: list[Draw]) -> list:
+    """The samples of a batch, each by randomness of its own; a data set's `__getitems__`."""
+    samples = []
+    for draw in draws:
+        seed_all(seed, *draw.place)
+        samples.append(dataset[int(draw)])
+    return samples
+
+
+class NumberedSampler(Sampler):
+    """A sampler of MMEngine's whose indices are `Draw`s, and which has its data set obey them.
+
+    Args:
+        sampler: config of the sampler.
+        dataset: indexed by whole numbers.
+        seed: of the training; None draws one, the same in all processes.
+    """
+
+    def __init__(self, sampler: dict, dataset: Any, seed: int | None) -> None:
+        seed = sync_random_seed() if seed is None else seed
+        self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.skipped = 0
+        if hasattr(self.sampler, "skip"):
+            self.skip = self._skip
+        # PyTorch's loader asks for it in the place of single items
+        dataset.__getitems__ = partial(seeded_items, dataset, seed)
+
+    def _skip(self, count: int) -> None:
+        """Begin after so many indices of this process; MMEngine calls it to resume."""
+        self.sampler.skip(count)
+        self.skipped = count
+
+    def __iter__(self) -> Iterator[Draw]:
+        rank, processes = get_dist_info()
+        epoch = getattr(self.sampler, "epoch", 0)
+        for count, index in enumerate(self.sampler, self.skipped):
+            draw = Draw(index)
+            # MMEngine's samplers deal their order out to the processes by turns
+            draw.place = (epoch, count * processes + rank)
+            yield draw
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        # what hooks and batch samplers ask of a sampler
+        if name == "sampler":
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+
+class SeedHook(Hook):
+    """Seeds each training iteration, process by process."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Seed by the training's seed, the iteration and the process."""
+        seed_all(runner.seed, runner.iter, get_rank())
+
+
+def end_with(parent: int, then: Callable | None, worker: int) -> None:
+    """Have a loader's worker end when its training is killed; a `worker_init_fn`.
+
+    By itself it would wait for ever for somebody to read its last batch, and keep its memory.
+
+    Args:
+        parent: process of the training.
+        then: another `worker_init_fn` to call.
+        worker: its number.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # killed before
+            os._exit(1)
+    if then:
+        then(worker)
+
+
+class RepeatableRunner(Runner):
+    """MMEngine's Runner with a `NumberedSampler` in each loader, and workers that end with it."""
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """As the parent's."""
+        if isinstance(dataloader, dict) and isinstance(dataloader.get("sampler"), dict):
+            sampler = dict(type=NumberedSampler, sampler=dataloader["sampler"])
+            dataloader = dict(dataloader, sampler=sampler)
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        loader.worker_init_fn = partial(end_with, os.getpid(), loader.worker_init_fn)
+        return loader

@@ -1,0 +1,145 @@
+"""tools/train.py in processes that can be killed, without the seconds that imports take.
+
+And what such a training leaves: its losses, as logged, and as each of several processes has them.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import runpy
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import ROOT, free_port
+from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from fcvit_mm import logs
+
+# A server that has imported everything, and is forked for each training.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["fcvit_mm.runtime", "runpy", "torch", "mmdet.apis", "mmdet.evaluation", "mmseg.apis"]
+)
+
+
+def _run(
+    directory: Path,
+    log: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    largest_file: int,
+) -> None:
+    # formatted for every log and checkpoint, which would take most of the time
+    Config.pretty_text = ""
+    # of which MMEngine draws a seed; a process that is not forked has its own
+    np.random.seed()
+    os.chdir(directory)
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    script = ROOT / "tools/train.py"
+    sys.argv = [str(script), *arguments]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def start(
+    directory: Path,
+    work_dir: Path,
+    config: Path,
+    options: list[str],
+    *words: str,
+    launcher: dict[str, str] | None = None,
+    largest_file: int = resource.RLIM_INFINITY,
+) -> BaseProcess:
+    """Start tools/train.py; what it says is appended to WORK_DIR.txt.
+
+    Args:
+        directory: to run in.
+        work_dir: of the training.
+        config: of the training.
+        options: after --cfg-options.
+        words: other arguments of the tool.
+        launcher: environment of one of several processes.
+        largest_file: in bytes, that the system lets the training write.
+    """
+    launched = ["--launcher", "pytorch"] if launcher else []
+    arguments = [str(config), "--work-dir", str(work_dir), *words, *launched]
+    process = SERVER.Process(
+        target=_run,
+        args=(
+            directory,
+            said(work_dir),
+            [*arguments, "--cfg-options", *options],
+            launcher or {},
+            largest_file,
+        ),
+    )
+    process.start()
+    return process
+
+
+def ready() -> None:
+    """Have the server import everything, so that the next training does not wait for it."""
+    process = SERVER.Process(target=int)
+    process.start()
+    process.join()
+
+
+def said(work_dir: Path) -> Path:
+    """Where the output of a training goes."""
+    return work_dir.with_name(f"{work_dir.name}.txt")
+
+
+def train(directory: Path, work_dir: Path, *arguments: Any, processes: int = 1) -> None:
+    """Run tools/train.py in some processes to its end; arguments as `start` has them."""
+    launchers: list[dict[str, str] | None] = [None]
+    if processes > 1:
+        common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+        common["MASTER_PORT"] = str(free_port())
+        ranks = map(str, range(processes))
+        launchers = [{"RANK": rank, "LOCAL_RANK": rank, **common} for rank in ranks]
+    running = [start(directory, work_dir, *arguments, launcher=one) for one in launchers]
+    for process in running:
+        process.join()
+    assert not any(process.exitcode for process in running), said(work_dir).read_text()[-3000:]
+
+
+def losses(work_dir: Path) -> dict[int, dict[str, float]]:
+    """What was logged of each iteration, but for how long it took."""
+    training = logs.read_run(work_dir).training
+    return {
+        step: {k: v for k, v in record.items() if k not in ("time", "data_time", "memory")}
+        for step, record in training.items()
+    }
+
+
+@HOOKS.register_module()
+class LossRecorder(Hook):
+    """Has each process write its losses, which MMEngine logs of the first one alone."""
+
+    def after_train_iter(self, runner: Any, *_: Any, outputs: dict, **__: Any) -> None:
+        """Append a line of JSON."""
+        record = {key: float(value) for key, value in outputs.items() if "loss" in key}
+        with Path(runner.work_dir, f"losses_{get_rank()}.json").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def mean_losses(work_dir: Path) -> list[dict[str, float]]:
+    """What `LossRecorder` wrote, the mean over the processes, an entry an iteration."""
+    written = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(work_dir.glob("losses_*.json"))
+    ]
+    return [
+        {key: sum(record[key] for record in records) / len(records) for key in records[0]}
+        for records in zip(*written, strict=True)
+    ]
