@@ -203,12 +203,14 @@ def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*run can be used: .*is empty"):
         resume.newest(cfg)
-    cfg.load_from, cfg.resume = str(kept / "best.pth"), True
-    torch.save({"state_dict": read_checkpoint(kept / "iter_2.pth")["state_dict"]}, cfg.load_from)
-    with pytest.raises(
-        CheckpointError, match=r"best\.pth holds no training to go on from.*load_fr"
-    ):
-        runtime.train(cfg)
+    # weights alone, and what MMEngine keeps as the best
+    alone, (best,) = tmp_path / "alone.pth", kept.glob("best_mIoU_*.pth")
+    torch.save({"state_dict": read_checkpoint(best)["state_dict"]}, alone)
+    cfg.resume = True
+    for path in (alone, best):
+        cfg.load_from = str(path)
+        with pytest.raises(CheckpointError, match=r"\.pth holds no training to go on.*load_from="):
+            runtime.train(cfg)
 
 
 def test_a_machine_that_does_not_see_the_checkpoint_says_so(tmp_path, monkeypatch):
