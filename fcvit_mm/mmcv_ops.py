@@ -7,9 +7,9 @@ where torchvision has no equal, on the CPU and on CUDA.
 
 | operator of the extension                         | here                                        |
 |---------------------------------------------------|---------------------------------------------|
-| nms                                               | torchvision (offset 1: on longer boxes)     |
+| nms                                               | torchvision (offset 1: PyTorch)             |
 | softnms                                           | PyTorch                                     |
-| roi_align_forward, _backward: average             | torchvision                                 |
+| roi_align_forward, _backward: average             | torchvision (huge or not finite: PyTorch)   |
 | roi_align_forward, _backward: maximum             | PyTorch                                     |
 | roi_pool_forward, _backward                       | PyTorch (torchvision's rounds the boxes)    |
 | deform_conv_forward, _backward_input, _parameters | torchvision                                 |
@@ -21,14 +21,15 @@ where torchvision has no equal, on the CPU and on CUDA.
 
 Names and order of the arguments are those of the extension (mmcv/ops/csrc/pytorch/pybind.cpp),
 which writes most results into tensors that the caller hands over. Half-precision inputs are
-computed in float32 and rounded once, at the end; float64 stays float64.
+computed in float32 and rounded once, at the end; float64 stays float64. docs/operators.md says what
+is promised, and where results differ from the extension's on purpose.
 
 Letters of shapes: B images, C channels, H x W pixels, K boxes, P x Q bins of a box.
 """
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +42,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.nn import functional
 
 _EXTENSION = "mmcv._ext"
 _OPERATORS: dict[str, Callable[..., Any]] = {}
@@ -168,8 +170,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     # the extension computes in float32, the threshold too: an IoU of 3/10 is not above 0.3
     boxes = boxes[order].float()
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    return order[torch.ops.torchvision.nms(boxes, falling, threshold)]
+    if offset == 0:
+        return order[torch.ops.torchvision.nms(boxes, falling, threshold)]
+    # x2 + 1 would be rounded, far from 0 to x2 itself: torchvision cannot be asked
+    kept, rest = [order[:0]], torch.arange(len(order), device=boxes.device)
+    while len(rest):
+        kept.append(order[rest[:1]])
+        overlap = _iou(boxes[rest[:1]], boxes[rest[1:]], offset)
+        rest = rest[1:][~(overlap > threshold)]
+    return torch.cat(kept)
 
 
 @_operator
@@ -194,7 +203,9 @@ def softnms(
     while len(rest):
         # the order of equal scores follows from how the extension moves boxes: the first box
         # goes to the place of the best one, boxes from the end to the places of discarded ones
-        best = int(rest[:, 4].argmax())
+        # a score that is not a number is less than none: it stays first where it is first
+        first = rest[0, 4].isnan()
+        best = 0 if first else int(rest[:, 4].nan_to_num(nan=-torch.inf).argmax())
         kept.append(rest[best : best + 1].clone())
         kept_index.append(index[best : best + 1].clone())
         rest[best], index[best] = rest[0], index[0]
@@ -207,7 +218,8 @@ def softnms(
             weight = torch.where(overlap >= iou_threshold, 1 - overlap, 1)
         else:
             weight = torch.exp(-(overlap * overlap) / sigma)
-        rest[:, 4] *= weight
+        # two boxes without extent have no overlap; by the gaussian the extension makes scores nan
+        rest[:, 4] *= weight.masked_fill(overlap.isnan(), 1)
         stays = ~(rest[:, 4] < min_score)
         count = int(stays.sum())
         for rows in (rest, index):
@@ -221,13 +233,13 @@ def softnms(
 def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
     """IoU (K,) of one box (1, 4) with boxes (K, 4) whose sides are x2 - x1 + offset.
 
-    0 for two boxes without extent, where the extension goes on with nan.
+    nan where the union is 0, infinite or not a number.
     """
     top_left = torch.maximum(box[:, :2], boxes[:, :2])
     bottom_right = torch.minimum(box[:, 2:4], boxes[:, 2:4])
     shared = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
     area, areas = ((b[:, 2:4] - b[:, :2] + offset).prod(dim=1) for b in (box, boxes))
-    return (shared / (area + areas - shared)).nan_to_num(nan=0)
+    return shared / (area + areas - shared)
 
 
 @_operator
@@ -247,30 +259,26 @@ def roi_align_forward(
     """input (B, C, H, W), rois (K, 5), output (K, C, P, Q); pool_mode: 0 maximum, 1 average.
 
     For the maximum, argmax_y and argmax_x (K, C, P, Q) take the position of each bin's greatest
-    sample, -1 where a box without extent has no samples and the output is 0.
+    sample, -1 where a box without extent has no samples and the output is 0. Boxes that are not
+    finite get nan. Time and memory are bounded by the map's size, not by the boxes'.
     """
     features, boxes = _widen(input, rois)
+    image = _images(boxes, len(features))
+    bins, settings = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
     if pool_mode == 1:
-        grid = (spatial_scale, aligned_height, aligned_width)
-        output.copy_(
-            torch.ops.torchvision.roi_align(features, boxes, *grid, sampling_ratio, aligned)
-        )
-        return
-
-    def samples(first: int, last: int, bins: int) -> tuple[Callable[[int], Tensor], Tensor]:
-        shift = 0.5 if aligned else 0.0
-        start = boxes[:, first, None] * spatial_scale - shift
-        extent = boxes[:, last, None] * spatial_scale - shift - start
-        size = (extent if aligned else extent.clamp(min=1)) / bins
-        count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
-        origin = start + torch.arange(bins, device=size.device) * size
-        return lambda i: origin + (i + 0.5) * size / count, count.expand_as(origin)
-
-    greatest = _greatest_samples(
-        features, boxes, *samples(2, 4, aligned_height), *samples(1, 3, aligned_width)
-    )
-    for target, result in zip((output, argmax_y, argmax_x), greatest, strict=True):
-        target.copy_(result)
+        usual = _usual(boxes, spatial_scale, features.shape)
+        output[usual] = torch.ops.torchvision.roi_align(
+            features, boxes[usual], spatial_scale, *bins, sampling_ratio, aligned
+        ).to(output)
+        for k, rows, columns in _unusual(boxes, usual, bins, features.shape, *settings):
+            mean = torch.einsum("chw,ph,qw->cpq", features[image[k]], rows, columns)
+            output[k] = mean.to(output)
+    else:
+        samples = _align_samples(boxes, bins, features.shape, *settings)
+        greatest = _greatest_samples(features, image, *samples)
+        for target, result in zip((output, argmax_y, argmax_x), greatest, strict=True):
+            target.copy_(result)
+    output[~_extents(boxes, spatial_scale).isfinite().all(dim=1)] = torch.nan
 
 
 @_operator
@@ -288,16 +296,113 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     grad, boxes = _widen(grad_output, rois)
+    bins, settings = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
     if pool_mode == 1:
-        grid = (spatial_scale, aligned_height, aligned_width)
+        usual = _usual(boxes, spatial_scale, grad_input.shape)
         result = torch.ops.torchvision._roi_align_backward(
-            grad, boxes, *grid, *grad_input.shape, sampling_ratio, aligned
+            grad[usual],
+            boxes[usual],
+            spatial_scale,
+            *bins,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
         )
+        for k, rows, columns in _unusual(boxes, usual, bins, grad_input.shape, *settings):
+            result[boxes[k, 0].long()] += torch.einsum("cpq,ph,qw->chw", grad[k], rows, columns)
     else:
         y, x = argmax_y.to(grad), argmax_x.to(grad)
         pixel, weight = _corners(y, x, *grad_input.shape[2:])
         result = _scatter(grad * weight * (y != -1), pixel, boxes, grad_input.shape)
     grad_input.copy_(result)
+
+
+def _images(boxes: Tensor, count: int) -> Tensor:
+    """The boxes' images (K,), int64."""
+    image = boxes[:, 0]
+    wrong = ~((image > -1) & (image < count))
+    if wrong.any():
+        raise ValueError(
+            f"rois[:, 0] says which image of the batch a box lies on: {image[wrong][0].item():g} "
+            f"is none of the {count}, which are counted from 0"
+        )
+    return image.long()
+
+
+def _extents(boxes: Tensor, scale: float) -> Tensor:
+    """Width and height (K, 2) of the boxes, in pixels of the map."""
+    corners = boxes[:, 1:] * scale
+    return corners[:, 2:] - corners[:, :2]
+
+
+def _usual(boxes: Tensor, scale: float, shape: torch.Size) -> Tensor:
+    """Which boxes (K,) torchvision can be given: it ends the process, or asks for any amount of
+    memory, where boxes are not finite, upside down or huge, or the map is empty."""
+    extents = _extents(boxes, scale)
+    height, width = shape[2:]
+    return ((extents >= 0) & (extents < 4 * extents.new_tensor([width, height]))).all(dim=1)
+
+
+def _unusual(
+    boxes: Tensor,
+    usual: Tensor,
+    bins: tuple[int, int],
+    shape: torch.Size,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The other boxes, one at a time: index, and the shares of the map's rows (P, H) and columns
+    (Q, W) in the mean of each bin's samples."""
+    for k in (~usual).nonzero().flatten().tolist():
+        axes = _align_samples(boxes[k : k + 1], bins, shape, scale, sampling_ratio, aligned)
+        shares = []
+        for (at, count, total), limit in zip(axes, shape[2:], strict=True):
+            i = torch.arange(int(count.max()), device=boxes.device)[:, None, None]
+            position = at(i)
+            inside = (i < count) & (position >= -1) & (position <= limit)
+            pixels = torch.arange(limit, device=boxes.device)
+            distance = (position.clamp(0, limit - 1)[..., None] - pixels).abs()
+            weight = (1 - distance).clamp(min=0) * inside[..., None]
+            shares.append((weight.sum(dim=0) / total[..., None].clamp(min=1))[0])
+        yield k, shares[0], shares[1]
+
+
+# where the bins' i-th samples lie, (K, P) or wider; how many there are to visit, and in all, (K, P)
+_Samples = tuple[Callable[[Any], Tensor], Tensor, Tensor]
+
+
+def _align_samples(
+    boxes: Tensor,
+    bins: tuple[int, int],
+    shape: torch.Size,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[_Samples, _Samples]:
+    """RoIAlign's samples along y and along x.
+
+    All samples beyond the map are 0: of a box that is larger than the map, those on it are to be
+    visited, and the ones next to it for all others. Of a box that is not finite, none.
+    """
+
+    def samples(first: int, bins: int, limit: int) -> _Samples:
+        shift = 0.5 if aligned else 0.0
+        start, end = (boxes[:, i, None] * scale - shift for i in (first, first + 2))
+        extent = end - start
+        size = (extent if aligned else extent.clamp(min=1)) / bins
+        total = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
+        origin = start + torch.arange(bins, device=size.device) * size
+        total = total.where(extent.isfinite(), 0).expand_as(origin)
+        skipped, count = torch.zeros_like(origin), total
+        if sampling_ratio <= 0:
+            step = size / total
+            skipped = ((-1 - origin) / step - 2).floor().clamp(min=0)
+            count = ((limit - origin) / step + 2).ceil().minimum(total) - skipped
+        count = count.nan_to_num(nan=0).clamp(min=0) * (limit > 0)
+        return lambda i: origin + (skipped + i + 0.5) * size / total, count, total
+
+    return samples(2, bins[0], shape[2]), samples(1, bins[1], shape[3])
 
 
 @_operator
@@ -316,20 +421,21 @@ def roi_pool_forward(
     none and the output is 0.
     """
     features, boxes = _widen(input, rois)
+    image = _images(boxes, len(features))
     height, width = input.shape[2:]
 
-    def samples(
-        first: int, last: int, bins: int, limit: int
-    ) -> tuple[Callable[[int], Tensor], Tensor]:
+    def samples(first: int, bins: int, limit: int) -> _Samples:
         start = boxes[:, first, None] * spatial_scale
-        extent = (boxes[:, last, None] + 1) * spatial_scale - start
+        extent = (boxes[:, first + 2, None] + 1) * spatial_scale - start
         edges = torch.arange(bins + 1, device=boxes.device) * (extent / bins) + start
+        edges = edges.nan_to_num(nan=0)  # like a GPU's conversion to whole numbers
         low = edges[:, :-1].floor().clamp(0, limit)
         high = edges[:, 1:].ceil().clamp(0, limit)
-        return lambda i: low + i, (high - low) * (extent > 0)
+        count = (high - low) * (extent > 0)
+        return lambda i: low + i, count, count
 
-    rows, columns = samples(2, 4, pooled_height, height), samples(1, 3, pooled_width, width)
-    value, y, x = _greatest_samples(features, boxes, *rows, *columns)
+    rows, columns = samples(2, pooled_height, height), samples(1, pooled_width, width)
+    value, y, x = _greatest_samples(features, image, rows, columns)
     output.copy_(value)
     argmax.copy_(torch.where(y < 0, -1, y.long() * width + x.long()))
 
@@ -350,36 +456,36 @@ def roi_pool_backward(
 
 
 def _greatest_samples(
-    features: Tensor,
-    boxes: Tensor,
-    y_at: Callable[[int], Tensor],
-    y_count: Tensor,
-    x_at: Callable[[int], Tensor],
-    x_count: Tensor,
+    features: Tensor, image: Tensor, rows: _Samples, columns: _Samples
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value, y and x, (K, C, P, Q) each, of the first of each bin's greatest samples.
 
-    y_at(i) (K, P) are the rows of the bins' i-th samples, of which there are y_count (K, P); x_at
-    and x_count (K, Q) their columns. A bin without samples gets value 0 and position -1.
+    A sample that is not a number counts only where all are. A bin without samples gets value 0 and
+    position -1.
     """
+    (y_at, y_count, _), (x_at, x_count, _) = rows, columns
     _, channels, height, width = features.shape
-    pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    image = boxes[:, 0].long() * (height * width)
+    pixels = features.permute(0, 2, 3, 1).flatten(0, 2)
+    start = image * (height * width)
     bins = (*y_count.shape, x_count.shape[1], channels)
-    value = pixels.new_full(bins, -torch.inf)
+    value = pixels.new_full(bins, torch.nan)
     best_y, best_x = pixels.new_full(bins, -1), pixels.new_full(bins, -1)
     # one sample of all bins at a time: memory does not grow with the boxes' sizes
-    for i in range(int(y_count.max()) if len(boxes) else 0):
-        for j in range(int(x_count.max())):
+    for i in range(int(y_count.max()) if y_count.numel() else 0):
+        for j in range(int(x_count.max()) if x_count.numel() else 0):
             exists = (i < y_count)[:, :, None] & (j < x_count)[:, None, :]
             k, p, q = exists.nonzero(as_tuple=True)
             y, x = y_at(i)[k, p], x_at(j)[k, q]
             pixel, weight = _corners(y, x, height, width)
-            sample = (pixels[image[k] + pixel] * weight[..., None]).sum(dim=0)
-            greater = sample > value[k, p, q]
+            parts = pixels[start[k] + pixel] * weight[..., None]
+            # what is not finite must not spread to the pixels beside it: 0 * inf is nan
+            sample = parts.where(weight[..., None] != 0, 0).sum(dim=0)
+            before = value[k, p, q]
+            greater = (sample > before) | before.isnan()
             for best, new in ((value, sample), (best_y, y[:, None]), (best_x, x[:, None])):
                 best[k, p, q] = torch.where(greater, new, best[k, p, q])
-    value.masked_fill_(value == -torch.inf, 0)
+    some = (y_count > 0)[:, :, None] & (x_count > 0)[:, None, :]
+    value.masked_fill_(~some[..., None], 0)
     return value.permute(0, 3, 1, 2), best_y.permute(0, 3, 1, 2), best_x.permute(0, 3, 1, 2)
 
 
@@ -401,9 +507,11 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Ten
 def _scatter(grad: Tensor, pixel: Tensor, boxes: Tensor, shape: torch.Size) -> Tensor:
     """Sum the boxes' gradients (..., K, C, P, Q) into pixels, flat positions, of (B, C, H, W)."""
     _, channels, height, width = shape
+    summed = grad.new_zeros(shape.numel())
+    if not len(summed):
+        return summed.view(shape)
     plane = boxes[:, 0, None].long() * channels + torch.arange(channels, device=grad.device)
     pixel = pixel + plane[:, :, None, None] * (height * width)
-    summed = grad.new_zeros(shape.numel())
     return summed.index_add_(0, pixel.flatten(), grad.flatten()).view(shape)
 
 
@@ -412,7 +520,7 @@ def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *buffers: Tensor, **geometry: int
 ) -> None:
     operands = _plain_operands(input, weight, offset, geometry)
-    output.copy_(torch.ops.torchvision.deform_conv2d(*operands))
+    output.copy_(_unless_nan(torch.ops.torchvision.deform_conv2d(*operands), offset))
 
 
 @_operator
@@ -455,7 +563,8 @@ def _plain_operands(
     # im2col_step is left out: it bounds memory and changes no result
     scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
     mask, bias = input.new_zeros(len(input), 1), weight.new_zeros(len(weight))
-    return [*_widen(input, weight, offset, mask, bias), *scalars, False]
+    tensors = _reachable(_widen(input, weight, offset, mask, bias), scalars)
+    return [*tensors, *scalars, False]
 
 
 @_operator
@@ -470,8 +579,9 @@ def modulated_deform_conv_forward(
     columns: Tensor,
     **geometry: int,
 ) -> None:
+    offset, mask = (_leading(tensor, output.shape[2:]) for tensor in (offset, mask))
     operands = _modulated_operands(input, weight, offset, mask, bias, geometry)
-    output.copy_(torch.ops.torchvision.deform_conv2d(*operands))
+    output.copy_(_unless_nan(torch.ops.torchvision.deform_conv2d(*operands), offset))
 
 
 @_operator
@@ -491,15 +601,30 @@ def modulated_deform_conv_backward(
     grad_output: Tensor,
     **geometry: int,
 ) -> None:
+    offset, mask = (_leading(tensor, grad_output.shape[2:]) for tensor in (offset, mask))
     operands = _modulated_operands(input, weight, offset, mask, bias, geometry)
     *grads, bias_grad = torch.ops.torchvision._deform_conv2d_backward(
         grad_output.to(operands[0]), *operands
     )
-    targets = (grad_input, grad_weight, grad_offset, grad_mask)
-    for target, grad in zip(targets, grads, strict=True):
-        target.copy_(grad)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    for target, grad in zip((grad_offset, grad_mask), grads[2:], strict=True):
+        unread = target.shape[1:].numel() - grad.shape[1:].numel()
+        target.copy_(functional.pad(grad.flatten(1), (0, unread)).view(target.shape))
     if geometry["with_bias"]:
         grad_bias.copy_(bias_grad)
+
+
+def _leading(tensor: Tensor, size: torch.Size) -> Tensor:
+    """What the extension reads of a picture's offsets or masks (B, n, ., .): its first numbers, as
+    if they were (n, *size) of the output. MMDetection's DyHead hands over larger ones."""
+    numbers = tensor.shape[1] * size.numel()
+    if tensor.shape[1:].numel() < numbers:
+        raise ValueError(
+            f"modulated_deform_conv2d has an output of {tuple(size)}: offset and mask must not be "
+            f"smaller, and one is of {tuple(tensor.shape[2:])}"
+        )
+    return tensor.flatten(1)[:, :numbers].unflatten(1, (tensor.shape[1], *size))
 
 
 def _modulated_operands(
@@ -515,7 +640,36 @@ def _modulated_operands(
         bias = weight.new_zeros(len(weight))
     axes = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
     scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
-    return [*_widen(input, weight, offset, mask, bias), *scalars, True]
+    tensors = _reachable(_widen(input, weight, offset, mask, bias), scalars)
+    return [*tensors, *scalars, True]
+
+
+def _reachable(tensors: list[Tensor], geometry: list[int]) -> list[Tensor]:
+    """torchvision's tensors with other offsets for samples a pixel or more outside of the input.
+
+    The extension gives them value and gradient 0. So does torchvision for those two pixels outside,
+    but elsewhere it may read memory that is not input's, or give them a gradient.
+    """
+    input, weight, offset, mask, bias = tensors
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _, groups = geometry
+    (height, width), (kernel_h, kernel_w) = input.shape[2:], weight.shape[2:]
+    moved = offset.unflatten(1, (groups, kernel_h, kernel_w, 2))
+
+    def at(stride: int, pad: int, dilation: int, taps: int, size: int) -> Tensor:
+        tap, step = (torch.arange(n, device=offset.device)[:, None] for n in (taps, size))
+        return (tap * dilation - pad + step.T * stride).to(offset)
+
+    rows = at(stride_h, pad_h, dilation_h, kernel_h, offset.shape[2])[:, None, :, None]
+    columns = at(stride_w, pad_w, dilation_w, kernel_w, offset.shape[3])[:, None]
+    base = torch.stack(torch.broadcast_tensors(rows, columns), dim=2)
+    position = moved + base
+    size = offset.new_tensor([height, width])[:, None, None]
+    inside = ((position > -1) & (position < size)).all(dim=4, keepdim=True)
+    return [input, weight, moved.where(inside, -2 - base).flatten(1, 4), mask, bias]
+
+
+def _unless_nan(output: Tensor, offset: Tensor) -> Tensor:
+    return output.masked_fill_(offset.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
 @_operator
@@ -531,8 +685,14 @@ def ms_deform_attn_forward(
     in 0..1, attention_weights without the last axis -> (B, queries, heads * D)."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    wide, *where = _widen(value, sampling_locations, attention_weights)
+    wide, locations, weights = _widen(value, sampling_locations, attention_weights)
     starts, levels = value_level_start_index.tolist(), value_spatial_shapes.tolist()
+    # samples a pixel or more outside add nothing, to the gradients neither; moved to -1, they do so
+    # in mmcv's form too, where nan would spread and the border have a gradient
+    sizes = value_spatial_shapes.flip(1)[:, None].to(locations)
+    position = locations * sizes - 0.5
+    inside = ((position > -1) & (position < sizes)).all(dim=-1, keepdim=True)
+    where = locations.where(inside, -1), weights
     # mmcv's form takes the levels to lie one after the other; the extension goes by their starts
     parts = [wide[:, s : s + h * w] for s, (h, w) in zip(starts, levels, strict=True)]
     return multi_scale_deformable_attn_pytorch(torch.cat(parts, dim=1), levels, *where).to(value)

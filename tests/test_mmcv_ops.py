@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from torch import Tensor
@@ -294,17 +295,6 @@ def assert_same_indices(actual: Tensor, expected: np.ndarray | list[int]) -> Non
     assert actual.tolist() == list(expected)
 
 
-def iou(a: np.ndarray, b: np.ndarray, offset: int) -> np.float32:
-    """In float32, as the extension computes it; 0 for two boxes without extent."""
-    one = np.float32(offset)
-    width = max(np.float32(0), min(a[2], b[2]) - max(a[0], b[0]) + one)
-    height = max(np.float32(0), min(a[3], b[3]) - max(a[1], b[1]) + one)
-    shared = width * height
-    areas = [(box[2] - box[0] + one) * (box[3] - box[1] + one) for box in (a, b)]
-    union = areas[0] + areas[1] - shared
-    return np.float32(shared / union) if union else np.float32(0)
-
-
 def crowded_boxes(seed: int, n: int) -> tuple[Tensor, Tensor]:
     """Boxes of small whole numbers, some without extent, and few different scores: full of ties."""
     random = np.random.RandomState(seed)
@@ -318,13 +308,8 @@ def crowded_boxes(seed: int, n: int) -> tuple[Tensor, Tensor]:
 def test_nms_equals_loop(offset: int, threshold: float) -> None:
     for seed, n in enumerate((1, 2, 5, 17, 60)):
         boxes, scores = crowded_boxes(seed, n)
-        rows = boxes.numpy()
-        kept: list[int] = []
-        for i in scores.sort(descending=True).indices.tolist():
-            overlaps = [iou(rows[j], rows[i], offset) for j in kept]
-            if not any(overlap > np.float32(threshold) for overlap in overlaps):
-                kept.append(i)
-        assert_same_indices(ops.nms(boxes, scores, threshold, offset)[1], kept)
+        expected = oracles.nms(boxes.numpy(), scores.numpy(), threshold, offset)
+        assert_same_indices(ops.nms(boxes, scores, threshold, offset)[1], expected)
 
 
 def test_nms_keeps_an_overlap_that_equals_the_threshold() -> None:
@@ -384,39 +369,6 @@ def test_soft_nms_equals_compiled(golden: dict[str, np.ndarray], method: str, of
     assert_close(dets, golden[f"soft_nms/{method}/offset{offset}/dets"])
 
 
-def soft_nms_loop(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    threshold: float,
-    sigma: float,
-    min_score: float,
-    method: str,
-    offset: int,
-) -> tuple[np.ndarray, list[int]]:
-    """Selection sort that lowers what overlaps; discarded places are filled from the end."""
-    rows = [(i, boxes[i], np.float32(scores[i])) for i in range(len(boxes))]
-    i = 0
-    while i < len(rows):
-        best = max(range(i, len(rows)), key=lambda j: (rows[j][2], -j))
-        rows[i], rows[best] = rows[best], rows[i]
-        j = i + 1
-        while j < len(rows):
-            index, box, score = rows[j]
-            overlap = iou(rows[i][1], box, offset)
-            if method == "gaussian":
-                score = score * np.exp(-(overlap * overlap) / np.float32(sigma))
-            elif overlap >= np.float32(threshold):
-                score = score * (np.float32(0) if method == "naive" else 1 - overlap)
-            if score < np.float32(min_score):
-                rows[j] = rows[-1]
-                rows.pop()
-            else:
-                rows[j] = (index, box, score)
-                j += 1
-        i += 1
-    return np.array([[*box, score] for _, box, score in rows]), [index for index, _, _ in rows]
-
-
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
 def test_soft_nms_equals_loop(method: str, offset: int) -> None:
@@ -424,7 +376,7 @@ def test_soft_nms_equals_loop(method: str, offset: int) -> None:
         boxes, scores = crowded_boxes(seed, n)
         settings = (0.3, 0.5, 0.15, method, offset)
         dets, keep = ops.soft_nms(boxes, scores, *settings)
-        expected, expected_keep = soft_nms_loop(boxes.numpy(), scores.numpy(), *settings)
+        expected, expected_keep = oracles.soft_nms(boxes.numpy(), scores.numpy(), *settings)
         assert_same_indices(keep, expected_keep)
         assert_close(dets, expected)
 
@@ -465,49 +417,6 @@ ROIS = torch.tensor(
 )
 
 
-def bilinear(image: np.ndarray, y: float, x: float) -> tuple[float, dict[tuple[int, int], float]]:
-    """Value at a point and the pixels' shares in it; nothing beyond one pixel outside."""
-    height, width = image.shape
-    if not (-1 <= y <= height and -1 <= x <= width):
-        return 0.0, {}
-    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
-    shares: dict[tuple[int, int], float] = {}
-    for row, column in product((math.floor(y), math.ceil(y)), (math.floor(x), math.ceil(x))):
-        shares[row, column] = (1 - abs(y - row)) * (1 - abs(x - column))
-    return sum(image[at] * share for at, share in shares.items()), shares
-
-
-def roi_align_max_loop(
-    features: np.ndarray,
-    rois: np.ndarray,
-    grad: np.ndarray,
-    size: tuple[int, int],
-    scale: float,
-    sampling: int,
-    aligned: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    output, grad_input = np.zeros(grad.shape), np.zeros(features.shape)
-    for k, (image, *corners) in enumerate(rois):
-        x1, y1, x2, y2 = (c * scale - 0.5 * aligned for c in corners)
-        w, h = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1.0), max(y2 - y1, 1.0))
-        bin_h, bin_w = h / size[0], w / size[1]
-        n_y, n_x = (sampling, sampling) if sampling else (math.ceil(bin_h), math.ceil(bin_w))
-        for c, p, q in product(range(features.shape[1]), range(size[0]), range(size[1])):
-            samples = [
-                bilinear(
-                    features[int(image), c],
-                    y1 + p * bin_h + (i + 0.5) * bin_h / n_y,
-                    x1 + q * bin_w + (j + 0.5) * bin_w / n_x,
-                )
-                for i, j in product(range(n_y), range(n_x))
-            ]
-            if samples:
-                output[k, c, p, q], shares = max(samples, key=lambda sample: sample[0])
-                for (row, column), share in shares.items():
-                    grad_input[int(image), c, row, column] += grad[k, c, p, q] * share
-    return output, grad_input
-
-
 @pytest.mark.parametrize("sampling", [0, 3])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_roi_align_max_equals_loop(aligned: bool, sampling: int) -> None:
@@ -516,8 +425,8 @@ def test_roi_align_max_equals_loop(aligned: bool, sampling: int) -> None:
     output = ops.roi_align(features, ROIS, *settings, "max", aligned)
     grad = normal(1, *output.shape)
     output.backward(grad)
-    expected = roi_align_max_loop(
-        features.detach().numpy(), ROIS.numpy(), grad.numpy(), *settings, aligned
+    expected = oracles.roi_align(
+        features.detach().numpy(), ROIS.numpy(), grad.numpy(), *settings, "max", aligned
     )
     assert features.grad is not None
     assert_close(output, expected[0], 1e-12)
@@ -533,29 +442,6 @@ def test_roi_align_gradient(aligned: bool, mode: str) -> None:
     )
 
 
-def roi_pool_loop(
-    features: np.ndarray, rois: np.ndarray, grad: np.ndarray, size: tuple[int, int], scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    height, width = features.shape[2:]
-    output, grad_input = np.zeros(grad.shape), np.zeros(features.shape)
-    for k, (image, x1, y1, x2, y2) in enumerate(rois):
-        x1, y1, x2, y2 = x1 * scale, y1 * scale, (x2 + 1) * scale, (y2 + 1) * scale
-        bin_h, bin_w = (y2 - y1) / size[0], (x2 - x1) / size[1]
-        for c, p, q in product(range(features.shape[1]), range(size[0]), range(size[1])):
-            rows = range(
-                max(math.floor(y1 + p * bin_h), 0), min(math.ceil(y1 + (p + 1) * bin_h), height)
-            )
-            columns = range(
-                max(math.floor(x1 + q * bin_w), 0), min(math.ceil(x1 + (q + 1) * bin_w), width)
-            )
-            if pixels := list(product(rows, columns)) if bin_h > 0 and bin_w > 0 else []:
-                plane = features[int(image), c]
-                best = max(pixels, key=lambda pixel: plane[pixel])
-                output[k, c, p, q] = plane[best]
-                grad_input[(int(image), c, *best)] += grad[k, c, p, q]
-    return output, grad_input
-
-
 @pytest.mark.parametrize("scale", [0.25, 0.3])
 def test_roi_pool_equals_loop(scale: float) -> None:
     features = normal(3, 2, 3, HEIGHT, WIDTH).requires_grad_()
@@ -564,7 +450,9 @@ def test_roi_pool_equals_loop(scale: float) -> None:
     output = ops.RoIPool((3, 2), scale)(features, rois)
     grad = normal(4, 2, *output.shape)[0]
     output.backward(grad)
-    expected = roi_pool_loop(features.detach().numpy(), rois.numpy(), grad.numpy(), (3, 2), scale)
+    expected = oracles.roi_pool(
+        features.detach().numpy(), rois.numpy(), grad.numpy(), (3, 2), scale
+    )
     assert features.grad is not None
     assert_close(output, expected[0], 1e-12)
     assert_close(features.grad, expected[1], 1e-12)
@@ -691,58 +579,24 @@ def deform_tensors(geometry: tuple, batch: int = 4) -> dict[str, Tensor]:
     }
 
 
-def zero_padded(plane: np.ndarray, y: float, x: float) -> float:
-    """Bilinear value at a point of a plane that goes on in zeros."""
-    height, width = plane.shape
-    top, left = math.floor(y), math.floor(x)
-    return sum(
-        plane[row, column] * (1 - abs(y - row)) * (1 - abs(x - column))
-        for row, column in product((top, top + 1), (left, left + 1))
-        if 0 <= row < height and 0 <= column < width
-    )
-
-
-def deform_conv_loop(
-    input: np.ndarray,
-    offset: np.ndarray,
-    mask: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    geometry: tuple,
-) -> np.ndarray:
-    stride, padding, dilation, groups, deform_groups = geometry
-    channels, (out_channels, per_group, kernel_h, kernel_w) = input.shape[1], weight.shape
-    output = np.zeros((len(input), out_channels, *offset.shape[2:]))
-    for n, o, y, x in np.ndindex(*output.shape):
-        output[n, o, y, x] = bias[o]
-        for c, i, j in product(range(per_group), range(kernel_h), range(kernel_w)):
-            channel = o // (out_channels // groups) * per_group + c
-            tap = channel // (channels // deform_groups) * kernel_h * kernel_w + i * kernel_w + j
-            row = y * stride[0] - padding[0] + i * dilation[0] + offset[n, 2 * tap, y, x]
-            column = x * stride[1] - padding[1] + j * dilation[1] + offset[n, 2 * tap + 1, y, x]
-            value = zero_padded(input[n, channel], row, column)
-            output[n, o, y, x] += weight[o, c, i, j] * mask[n, tap, y, x] * value
-    return output
-
-
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_deform_conv_equals_loop(geometry: tuple) -> None:
     tensors = deform_tensors(geometry)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     assert_close(
         ops.modulated_deform_conv2d(*tensors.values(), *geometry),
-        deform_conv_loop(**arrays, geometry=geometry),
+        oracles.deform_conv(**arrays, geometry=geometry),
         1e-12,
     )
     without_bias = {**tensors, "bias": None}
     arrays["bias"] = np.zeros(6)
     assert_close(
         ops.modulated_deform_conv2d(*without_bias.values(), *geometry),
-        deform_conv_loop(**arrays, geometry=geometry),
+        oracles.deform_conv(**arrays, geometry=geometry),
         1e-12,
     )
     arrays["mask"] = np.ones_like(arrays["mask"])
-    expected = deform_conv_loop(**arrays, geometry=geometry)
+    expected = oracles.deform_conv(**arrays, geometry=geometry)
     for im2col_step in (1, 2, 32):
         output = ops.deform_conv2d(
             tensors["input"], tensors["offset"], tensors["weight"], *geometry, False, im2col_step
@@ -841,28 +695,13 @@ def attention_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def attention_loop(
-    value: np.ndarray, starts: list[int], locations: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    batch, queries, heads, levels, points, _ = locations.shape
-    output = np.zeros((batch, queries, heads, value.shape[-1]))
-    for b, q, h, level, point in np.ndindex(batch, queries, heads, levels, points):
-        height, width = SHAPES[level]
-        x, y = locations[b, q, h, level, point]
-        for d in range(value.shape[-1]):
-            start = starts[level]
-            plane = value[b, start : start + height * width, h, d].reshape(height, width)
-            output[b, q, h, d] += weights[b, q, h, level, point] * zero_padded(
-                plane, y * height - 0.5, x * width - 0.5
-            )
-    return output.reshape(batch, queries, -1)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_deformable_attention_equals_loop(device: str) -> None:
     value, shapes, starts, locations, weights = attention_tensors()
     tensors = [t.to(device) for t in (value, shapes, starts, locations, weights)]
-    expected = attention_loop(value.numpy(), starts.tolist(), locations.numpy(), weights.numpy())
+    expected = oracles.deformable_attention(
+        value.numpy(), SHAPES, starts.tolist(), locations.numpy(), weights.numpy()
+    )
     assert_close(ATTENTION.apply(*tensors, 64), expected, 1e-12)
     singles = [t.float() if t.is_floating_point() else t for t in tensors]
     assert_close(ATTENTION.apply(*singles, 64), expected)
@@ -918,20 +757,6 @@ def test_deformable_attention_module_trains(device: str) -> None:
 # ---------------------------------------------------------------------------------- focal loss
 
 
-def focal_loss_loop(
-    logits: np.ndarray, target: list[int], weight: list[float], gamma: float, alpha: float
-) -> np.ndarray:
-    output = np.zeros(logits.shape)
-    for n, c in np.ndindex(*logits.shape):
-        p = 1 / (1 + math.exp(-logits[n, c]))
-        if target[n] == c:
-            output[n, c] = -alpha * (1 - p) ** gamma * math.log(p)
-        else:
-            output[n, c] = -(1 - alpha) * p**gamma * math.log(1 - p)
-        output[n, c] *= weight[target[n]] if weight else 1
-    return output
-
-
 # 3 and -1 are none of the three classes
 TARGETS = {"background": [0, 2, 1, 3, 3, -1, 0], "weighted": [0, 2, 1, 1, 2, 0, 0]}
 WEIGHTS: dict[str, list[float]] = {"background": [], "weighted": [0.5, 2.0, 3.0]}
@@ -942,7 +767,7 @@ WEIGHTS: dict[str, list[float]] = {"background": [], "weighted": [0.5, 2.0, 3.0]
 @pytest.mark.parametrize("case", TARGETS)
 def test_focal_loss_equals_loop(case: str, gamma: float, alpha: float, device: str) -> None:
     logits, target = 3 * normal(23, 7, 3), torch.tensor(TARGETS[case], device=device)
-    expected = focal_loss_loop(logits.numpy(), TARGETS[case], WEIGHTS[case], gamma, alpha)
+    expected = oracles.focal_loss(logits.numpy(), TARGETS[case], WEIGHTS[case], gamma, alpha)
     weight = torch.tensor(WEIGHTS[case], device=device) if WEIGHTS[case] else None
     for reduction, reduced in (
         ("none", expected),
