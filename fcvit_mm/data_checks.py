@@ -32,7 +32,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -256,7 +256,7 @@ def _read_header(path: str, decode: bool) -> tuple[Pixels, list[Problem]]:
 
 
 @contextmanager
-def open_picture(path: str) -> Iterator[tuple[IO[bytes], Image.Image]]:
+def open_picture(path: str) -> Iterator[tuple[IO[bytes], ImageFile.ImageFile]]:
     """A picture of one of `FORMATS`, and its file.
 
     Raises:
