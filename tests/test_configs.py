@@ -719,7 +719,9 @@ def test_a_batch_without_an_object_or_a_labelled_pixel(experiment):
     runner = experiment.runner
     runner.model.train()
     runner.optim_wrapper.zero_grad()
-    batch = next(iter(runner.train_loop.dataloader))
+    # an infinite sampler can be asked once
+    loader = runner.train_loop.dataloader
+    batch = loader.collate_fn([loader.dataset[i] for i in range(2)])
     for sample in batch["data_samples"]:
         if "gt_instances" in sample:
             sample.gt_instances = sample.gt_instances[:0]
