@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,21 @@ class SeedHook(Hook):
         seed_all(runner.seed, runner.iter, get_rank())
 
 
-def end_with(parent: int, then: Callable | None, worker: int) -> None:
-    """Have a loader's worker end when its training is killed; a `worker_init_fn`.
+def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of a loader's worker, but not that nobody takes its batch any more.
 
-    By itself it would wait for ever for somebody to read its last batch, and keep its memory.
+    A training that ends may be fetching a batch's memory. The worker's thread that hands it out
+    would print a traceback below the training's last word, such as which other worker has died.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def end_with(parent: int, then: Callable | None, worker: int) -> None:
+    """Have a loader's worker end with its training, and say no more; a `worker_init_fn`.
+
+    If the training is killed, a worker would by itself wait for ever for somebody to read its last
+    batch, and keep its memory.
 
     Args:
         parent: process of the training.
@@ -117,6 +129,7 @@ def end_with(parent: int, then: Callable | None, worker: int) -> None:
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:  # killed before
             os._exit(1)
+    sys.excepthook = say
     if then:
         then(worker)
 

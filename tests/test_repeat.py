@@ -1,7 +1,10 @@
 """The same training twice: with other loader workers, and in two processes in the place of one."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +61,44 @@ def test_other_epoch_other_augmentation():
         len({draw for items in (first, second) for item in items.values() for draw in item}) == 36
     )
     assert epoch(0) == first
+
+
+SHARER = """
+import os, socket, sys
+import torch.multiprocessing as multiprocessing
+from multiprocessing.reduction import DupFd
+from fcvit_mm.repeat import end_with
+
+def worker(pipe):
+    end_with(os.getppid(), None, 0)
+    pipe.send(DupFd(pipe.fileno()))
+    pipe.recv()
+    sys.excepthook(ValueError, ValueError("of its own"), None)
+
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=worker, args=[theirs])
+    process.start()
+    handed_out = ours.recv()
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as dropped:
+            dropped.connect(handed_out._id[0])
+    os.close(handed_out.detach())  # it serves one after the other
+    ours.send("end")
+    process.join()
+"""
+
+
+def test_a_worker_is_silent_when_its_batch_is_no_longer_taken(tmp_path):
+    (tmp_path / "sharer.py").write_text(SHARER)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "sharer.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (result.returncode, result.stderr) == (0, "ValueError: of its own\n")
 
 
 # --------------------------------------------------------------- two processes in one's place
