@@ -111,10 +111,22 @@ def in_strips(
     return _InStrips.apply(chain, hidden, halo, x, *parameters)
 
 
-def pay(x: Tensor, hidden: int) -> bool:
-    """Whether strips pay: on the CPU, in channels_last, in full precision, for large tensors.
+def runs_on_cpu(x: Tensor) -> bool:
+    """Whether layers run on x as they are called: on a CPU, in full precision, one by one.
 
-    Where a graph is made of the layers, for a compiler or for export, they are called as they are.
+    Where a graph is made of them, for a compiler or for export, they stay PyTorch's.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def pay(x: Tensor, hidden: int) -> bool:
+    """Whether strips pay: on a CPU, in channels_last, for large tensors.
 
     Args:
         x: (B, d, H, W).
@@ -122,11 +134,7 @@ def pay(x: Tensor, hidden: int) -> bool:
     """
     strips = TRAINING_STRIPS if torch.is_grad_enabled() else 1
     return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        runs_on_cpu(x)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
         and x[:, 0].numel() * hidden * x.element_size() > strips * STRIP_BYTES
     )

@@ -22,9 +22,10 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from . import depthwise
 
 try:
     import triton
@@ -665,12 +666,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit each other, as F.conv2d raises it.
     """
-
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
-
     if not _usable(x):
-        return plain(x, weight, bias)
+        return depthwise.conv(x, weight, bias)
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
@@ -684,8 +681,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         or any(p.dtype != x.dtype or p.device != x.device for p in parameters)
         or (bias is not None and bias.shape != (channels,))
     ):
-        return plain(x, weight, bias)
-    return _run_faster("depthwise_conv", _DepthwiseConv.apply, plain, x, weight, bias)
+        return depthwise.conv(x, weight, bias)
+    return _run_faster("depthwise_conv", _DepthwiseConv.apply, depthwise.conv, x, weight, bias)
 
 
 def add_global_context(
