@@ -21,8 +21,9 @@ KERNEL, POSITIONS = 9, 256
 
 
 def _fast_size(least: int) -> int:
-    """The next length without a prime factor above 5: transforms of others take longer."""
-    return next(size for size in count(least) if pow(30, size.bit_length(), size) == 0)
+    """The next multiple of 4 without a prime factor above 7: other transforms take longer."""
+    multiples = count(-least // 4 * -4, 4)
+    return next(size for size in multiples if pow(210, size.bit_length(), size) == 0)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
@@ -42,10 +43,13 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
     """
     reach = kernel // 2
     # Shifts are circular: zeros behind the maps, as far as a filter reaches, and each shift once.
-    size = [_fast_size(max(length + reach, kernel)) for length in x.shape[2:]]
-    of_x, of_grad = (torch.fft.rfft2(maps.contiguous(), size) for maps in (x, grad))
-    shifts = torch.fft.irfft2((of_x * of_grad.conj()).sum(0), size)
-    return shifts.roll((reach, reach), (1, 2))[:, None, :kernel, :kernel]
+    rows, columns = (_fast_size(max(length + reach, kernel)) for length in x.shape[2:])
+    of_x, of_grad = (torch.fft.rfft2(maps.contiguous(), (rows, columns)) for maps in (x, grad))
+    product = (of_x * of_grad.conj()).sum(0)
+    # back, of the shifts that are wanted alone
+    shifts = torch.fft.ifft(product, dim=1).roll(reach, 1)[:, :kernel]
+    shifts = torch.fft.irfft(shifts, columns).roll(reach, 2)[:, :, :kernel]
+    return shifts[:, None]
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
