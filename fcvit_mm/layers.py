@@ -7,6 +7,8 @@ Every layer maps (B, d, H, W) to the same shape unless its docstring says otherw
 names are those of the released weights, so that files load both ways without a translation.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
@@ -58,6 +60,24 @@ def by_head(values: Tensor) -> Tensor:
     return values[:, None] * heads.repeat_interleave(values.shape[1] // NUM_HEADS, dim=1)
 
 
+class _InnerProducts(torch.autograd.Function):
+    """x (B, d, H, W), tokens (B, h, d) -> x, inner products with its positions (B, h, N).
+
+    x is handed through so that its whole gradient arrives here at once and is written once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, tokens)
+        return x.view_as(x), tokens @ x.flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_products: Tensor) -> tuple[Tensor, Tensor]:
+        x, tokens = ctx.saved_tensors
+        grad_x = torch.baddbmm(grad.flatten(2).mT, grad_products.mT, tokens)  # (B, N, d)
+        return grad_x.mT.unflatten(2, x.shape[2:]), grad_products @ x.flatten(2).mT
+
+
 class GlobalContext(nn.Module):
     """Adds one context vector an image, weighted by similarity (paper section 3.2).
 
@@ -90,15 +110,23 @@ class GlobalContext(nn.Module):
             x: (B, d, H, W).
             gap: mean of x over positions, (B, d).
         """
+        return self._similarity(x, gap)[1]
+
+    def _similarity(self, x: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """x, to be used from here on, and S'."""
         # NOTE: half precision overflows in the inner product and loses the deviation's digits.
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             scale = (x.shape[1] // NUM_HEADS) ** -0.5
             mean_tokens = by_head(gap.to(dtype) * scale)  # (B, h, d)
-            sim = mean_tokens @ x.to(dtype).flatten(2)  # (B, h, N)
+            channels_last = x.is_contiguous(memory_format=torch.channels_last)
+            if torch.is_grad_enabled() and channels_last and strips.runs_on_cpu(x):
+                x, sim = _InnerProducts.apply(x, mean_tokens)  # (B, h, N)
+            else:
+                sim = mean_tokens @ x.to(dtype).flatten(2)
             std, mean = torch.std_mean(sim, dim=(1, 2), keepdim=True)
             alpha, beta = (p.to(dtype)[:, None] for p in (self.rescale_weight, self.rescale_bias))
-            return (alpha * ((sim - mean) / (std + 1e-5)) + beta).unflatten(2, x.shape[2:])
+            return x, (alpha * ((sim - mean) / (std + 1e-5)) + beta).unflatten(2, x.shape[2:])
 
     def context(self, gap: Tensor) -> Tensor:
         """W2 max(W1a gap, W1b gap): (B, d) -> (B, d)."""
@@ -113,9 +141,12 @@ class GlobalContext(nn.Module):
 
     def add_weighted(self, x: Tensor) -> Tensor:
         """The class docstring's equations, with PyTorch's operators."""
-        gap = x.mean((2, 3))  # (B, d)
+        # a sum's gradient, other than a mean's, is not written out over all positions
+        total = x.sum((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        gap = (total / (x.shape[2] * x.shape[3])).to(x.dtype)  # (B, d)
         context = self.context(gap).to(x.dtype)  # (B, d)
-        similarity = self.similarity(x, gap).to(x.dtype).flatten(2)  # (B, h, N)
+        x, similarity = self._similarity(x, gap)
+        similarity = similarity.to(x.dtype).flatten(2)  # (B, h, N)
         tokens, contexts = x.flatten(2), by_head(context)  # (B, d, N), (B, h, d)
         # a product keeps no memory format: it is written in the order that the next layer reads
         if x.is_contiguous(memory_format=torch.channels_last):
