@@ -21,6 +21,7 @@ from torch import nn
 import fcvit_mm
 from fcvit_mm import FCViT, runtime
 from fcvit_mm.benchmark import PEERS, Call, medians, processor
+from fcvit_mm.depthwise import weight_gradient
 
 ROOT = Path(__file__).parents[1]
 PLAIN = runpy.run_path(str(ROOT / "tests/plain.py"))
@@ -90,6 +91,25 @@ def training(repeats: int) -> Iterator[Row]:
     )
 
 
+def gradients(repeats: int) -> Iterator[Row]:
+    """The weight gradients of the 11x11 depthwise convolutions, stage by stage."""
+    fast, _ = models()
+    for dim, stride in zip(fast.out_channels, fast.strides, strict=True):
+        shape = (2, dim, 512 // stride, 512 // stride)
+        x, grad = (
+            torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2)
+        )
+        weight = torch.randn(dim, 1, 11, 11, requires_grad=True)
+        out = torch.conv2d(x, weight, padding=5, groups=dim)
+        calls = {
+            "Fourier transform": lambda x=x, grad=grad: weight_gradient(x, grad, 11),
+            "oneDNN": lambda out=out, weight=weight, grad=grad: torch.autograd.grad(
+                out, weight, grad, retain_graph=True
+            ),
+        }
+        yield from compare(f"weight gradient 11x11, {'x'.join(map(str, shape))}", calls, repeats)
+
+
 def pixels(repeats: int) -> Iterator[Row]:
     fast, _ = models()
     fast.eval()
@@ -141,6 +161,7 @@ MEASURES = {
     "inference": inference,
     "compiled": compiled,
     "training": training,
+    "gradients": gradients,
     "pixels": pixels,
     "peers": peers,
     "mask_rcnn": mask_rcnn,
