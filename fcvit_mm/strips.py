@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Of hidden channels in a strip. Measured for FCViT-s12: smaller strips lose more to their
-# neighbouring rows, which are computed twice, larger ones fall out of the cache.
-STRIP_BYTES = 6 * 2**20
+# Of hidden channels in a strip; what has less is left whole. Measured for FCViT-s12: smaller strips
+# lose more to their neighbouring rows, which are computed twice, larger ones fall out of the cache.
+PREDICTION_BYTES = 6 * 2**20
 # In training each strip is computed twice, which is as fast only where the alternative is to go
-# through memory again and again: from so many strips on.
-TRAINING_STRIPS = 5
+# through memory again and again.
+TRAINING_BYTES = 24 * 2**20
 
 # (rows of pictures (n, d, rows, W), how many of them above and below are mere neighbours)
 # -> (n, d, rows without neighbours, W)
@@ -44,11 +44,15 @@ class _Strip(NamedTuple):
         return self.rows.start - self.wide.start, self.wide.stop - self.rows.stop
 
 
-def _strips(x: Tensor, hidden: int, halo: int) -> Iterator[_Strip]:
+def _strip_bytes() -> int:
+    return TRAINING_BYTES if torch.is_grad_enabled() else PREDICTION_BYTES
+
+
+def _strips(x: Tensor, hidden: int, halo: int, strip_bytes: int) -> Iterator[_Strip]:
     pictures, _, height, width = x.shape
     row = width * hidden * x.element_size()
-    several = max(1, STRIP_BYTES // (row * height))
-    rows = math.ceil(height / math.ceil(height * row / STRIP_BYTES))
+    several = max(1, strip_bytes // (row * height))
+    rows = math.ceil(height / math.ceil(height * row / strip_bytes))
     for first in range(0, pictures, several):
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
@@ -62,12 +66,12 @@ def _strips(x: Tensor, hidden: int, halo: int) -> Iterator[_Strip]:
 class _InStrips(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, chain: Chain, hidden: int, halo: int, x: Tensor, *parameters: Tensor
+        ctx: Any, chain: Chain, cut: tuple[int, int, int], x: Tensor, *parameters: Tensor
     ) -> Tensor:
-        ctx.chain, ctx.hidden, ctx.halo = chain, hidden, halo
+        ctx.chain, ctx.cut = chain, cut
         ctx.save_for_backward(x, *parameters)
         out = torch.empty_like(x)
-        for strip in _strips(x, hidden, halo):
+        for strip in _strips(x, *cut):
             strip.of(out).copy_(chain(strip.wide_of(x), *strip.neighbours))
         return out
 
@@ -78,7 +82,7 @@ class _InStrips(torch.autograd.Function):
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         totals = [torch.zeros_like(parameter) for parameter in wanted]
         grad_x = torch.zeros_like(x)
-        for strip in _strips(x, ctx.hidden, ctx.halo):
+        for strip in _strips(x, *ctx.cut):
             part = strip.wide_of(x).detach().requires_grad_()
             with torch.enable_grad():
                 out = ctx.chain(part, *strip.neighbours)
@@ -88,7 +92,7 @@ class _InStrips(torch.autograd.Function):
                 total += of_parameter
         found = iter(totals)
         grads = (next(found) if parameter.requires_grad else None for parameter in parameters)
-        return None, None, None, grad_x, *grads
+        return None, None, grad_x, *grads
 
 
 def in_strips(
@@ -108,7 +112,7 @@ def in_strips(
     Returns:
         (B, d, H, W), in channels_last.
     """
-    return _InStrips.apply(chain, hidden, halo, x, *parameters)
+    return _InStrips.apply(chain, (hidden, halo, _strip_bytes()), x, *parameters)
 
 
 def runs_on_cpu(x: Tensor) -> bool:
@@ -132,9 +136,8 @@ def pay(x: Tensor, hidden: int) -> bool:
         x: (B, d, H, W).
         hidden: as in `in_strips`.
     """
-    strips = TRAINING_STRIPS if torch.is_grad_enabled() else 1
     return (
         runs_on_cpu(x)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x[:, 0].numel() * hidden * x.element_size() > strips * STRIP_BYTES
+        and x[:, 0].numel() * hidden * x.element_size() > _strip_bytes()
     )

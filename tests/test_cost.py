@@ -113,7 +113,7 @@ def test_rows_that_strips_compute_twice_count_once(monkeypatch):
     model = FCViT("tiny").eval()
     expected = cost.multiply_adds(model, "mmpretrain", SIZE)
     assert expected == by_hand(model, "mmpretrain", SIZE).total()
-    monkeypatch.setattr(strips, "STRIP_BYTES", 2**12)
+    monkeypatch.setattr(strips, "PREDICTION_BYTES", 2**12)
     assert by_hand(model, "mmpretrain", SIZE).total() > 1.1 * expected
     assert cost.multiply_adds(model, "mmpretrain", SIZE) == expected
 
@@ -167,7 +167,7 @@ def test_memory_leaves_out_what_was_there():
 
 def test_what_is_kept_is_what_autograd_saves(monkeypatch):
     """Against the hooks of autograd, with strips and without, which keeps twice as much."""
-    monkeypatch.setattr(strips, "STRIP_BYTES", 2**12)
+    monkeypatch.setattr(strips, "TRAINING_BYTES", 2**12)
     found = {}
     for model in (FCViT("tiny"), PlainFCViT("tiny")):
         x = torch.rand(2, 3, *SIZE)
