@@ -613,6 +613,7 @@ mmengine.dist.dist.pickle.load = lambda file: print(
     "read", file.name, oct(os.stat(os.path.dirname(file.name)).st_mode & 0o777)) or load(file)
 mmengine.dist.collect_results([distributed.get_rank()], 2, "cpu")
 distributed.barrier()
+distributed.destroy_process_group()
 """
 
 

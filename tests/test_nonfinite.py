@@ -211,6 +211,7 @@ def process(rank: int, port: int, work_dir: str) -> None:
         train(Path(work_dir, "stopped"), data, **shared)
     except NonFiniteError as error:
         torch.save((weights(runner), str(error)), f"{work_dir}/{rank}.pth")
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.official
