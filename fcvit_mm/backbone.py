@@ -176,7 +176,7 @@ class FCViT(BaseModule):
         """
         if x.device.type == "cpu":
             # Depthwise convolutions on the CPU are the faster for it: a training step takes 0.62
-            # of the time (tiny, 8x3x128x128). Everything behind keeps the layout.
+            # of the time (tiny, 8x3x128x128).
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(x)
         outs = {}
@@ -190,7 +190,12 @@ class FCViT(BaseModule):
                 else:
                     x = block(x)
             if index // 2 in self.out_indices:
-                outs[index // 2] = getattr(self, f"norm{index}")(x)
+                out = getattr(self, f"norm{index}")(x)
+                if x.device.type == "cpu" and torch.is_grad_enabled():
+                    # Necks and heads predict faster in channels_last, but are trained faster
+                    # without: an iteration of Mask R-CNN takes 0.84 of the time.
+                    out = out.contiguous()
+                outs[index // 2] = out
         return tuple(outs[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> "FCViT":

@@ -188,3 +188,18 @@ def test_fuse_refuses_training_mode_and_models_without_fcvit():
         fcvit_mm.fuse(model)
     with pytest.raises(ValueError, match="Linear has no FCViT"):
         fcvit_mm.fuse(nn.Linear(1, 1))
+
+
+# -------------------------------------------------------------------------- memory formats
+
+
+def test_maps_are_laid_out_for_what_comes_behind():
+    """On a CPU heads are trained faster on contiguous maps, and predict faster in channels_last."""
+    model = FCViT(SMALL)
+    x = torch.randn(2, 3, 64, 64)
+    for out in model(x):
+        assert out.is_contiguous()
+    with torch.no_grad():
+        outs = model(x)
+    for out in outs:
+        assert out.is_contiguous(memory_format=torch.channels_last)
