@@ -10,6 +10,7 @@ names are those of the released weights, so that files load both ways without a 
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -41,17 +42,19 @@ class Norm(nn.GroupNorm):
 
     Args:
         dim: channels d.
+        narrow: under autocast, what comes next rounds to its dtype anyhow.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, narrow: bool = False) -> None:
         super().__init__(1, dim)
+        self.narrow = narrow
 
     def forward(self, x: Tensor) -> Tensor:
         # NOTE: PyTorch 2.6 to 2.9, at least, crash in the backward pass in channels_last if x needs
         # no gradient, as behind frozen layers.
         if torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling():
             x = x.detach().requires_grad_(self.weight.requires_grad)
-        return super().forward(x)
+        return triton_ops.group_norm(x, self.weight, self.bias, self.eps, self.narrow)
 
 
 def by_head(values: Tensor) -> Tensor:
@@ -135,9 +138,7 @@ class GlobalContext(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.weighted:
             return x + self.context(x.mean((2, 3))).to(x.dtype)[..., None, None]
-        return triton_ops.add_global_context(
-            x, self.context, self.rescale_weight, self.rescale_bias, plain=self.add_weighted
-        )
+        return triton_ops.add_global_context(x, self.add_weighted, *self.parameters())
 
     def add_weighted(self, x: Tensor) -> Tensor:
         """The class docstring's equations, with PyTorch's operators."""
@@ -165,6 +166,20 @@ class DepthwiseConv(nn.Conv2d):
         return triton_ops.depthwise_conv(x, self.weight, self.bias)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__(in_dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not triton_ops.in_half_precision(x):
+            return super().forward(x)
+        # cuDNN adds the bias in a pass of its own, a matrix product as it writes
+        out = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return out.permute(0, 3, 1, 2)
+
+
 class TokenMixer(nn.Module):
     """Twice: add the global context, then a large depthwise and a pointwise bottleneck.
 
@@ -189,7 +204,7 @@ class TokenMixer(nn.Module):
             return GlobalContext(dim, weighted_context) if global_context else None
 
         def pointwise() -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+            return nn.Sequential(Pointwise(dim, hidden), nn.GELU(), Pointwise(hidden, dim))
 
         first, second = (DepthwiseConv(dim, kernel) for kernel in kernel_size)
         self.gc1, self.dw1, self.fc1 = context(), first, pointwise()
@@ -236,9 +251,11 @@ class ChannelMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1.out_channels
-        if strips.pay(x, hidden) and not (self.training and self.drop.p):
+        if self.training and self.drop.p:
+            return self.mix(x)
+        if strips.pay(x, hidden):
             return strips.in_strips(self.mix, x, self.parameters(), hidden, halo=1)
-        return self.mix(x)
+        return triton_ops.channel_mixer(x, self.mix, *self.parameters())
 
 
 class Block(nn.Module):
@@ -267,7 +284,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = Norm(dim)
         self.token_mixer = TokenMixer(dim, kernel_size, global_context, weighted_context)
-        self.norm2 = Norm(dim)
+        self.norm2 = Norm(dim, narrow=True)
         self.channel_mixer = ChannelMixer(dim, mlp_ratio, drop_rate)
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
@@ -283,7 +300,7 @@ class Block(nn.Module):
         branch = self.drop_path(branch)
         if scale is None:
             return x + branch
-        return torch.addcmul(x, scale[:, None, None], branch)
+        return triton_ops.add_scaled(x, scale, branch)
 
 
 def init_start_values(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 pytest.importorskip("triton", reason="PyTorch for macOS and Windows comes without Triton")
 
 from fcvit_mm import FCViT, triton_ops
+from fcvit_mm.kernels import common, context, depthwise, mixer, norm, residual
 from fcvit_mm.triton_ops import add_global_context, depthwise_conv
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
@@ -94,7 +95,7 @@ def check_depthwise(x, k):
     exact = doubled(x, weight, bias)
     expected = F.conv2d(*exact, padding=k // 2, groups=d)
     expected_grads = torch.autograd.grad(expected, exact, grad.double())
-    assert type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
+    assert type(out.grad_fn).__name__ == "DepthwiseConvBackward"
     for a, e in zip((out, *grads), (expected, *expected_grads), strict=True):
         assert a.dtype == x.dtype
         near(a, e, 1 if x.dtype in HALF else 4)
@@ -124,6 +125,21 @@ def test_depthwise_of_the_networks_widths(kernels, dim, k):
 def test_depthwise_of_odd_sizes(kernels, shape, layout):
     # the last has more than one chunk of positions, and no multiple of any block
     check_depthwise(make(shape, layout), 3)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("k", "shape"), [(3, (2, 24, 29, 18)), (11, (1, 8, 11, 33))])
+def test_weight_gradient_as_products(monkeypatch, k, shape, channels_last):
+    """In half precision; more rows, channels and columns than one program takes."""
+    monkeypatch.setattr(depthwise, "ROWS_OF_PROGRAM", 32)
+    layout = "channels_last" if channels_last else "contiguous"
+    x = make(shape, layout, torch.float16)
+    grad = torch.randn_like(x)
+    actual = depthwise.weight_grad(x, grad, k, channels_last)
+    weight = torch.zeros(shape[1], 1, k, k, dtype=torch.float64, device=DEVICE).requires_grad_()
+    out = F.conv2d(x.double(), weight, padding=k // 2, groups=shape[1])
+    (expected,) = torch.autograd.grad(out, weight, grad.double())
+    near(actual, expected, 16)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last sliced"])
@@ -161,12 +177,8 @@ class Context(nn.Module):
     def __init__(self, dim):
         super().__init__()
         torch.manual_seed(1)
-        self.fc1, self.fc2 = nn.Linear(dim, dim // 4), nn.Linear(dim // 8, dim)
         self.alpha, self.beta = nn.Parameter(torch.randn(HEADS)), nn.Parameter(torch.randn(HEADS))
-
-    def bottleneck(self, gap):
-        first, second = self.fc1(gap).chunk(2, dim=1)
-        return self.fc2(torch.maximum(first, second))
+        self.fc1, self.fc2 = nn.Linear(dim, dim // 4), nn.Linear(dim // 8, dim)
 
     def plain(self, x):
         b, d, h, w = x.shape
@@ -175,18 +187,19 @@ class Context(nn.Module):
         s = torch.einsum("bhen,bhe->bhn", tokens, gap) / (d // HEADS) ** 0.5
         std, mean = torch.std_mean(s, dim=(1, 2), keepdim=True)
         s = self.alpha[:, None] * (s - mean) / (std + 1e-5) + self.beta[:, None]
-        context = self.bottleneck(gap.flatten(1)).reshape(b, HEADS, -1)
+        first, second = self.fc1(gap.flatten(1)).chunk(2, dim=1)
+        context = self.fc2(torch.maximum(first, second)).reshape(b, HEADS, -1)
         return x + torch.einsum("bhn,bhe->bhen", s, context).reshape(x.shape)
 
     def forward(self, x):
-        return add_global_context(x, self.bottleneck, self.alpha, self.beta, self.plain)
+        return add_global_context(x, self.plain, *self.parameters())
 
 
 def check_context(x, roundings):
     layer = Context(x.shape[1]).to(DEVICE, x.dtype)
     x = x.detach().requires_grad_()
     out = layer(x)
-    assert type(out.grad_fn).__name__ == "_AddContextBackward"
+    assert type(out.grad_fn).__name__ == "GlobalContextBackward"
     grad = torch.randn(out.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
     grads = torch.autograd.grad(out, [x, *layer.parameters()], grad)
 
@@ -258,9 +271,13 @@ def test_context_under_autocast(kernels):
 
 def test_no_second_derivative(kernels):
     x = make((1, 8, 3, 3)).requires_grad_()
+    last = x.contiguous(memory_format=torch.channels_last)
     for out in (
         depthwise_conv(x, torch.randn(8, 1, 3, 3, device=DEVICE)),
         Context(8).to(DEVICE)(x),
+        norm.Norm.apply(x, x[0, :, 0, 0], x[0, :, 0, 0], 1e-5, x.dtype),
+        residual.AddScaled.apply(last, x[0, :, 0, 0], last),
+        mixer.ChannelMixer.apply(last, *mixer_parameters(8, 16)),
     ):
         (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -268,41 +285,172 @@ def test_no_second_derivative(kernels):
 
 
 def test_channels_that_are_no_heads(kernels):
-    x = make((1, 12, 3, 3))
-    layer = Context(16).to(DEVICE)
     with pytest.raises(ValueError, match="12 channels"):
-        layer(x)
-    with pytest.raises(ValueError, match=r"\(4,\)"):
-        add_global_context(make((1, 16, 3, 3)), None, layer.alpha[:4], layer.beta, None)
+        Context(16).to(DEVICE)(make((1, 12, 3, 3)))
 
 
-def test_the_network_runs_on_them(kernels, monkeypatch):
-    launched = []
-    launch = triton_ops._launch
-    monkeypatch.setattr(
-        triton_ops,
-        "_launch",
-        lambda kernel, *rest, **more: (
-            launched.append(kernel.fn.__name__) or launch(kernel, *rest, **more)
-        ),
-    )
+# The other layers
+
+
+def mixer_parameters(d, hidden, dtype=torch.float32):
+    """Weights and biases of a channel mixer, with outputs of about the size 1."""
+    torch.manual_seed(2)
+    found = []
+    for shape in [(hidden, d, 1, 1), (hidden, 1, 3, 3), (d, hidden, 1, 1)]:
+        fan_in = shape[1] * shape[2] * shape[3]
+        found += [torch.randn(shape) / fan_in**0.5, torch.randn(shape[0])]
+    return leaves(*(t.to(DEVICE, dtype) for t in found))
+
+
+def check(kernel, plain, inputs, roundings, bounds=None):
+    """A kernel's outputs and gradients against the plain form's in float64."""
+    out = kernel(*inputs)
+    grad = torch.randn(out.shape, dtype=torch.float64, device=DEVICE).to(out.dtype)
+    grads = torch.autograd.grad(out, inputs, grad)
+    exact = doubled(*inputs)
+    expected = plain(*exact)
+    expected_grads = torch.autograd.grad(expected, exact, grad.double())
+    for a, e in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert a.shape == e.shape
+        # what is rounded to half precision on the way errs by its roundings
+        near(a if a.dtype == out.dtype else a.to(out.dtype), e, roundings)
+    assert_layout(out, inputs[0])
+
+
+def group_norm(x, weight, bias):
+    return F.group_norm(x, 1, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channels_last sliced"])
+@pytest.mark.parametrize("shape", [(2, 24, 5, 7), (1, 8, 1, 1), (3, 40, 33, 31)])
+def test_norm(shape, layout, dtype):
+    # the last has tiles, and parts of channels, that are not full
+    x = make(shape, layout, dtype).requires_grad_()
+    weights = leaves(*torch.randn(2, shape[1], dtype=dtype, device=DEVICE))
+    check(lambda *inputs: norm.Norm.apply(*inputs, 1e-5, dtype), group_norm, [x, *weights], 8)
+
+
+def test_norm_of_a_large_mean(monkeypatch):
+    """A mean of squares would lose the deviation's digits, which are 1e-4 of the mean."""
+    monkeypatch.setattr(norm, "PARTS", 2)  # each program merges several tiles
+    x = (1e4 + make((1, 64, 16, 17)).double()).float()
+    ones = torch.ones(64, device=DEVICE)
+    out = norm.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
+    near(out, group_norm(x.double(), ones.double(), 0 * ones.double()), 1e4)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norm_under_autocast(kernels, dtype, narrow):
+    x = make((2, 16, 5, 7), "channels_last", dtype)
+    weight = torch.randn(16, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = triton_ops.group_norm(x, weight, weight, 1e-5, narrow)
+    assert out.dtype == (torch.bfloat16 if narrow else torch.float32)
+    near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
+
+
+def test_the_plain_norm_keeps_the_layout(timed):
+    timed[0]["triton"] = 3.0
+    x = make((2, 16, 5, 7), "channels_last")
+    weight = torch.randn(16, device=DEVICE)
+    out = triton_ops.group_norm(x, weight, weight, 1e-5)
+    assert_layout(out, x)
+    near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
+
+
+def plain_mixer(x, weight1, bias1, weight, bias, weight2, bias2):
+    x = F.conv2d(x, weight1, bias1)
+    x = F.conv2d(x, weight, bias, padding=1, groups=len(weight))
+    return F.conv2d(F.gelu(x), weight2, bias2)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("dim", "hidden", "size"), [(8, 72, (5, 19)), (16, 64, (35, 3))])
+def test_channel_mixer(dim, hidden, size, dtype):
+    # more hidden channels, columns or rows than one program takes
+    x = make((2, dim, *size), "channels_last", dtype).requires_grad_()
+    weights = mixer_parameters(dim, hidden, torch.promote_types(dtype, torch.float32))
+    check(mixer.ChannelMixer.apply, plain_mixer, [x, *weights], 32)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
+def test_residual(dtype):
+    x, branch = (make((2, 40, 9, 11), "channels_last", dtype).requires_grad_() for _ in range(2))
+    (scale,) = leaves(torch.randn(40, dtype=dtype, device=DEVICE))
+
+    def plain(x, scale, branch):
+        return x + scale[:, None, None] * branch
+
+    check(residual.AddScaled.apply, plain, [x, scale, branch], 8)
+
+
+def test_the_mixer_in_half_precision_and_channels_last_alone(kernels):
+    weights = mixer_parameters(16, 16)
+
+    def took_the_kernel(x):
+        out = triton_ops.channel_mixer(x, lambda x: plain_mixer(x, *weights), *weights)
+        return type(out.grad_fn).__name__ == "ChannelMixerBackward"
+
+    x = make((1, 16, 3, 4), "channels_last").requires_grad_()
+    assert not took_the_kernel(x)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert took_the_kernel(x)
+        assert not took_the_kernel(make((1, 16, 3, 4)).requires_grad_())
+
+
+def launches(monkeypatch):
+    """The names of the kernels that are launched from here on."""
+    found = []
+    for module in (context, depthwise, mixer, norm, residual):
+
+        def launch(kernel, *rest, **more):
+            found.append(kernel.fn.__name__)
+            common.launch(kernel, *rest, **more)
+
+        monkeypatch.setattr(module, "launch", launch)
+    return found
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float64", "mixed precision"])
+def test_the_network_runs_on_them(kernels, monkeypatch, half):
+    launched = launches(monkeypatch)
     arch = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
     torch.manual_seed(0)
     model = FCViT(arch, kernel_size=3, layer_scale_init=1.0).double().to(DEVICE)
     x = make((2, 3, 32, 32), dtype=torch.float64)
+    aims = [make((2, d, 8 // 2**i, 8 // 2**i), dtype=x.dtype) for i, d in enumerate(arch["dims"])]
 
-    def run():
-        found = [x.clone().requires_grad_(), *model.parameters()]
-        outs = model(found[0])
-        return [*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), found)]
+    def run(dtype=torch.float64):
+        model.to(dtype)
+        found = [x.to(dtype, copy=True).requires_grad_(), *model.parameters()]
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.float32):
+            outs = model(found[0])
+        loss = sum((out * aim).sum() for out, aim in zip(outs, aims, strict=True))
+        grads = torch.autograd.grad(loss, found)
+        return [t.double() for t in (*outs, *grads)]
 
-    actual = run()
+    actual = run(torch.float32 if half else torch.float64)
     # two of each in a block; the gradient of the input is a convolution, too
-    assert launched.count("_depthwise_kernel") == 16
-    assert launched.count("_depthwise_weight_kernel") == 8
+    assert launched.count("_conv_kernel") == 16
+    weights = "_weight_product_kernel" if half else "_weight_kernel"
+    assert launched.count(weights) == 8
     assert launched.count("_similarity_kernel") == 8
+    assert launched.count("_norm_kernel") == 12  # and one for each output
+    # cuDNN's convolutions of float64, between the stages, return contiguous maps
+    assert launched.count("_scale_grad_kernel") == (8 if half or INTERPRETED else 2)
+    assert launched.count("_conv_grad_kernel") == (4 if half else 0)
     triton_ops.use(False)
-    torch.testing.assert_close(actual, run(), rtol=1e-8, atol=1e-10)
+    expected = run()
+    if not half:
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
+        return
+    # bfloat16 rounds at every layer; PyTorch's own operators in it are as far away, and the
+    # interpreter cuts off where a GPU rounds
+    rounded = run(torch.float32)
+    for a, r, e in zip(actual, rounded, expected, strict=True):
+        assert (a - e).norm() <= (3 if INTERPRETED else 1.5) * (r - e).norm() + 0.01 * e.norm()
 
 
 @pytest.mark.parametrize("value", ["1", "0", None])
@@ -341,15 +489,17 @@ def test_the_faster_form_is_used_and_remembered(timed):
 
     def form(x, weight=weight):
         name = type(depthwise_conv(x, weight).grad_fn).__name__
-        return {"_DepthwiseConvBackward": "triton", "ConvolutionBackward0": "plain"}[name]
+        return {"DepthwiseConvBackward": "triton", "ConvolutionBackward0": "plain"}[name]
 
     x = make((1, 2, 3, 4)).requires_grad_()
     assert form(x) == "triton" and calls == ["triton", "plain"]
     times["triton"] = 3.0
     assert form(x) == "triton" and len(calls) == 2
+    # from 9 to 16 positions are one size
+    assert form(make((4, 2, 2, 2)).requires_grad_()) == "triton" and len(calls) == 2
     others = [
-        make((1, 2, 4, 3)),
-        make((2, 2, 3, 4)),
+        make((1, 2, 4, 2)),
+        make((1, 2, 1, 17)),
         make((1, 2, 3, 4), "channels_last"),
     ]
     for i, other in enumerate(others):
@@ -364,7 +514,7 @@ def test_the_faster_form_is_used_and_remembered(timed):
     assert x.grad is None
 
     layer = Context(8).to(DEVICE)
-    for faster, name in ((0.5, "_AddContextBackward"), (3.0, "AddBackward0")):
+    for faster, name in ((0.5, "GlobalContextBackward"), (3.0, "AddBackward0")):
         triton_ops.use(True, triton_ops._State.timer)
         times["triton"] = faster
         assert type(layer(make((1, 8, 3, 4))).grad_fn).__name__ == name
@@ -373,9 +523,9 @@ def test_the_faster_form_is_used_and_remembered(timed):
 
 def test_timing_runs_forward_and_backward(monkeypatch):
     seen = []
-    backward = triton_ops._DepthwiseConv.backward
+    backward = depthwise.DepthwiseConv.backward
     monkeypatch.setattr(
-        triton_ops._DepthwiseConv,
+        depthwise.DepthwiseConv,
         "backward",
         staticmethod(lambda ctx, grad: seen.append(1) or backward(ctx, grad)),
     )
@@ -385,25 +535,26 @@ def test_timing_runs_forward_and_backward(monkeypatch):
     assert seen == [1]
 
 
-def test_milliseconds_is_the_median_after_a_warm_up(monkeypatch):
-    runs, elapsed = [], iter([5, 4, 100, 2, 1, 6, 7, 8, 3])
+def test_milliseconds_are_those_of_runs_in_a_row(monkeypatch):
+    events = []
 
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
 
         def record(self):
-            pass
+            events.append("record")
 
         def synchronize(self):
-            pass
+            events.append("finish")
 
         def elapsed_time(self, end):
-            return next(elapsed)
+            return 20.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    assert triton_ops._milliseconds("plain", lambda: runs.append(1)) == 5
-    assert len(runs) == 12
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("finish"))
+    assert triton_ops._milliseconds("plain", lambda: events.append("run")) == 2
+    assert events == [*["run"] * 3, "finish", "record", *["run"] * 10, "record", "finish"]
 
 
 def test_off_by_default_and_off_again():
@@ -472,7 +623,7 @@ def test_recomputation_after_timing(timed):
 
 
 def test_the_cpu_takes_the_plain_form(monkeypatch):
-    monkeypatch.setattr(triton_ops.triton, "JITFunction", type(triton_ops._add_kernel))
+    monkeypatch.setattr(common, "interpreted", lambda: False)
     triton_ops.use(True, timer=refuse)
     Both().cpu()(make((1, 8, 3, 3)).cpu())
     triton_ops.use(False)
@@ -503,29 +654,47 @@ def test_kernels_compile_for_a_gpu(tmp_path):
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fcvit_mm import triton_ops as ops
+from fcvit_mm.kernels import context, depthwise, mixer, norm, residual
 
 NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
          torch.float64: "*fp64"}
 compiled = set()
 
 def compile(kernel, grid, *arguments, **constants):
+    constants.pop("num_stages", None)
     types = ["i32" if isinstance(a, int) else NAMES[a.dtype] for a in arguments]
     names = kernel.arg_names
     signature = dict(zip(names, types)) | {name: "constexpr" for name in constants}
     assert sorted(signature) == sorted(names)
     source = ASTSource(kernel, signature, constants)
     triton.compile(source, target=GPUTarget("cuda", 80, 32))
-    compiled.add(kernel.fn.__name__)
+    compiled.add((kernel.fn.__module__.rpartition(".")[2] + kernel.fn.__name__))
 
-ops._launch = compile
+def ones(*shape):
+    return torch.ones(shape, requires_grad=True)
+
+for module in (context, depthwise, mixer, norm, residual):
+    module.launch = compile
 layouts = (torch.channels_last, torch.float16), (torch.contiguous_format, torch.float32)
 for layout, dtype in layouts:
     x = torch.ones(1, 64, 4, 4, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
-    weight = torch.ones(64, 1, 5, 5, dtype=dtype, requires_grad=True)
-    ops._DepthwiseConv.apply(x, weight, weight[:, 0, 0, 0]).sum().backward()
-    ones = torch.ones(8, requires_grad=True)
-    ops._add_global_context(x, lambda gap: gap, ones, ones).sum().backward()
+    outs = [
+        depthwise.DepthwiseConv.apply(x, ones(64, 1, 5, 5), ones(64)),
+        context.GlobalContext.apply(
+            dtype, x, ones(8), ones(8), ones(16, 64), ones(16), ones(64, 8), ones(64)
+        ),
+        norm.Norm.apply(x, ones(64), ones(64), 1e-5, dtype),
+    ]
+    if layout == torch.channels_last:
+        outs += [
+            mixer.ChannelMixer.apply(
+                x, ones(128, 64, 1, 1), ones(128), ones(128, 1, 3, 3), ones(128),
+                ones(64, 128, 1, 1), ones(64)
+            ),
+            residual.AddScaled.apply(x.detach().float().requires_grad_(), ones(64), x),
+        ]
+    for out in outs:
+        out.sum().backward()
 print(*sorted(compiled))
 """
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
@@ -534,9 +703,21 @@ print(*sorted(compiled))
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "_add_kernel",
-        "_depthwise_kernel",
-        "_depthwise_weight_kernel",
-        "_similarity_kernel",
-        "_sum_kernel",
+        "context_add_kernel",
+        "context_context_grad_kernel",
+        "context_context_kernel",
+        "context_gap_grad_kernel",
+        "context_similarity_kernel",
+        "context_small_grads_kernel",
+        "depthwise_conv_kernel",
+        "depthwise_weight_kernel",
+        "depthwise_weight_product_kernel",
+        "mixer_conv_grad_kernel",
+        "mixer_gelu_grad_kernel",
+        "mixer_gelu_kernel",
+        "norm_channel_sums_kernel",
+        "norm_grad_kernel",
+        "norm_moments_kernel",
+        "norm_norm_kernel",
+        "residual_scale_grad_kernel",
     ]

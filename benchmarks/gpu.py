@@ -1,0 +1,223 @@
+"""How fast FCViT trains on a GPU beside its published form: python benchmarks/gpu.py.
+
+Every figure is a ratio of medians from one run, in which what is compared takes turns, with
+cuDNN's benchmark mode on, in mixed precision. The published form is tests/plain.py, with the same
+weights. Prints tables in Markdown. Measures:
+
+    ceilings   what the GPU copies and multiplies in a second
+    layers     each layer at each stage, kernels of fcvit_mm against PyTorch's operators in the
+               same layout and, for the convolution, contiguous, which is the published form's
+    backbone   a training step of the backbone, forward and backward, and its peak of memory
+    mask_rcnn  a whole training iteration of Mask R-CNN, optimizer included
+"""
+
+import argparse
+import gc
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from fcvit_mm import FCViT, runtime, triton_ops
+from fcvit_mm.benchmark import medians
+
+ROOT = Path(__file__).parents[1]
+PlainFCViT = runpy.run_path(str(ROOT / "tests/plain.py"))["PlainFCViT"]
+ARCH, BATCH, SIZE = "s12", 2, (800, 1344)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+Row = tuple[str, ...]
+
+
+def finished(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The run, to its end on the GPU."""
+
+    def call() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    return call
+
+
+def compare(what: str, runs: dict[str, Callable[[], Any]], repeats: int) -> Iterator[Row]:
+    """The first run against each of the others."""
+    for run in runs.values():  # kernels are compiled and chosen
+        for _ in range(3):
+            run()
+    found = medians({name: finished(run) for name, run in runs.items()}, repeats)
+    (_, ours), *others = found.items()
+    for name, theirs in others:
+        yield what, name, f"{ours / theirs:.2f}", f"{ours:.2f} ms, {theirs:.2f} ms"
+
+
+def peak(run: Callable[[], Any]) -> float:
+    """Most memory that tensors take during a run, MB, parameters and what else is there apart."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def busy(run: Callable[[], Any]) -> float:
+    """Milliseconds in which kernels run; the rest of a step waits for the processor to launch."""
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in found.key_averages()) / 1e3
+
+
+def models() -> tuple[FCViT, nn.Module]:
+    """FCViT and its published form, with the same weights."""
+    torch.manual_seed(0)
+    fast, plain = FCViT(ARCH, layer_scale_init=0.1), PlainFCViT(ARCH)
+    plain.load_state_dict(fast.state_dict())
+    return fast.cuda(), plain.cuda()
+
+
+def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The run with the kernels off; which of them were faster stays known."""
+
+    def call() -> None:
+        state = triton_ops._State
+        before, state.on = state.on, False
+        try:
+            run()
+        finally:
+            state.on = before
+
+    return call
+
+
+def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+    data = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(data)
+    matrix = torch.randn(8192, 8192, dtype=dtype, device="cuda")
+    runs = {"copy": lambda: other.copy_(data), "product": lambda: matrix @ matrix}
+    for run in runs.values():
+        run()
+    found = medians({name: finished(run) for name, run in runs.items()}, repeats)
+    yield "copy", "", "", f"{2 * data.numel() / found['copy'] / 1e9:.2f} TB/s, read and written"
+    yield "product of matrices", "", "", f"{2 * 8192**3 / found['product'] / 1e9:.0f} TFLOP/s"
+
+
+def layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+    fast, _ = models()
+    for i, (dim, stride) in enumerate(zip(fast.out_channels, fast.strides, strict=True)):
+        shape = (BATCH, dim, SIZE[0] // stride, SIZE[1] // stride)
+        block = fast.network[2 * i][0]
+        parts: dict[str, nn.Module] = {
+            "depthwise 11x11": block.token_mixer.dw1,
+            "global context": block.token_mixer.gc1,
+            "norm": block.norm1,
+            "channel mixer": block.channel_mixer,
+        }
+        for name, part in parts.items():
+            x = torch.randn(shape, device="cuda", dtype=torch.float32 if name == "norm" else dtype)
+            flat = x.clone().requires_grad_()
+            x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+            grad = torch.randn_like(x, dtype=dtype)
+            wanted = list(part.parameters())
+
+            def run(
+                x: Tensor = x, part: nn.Module = part, grad: Tensor = grad, wanted: Any = wanted
+            ) -> None:
+                with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                    out = part(x)
+                torch.autograd.grad(out, [x, *wanted], grad.to(out.dtype))
+
+            runs = {
+                "kernel": run,
+                "PyTorch": without_kernels(run),
+                "PyTorch, contiguous": without_kernels(lambda run=run, flat=flat: run(flat)),
+            }
+            yield from compare(f"{name}, {'x'.join(map(str, shape))}", runs, repeats)
+
+
+def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+    x = torch.randn(BATCH, 3, *SIZE, device="cuda")
+    fast, plain = models()
+
+    def step(model: nn.Module, x: Tensor = x) -> None:
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            outs = model(x)
+        sum(out.float().mean() for out in outs).backward()
+        model.zero_grad()
+
+    runs = {
+        "FCViT": lambda: step(fast),
+        "published form": lambda: step(plain),
+        "FCViT without kernels": without_kernels(lambda: step(fast)),
+    }
+    yield from compare("backbone, forward and backward", runs, repeats)
+    for what, unit, measure in (
+        ("time of its kernels", "ms", busy),
+        ("peak of memory", "MB", peak),
+    ):
+        (_, ours), *others = ((name, measure(run)) for name, run in runs.items())
+        for name, theirs in others:
+            figures = f"{ours:.0f} {unit}, {theirs:.0f} {unit}"
+            yield f"backbone, {what}", name, f"{ours / theirs:.2f}", figures
+
+
+def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+    from mmdet.testing import demo_mm_inputs
+
+    init_default_scope("mmdet")
+    cfg = runtime.load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
+    cfg.model.backbone.init_cfg = None
+    data = demo_mm_inputs(
+        BATCH, [(3, *SIZE)] * BATCH, num_items=[8] * BATCH, with_mask=True, num_classes=80
+    )
+    runs = {}
+    for name, backbone in zip(("FCViT", "published form"), models(), strict=True):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.backbone = backbone
+        model.cuda().train()
+        optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
+        if dtype != torch.float32:
+            name_of_dtype = str(dtype).partition(".")[2]
+            optimizer = AmpOptimWrapper(dtype=name_of_dtype, optimizer=optimizer.optimizer)
+        runs[name] = lambda model=model, optimizer=optimizer: model.train_step(data, optimizer)
+    yield from compare("Mask R-CNN, a training iteration", runs, repeats)
+    ours, theirs = (peak(run) for run in runs.values())
+    figures = f"{ours:.0f} MB, {theirs:.0f} MB"
+    yield "Mask R-CNN, peak of memory", "published form", f"{ours / theirs:.2f}", figures
+
+
+MEASURES = {f.__name__: f for f in (ceilings, layers, backbone, mask_rcnn)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
+    parser.add_argument("--repeats", type=runtime.whole_number(1), default=9)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    args = parser.parse_intermixed_args()
+    for name in args.measures:
+        if name not in MEASURES:
+            parser.error(f"there is no measure {name}; there are {', '.join(MEASURES)}")
+    if not torch.cuda.is_available():
+        parser.error("no GPU was found; benchmarks/speed.py measures on a CPU")
+    torch.backends.cudnn.benchmark = True
+    triton_ops.use(True)
+    print(
+        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {args.dtype}, "
+        f"FCViT-{ARCH}, {BATCH}x3x{SIZE[0]}x{SIZE[1]}, medians of {args.repeats}\n"
+    )
+    print("| measure | against | ratio | medians |\n|---|---|---|---|", flush=True)
+    for name in args.measures or MEASURES:
+        for row in MEASURES[name](DTYPES[args.dtype], args.repeats):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
