@@ -204,7 +204,7 @@ def test_benchmarks_take_what_the_page_gives_them(command):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "no measure no_such_measure; there are inference, compiled, training," in result.stderr
+    assert "no measure no_such_measure; there are " in result.stderr
 
 
 def test_the_benchmark_prints_a_table():
