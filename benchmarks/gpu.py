@@ -109,6 +109,12 @@ def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
 
 
 def layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+    triton_ops.use(True, timer=lambda form, run: form == "plain")  # whether faster or not
+    yield from _layers(dtype, repeats)
+    triton_ops.use(True)
+
+
+def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     fast, _ = models()
     for i, (dim, stride) in enumerate(zip(fast.out_channels, fast.strides, strict=True)):
         shape = (BATCH, dim, SIZE[0] // stride, SIZE[1] // stride)

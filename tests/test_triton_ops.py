@@ -340,6 +340,15 @@ def test_norm_of_a_large_mean(monkeypatch):
     near(out, group_norm(x.double(), ones.double(), 0 * ones.double()), 1e4)
 
 
+def test_norm_of_parts_with_means_of_their_own(monkeypatch):
+    monkeypatch.setattr(norm, "PARTS", 2)
+    ramp = torch.linspace(-9, 9, 64, device=DEVICE)[:, None, None]
+    x = make((1, 64, 16, 17)) + ramp  # tiles are runs of channels
+    ones = torch.ones(64, device=DEVICE)
+    out = norm.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
+    near(out, group_norm(x.double(), ones.double(), 0 * ones.double()), 8)
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_norm_under_autocast(kernels, dtype, narrow):
@@ -351,8 +360,11 @@ def test_norm_under_autocast(kernels, dtype, narrow):
     near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
 
 
-def test_the_plain_norm_keeps_the_layout(timed):
+def test_the_plain_norm_keeps_the_layout(timed, monkeypatch):
+    """On a GPU PyTorch's returns contiguous maps."""
     timed[0]["triton"] = 3.0
+    real = F.group_norm
+    monkeypatch.setattr(triton_ops.F, "group_norm", lambda *a: real(*a).contiguous())
     x = make((2, 16, 5, 7), "channels_last")
     weight = torch.randn(16, device=DEVICE)
     out = triton_ops.group_norm(x, weight, weight, 1e-5)

@@ -226,9 +226,8 @@ def _small_grads_kernel(
     tl.store(grad_alpha + picture * 8 + head, of_scale / (std + 1e-5))
     tl.store(grad_beta + picture * 8 + head, of_shift)
     of_std = -tl.sum(of_scale * weight, 0) / ((std + 1e-5) * (std + 1e-5))
-    # The root's slope at 0 is infinite; torch.std takes 0 there.
+    # The root's slope at 0 is infinite; it is to be multiplied by deviations, which are 0 there.
     slope = of_std / (tl.where(std > 0, std, 1) * (8 * positions - 1))
-    slope = tl.where(std > 0, slope, 0)
     tl.store(twice + picture, slope)
     of_offset = of_shift * weight / (std + 1e-5) + slope * positions * offset
     of_mean = of_offset - tl.sum(of_offset, 0) / 8
