@@ -25,6 +25,25 @@ WIDE, CHANNELS, ROWS = 16, 64, 32
 
 
 @jit
+def _place(
+    channels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    wide: tl.constexpr,
+    block_c: tl.constexpr,
+    down: tl.constexpr,
+) -> tl.tensor:
+    """Channels and columns of this program's tile, which of them exist, first row, picture."""
+    strips = tl.cdiv(width, wide)
+    channel = tl.program_id(0) * block_c + tl.arange(0, block_c)[None, :]
+    column = tl.program_id(1) % strips * wide + tl.arange(0, wide)[:, None]
+    first = tl.program_id(1) // strips * down
+    picture = tl.program_id(2).to(tl.int64) * channels * height * width
+    valid = (column < width) & (channel < channels)
+    return channel, column, valid, first, picture
+
+
+@jit
 def _row(
     x: tl.tensor,
     taps: tl.tensor,
@@ -94,12 +113,7 @@ def _gelu_kernel(
     down: tl.constexpr,
 ) -> None:
     """GELU of the 3x3 convolution."""
-    strips = tl.cdiv(width, wide)
-    channel = tl.program_id(0) * block_c + tl.arange(0, block_c)[None, :]
-    column = tl.program_id(1) % strips * wide + tl.arange(0, wide)[:, None]
-    first = tl.program_id(1) // strips * down
-    picture = tl.program_id(2).to(tl.int64) * channels * height * width
-    valid = (column < width) & (channel < channels)
+    channel, column, valid, first, picture = _place(channels, height, width, wide, block_c, down)
     hidden += picture
     for row in range(first, tl.minimum(first + down, height)):
         z = _conv(hidden, taps, bias, row, column, channel, valid, channels, height, width)
@@ -123,12 +137,7 @@ def _gelu_grad_kernel(
     down: tl.constexpr,
 ) -> None:
     """What _gelu_kernel computes; grad, its gradient, becomes that of the convolution."""
-    strips = tl.cdiv(width, wide)
-    channel = tl.program_id(0) * block_c + tl.arange(0, block_c)[None, :]
-    column = tl.program_id(1) % strips * wide + tl.arange(0, wide)[:, None]
-    first = tl.program_id(1) // strips * down
-    picture = tl.program_id(2).to(tl.int64) * channels * height * width
-    valid = (column < width) & (channel < channels)
+    channel, column, valid, first, picture = _place(channels, height, width, wide, block_c, down)
     hidden += picture
     for row in range(first, tl.minimum(first + down, height)):
         offset = picture + ((row * width + column) * channels + channel)
@@ -160,12 +169,7 @@ def _conv_grad_kernel(
     bias, and, summed up for the first product's bias, of the input.
     """
     dtype: tl.constexpr = taps.dtype.element_ty
-    strips = tl.cdiv(width, wide)
-    channel = tl.program_id(0) * block_c + tl.arange(0, block_c)[None, :]
-    column = tl.program_id(1) % strips * wide + tl.arange(0, wide)[:, None]
-    first = tl.program_id(1) // strips * down
-    picture = tl.program_id(2).to(tl.int64) * channels * height * width
-    valid = (column < width) & (channel < channels)
+    channel, column, valid, first, picture = _place(channels, height, width, wide, block_c, down)
     grad += picture
     s0 = tl.zeros((wide, block_c), dtype)
     s1 = tl.zeros((wide, block_c), dtype)
