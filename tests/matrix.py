@@ -4,9 +4,10 @@
 
 Each cell is a virtual environment of its own, made by pip as a user makes it: the package with the
 oldest PyTorch of setup.cfg's bound or with the newest that pip finds, and one of the two sets of
-OpenMMLab's packages. In it run the golden data, gradients, checkpoints and operators, and a
-training that evaluates, writes checkpoints and is resumed. Prints a table in Markdown; status 1 if
-a cell fails, whose output is kept. An environment is 6 GB and removed when its cells are done.
+OpenMMLab's packages. In it run the golden data, gradients, checkpoints, operators and Triton's
+kernels, and a training that evaluates, writes checkpoints and is resumed. Prints a table in
+Markdown; status 1 if a cell fails, whose output is kept. An environment is 6 GB and removed when
+its cells are done.
 """
 
 import argparse
@@ -24,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 FIRST_PYTHON = 10  # of 3
 PACKAGES = ("openmmlab", "openmmlab-official")
 TOOLS = "tests/test_tools.py::test_"
+MODULES = ("backbone", "layers", "checkpoint", "mmcv_ops", "triton_ops")
 CONTRACT = (
-    *(f"tests/test_{name}.py" for name in ("backbone", "layers", "checkpoint", "mmcv_ops")),
+    *(f"tests/test_{name}.py" for name in MODULES),
     TOOLS + "training_evaluates_and_writes_checkpoints",
     TOOLS + "test_prints_the_metrics_of_the_last_evaluation",
     TOOLS + "resume_goes_on_from_the_newest_checkpoint",

@@ -34,8 +34,7 @@ def _tile(
 ) -> tl.tensor:
     """Where a tile of block_p positions x heads x block_e channels of a head lies.
 
-    Returns offsets and mask in x, (B, d, N) or (B, N, d), offsets in a (B, d), and offsets and
-    mask in a (B, 8, N).
+    Returns offsets and mask in x, (B, d, N) or (B, N, d), in a (B, d), and in a (B, 8, N).
     """
     picture = tl.program_id(0).to(tl.int64)
     head = tl.program_id(2) * heads + tl.arange(0, heads)[None, :, None]
@@ -49,7 +48,8 @@ def _tile(
     else:
         offset = token * positions + position
     place = (picture * 8 + head) * positions + position
-    return offset, placed & (within < size), token, place, placed
+    # NOTE: Triton 3.2 takes no mask that has more places than its pointers.
+    return offset, placed & (within < size), token, within < size, place, placed
 
 
 @jit
@@ -70,12 +70,13 @@ def _similarity_kernel(
     first = tl.program_id(1) * 4 * block_p
     total = tl.zeros((block_p, heads, 1), dtype)
     for start in range(first, tl.minimum(first + 4 * block_p, positions), block_p):
-        offset, valid, token, place, placed = _tile(
+        offset, valid, token, inside, place, placed = _tile(
             start, positions, size, heads, block_p, block_e, channels_last
         )
-        mean = tl.load(gap + token, mask=valid, other=0)
+        mean = tl.load(gap + token, mask=inside, other=0)
         centred = tl.load(x + offset, mask=valid, other=0).to(dtype) - mean
         value = tl.sum(centred * mean, 2, keep_dims=True) * size**-0.5
+        value = tl.where(placed, value, 0)
         tl.store(deviation + place, value, mask=placed)
         total += value * value
     head = tl.program_id(2) * heads + tl.arange(0, heads)[None, :, None]
@@ -288,20 +289,20 @@ def _add_kernel(
     first = tl.program_id(1) * 4 * block_p
     head = tl.program_id(2) * heads + tl.arange(0, heads)[None, :, None]
     for start in range(first, tl.minimum(first + 4 * block_p, positions), block_p):
-        offset, valid, token, place, placed = _tile(
+        offset, valid, token, inside, place, placed = _tile(
             start, positions, size, heads, block_p, block_e, channels_last
         )
         value = tl.load(x + offset, mask=valid, other=0).to(dtype)
         factor = tl.load(similarity + place, mask=placed, other=0)
         if backward:
             factor *= size**-0.5
-            constant = tl.load(scale + token, mask=valid, other=0)
-            constant += tl.load(shift + token, mask=valid, other=0)
+            constant = tl.load(scale + token, mask=inside, other=0)
+            constant += tl.load(shift + token, mask=inside, other=0)
             value += constant / positions
         else:
             factor *= tl.load(scale + tl.program_id(0) * 8 + head)
             factor += tl.load(shift + tl.program_id(0) * 8 + head)
-        value += factor * tl.load(context + token, mask=valid, other=0).to(dtype)
+        value += factor * tl.load(context + token, mask=inside, other=0).to(dtype)
         tl.store(out + offset, value.to(out.dtype.element_ty), mask=valid)
 
 
@@ -337,13 +338,13 @@ def _context_grad_kernel(
     total_scale = tl.zeros((block_p, heads, 1), dtype)
     total_shift = tl.zeros((block_p, heads, 1), dtype)
     for start in range(first, tl.minimum(first + 4 * block_p, positions), block_p):
-        offset, valid, token, place, placed = _tile(
+        offset, valid, token, inside, place, placed = _tile(
             start, positions, size, heads, block_p, block_e, channels_last
         )
         tile = tl.load(grad + offset, mask=valid, other=0).to(dtype)
         similarity = tl.load(deviation + place, mask=placed, other=0)
         total_context += (a * similarity + b) * tile
-        factor = tl.load(context + token, mask=valid, other=0).to(dtype)
+        factor = tl.load(context + token, mask=inside, other=0).to(dtype)
         product = tl.sum(tile * factor, 2, keep_dims=True)
         tl.store(products + place, product, mask=placed)
         total_scale += product * similarity
@@ -388,13 +389,13 @@ def _gap_grad_kernel(
     b = tl.load(twice + tl.program_id(0))
     result = tl.zeros((block_p, heads, block_e), dtype)
     for start in range(first, tl.minimum(first + 4 * block_p, positions), block_p):
-        offset, valid, token, place, placed = _tile(
+        offset, valid, token, inside, place, placed = _tile(
             start, positions, size, heads, block_p, block_e, channels_last
         )
         total = a * tl.load(products + place, mask=placed, other=0)
         total += b * tl.load(deviation + place, mask=placed, other=0)
         tl.store(out + place, total, mask=placed)
-        mean = tl.load(gap + token, mask=valid, other=0)
+        mean = tl.load(gap + token, mask=inside, other=0)
         # gap stands twice in <x - gap, gap>
         result += total * (tl.load(x + offset, mask=valid, other=0).to(dtype) - 2 * mean)
     part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)

@@ -62,9 +62,11 @@ def _row(
     Returns its sum weighted by the taps, and its elements to the left, here and to the right, each
     times value.
     """
-    x += (row * width + column) * channels + channel
+    position = row * width + column
+    x += position * channels + channel
     taps += channel
-    valid = valid & (row >= 0) & (row < height)
+    # NOTE: the row alone is a plain number to Triton 3.2's interpreter, which can't mask with it.
+    valid = valid & (position >= 0) & (position < height * width)
     dtype: tl.constexpr = taps.dtype.element_ty
     left = tl.load(x - channels, mask=valid & (column >= 1), other=0).to(dtype)
     here = tl.load(x, mask=valid, other=0).to(dtype)
