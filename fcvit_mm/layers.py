@@ -180,6 +180,15 @@ class Pointwise(nn.Conv2d):
         return out.permute(0, 3, 1, 2)
 
 
+class GELU(nn.GELU):
+    """In place in a prediction on a CPU, which then needs less memory and seldom new one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not strips.runs_on_cpu(x):
+            return super().forward(x)
+        return torch.ops.aten.gelu_(x)
+
+
 class TokenMixer(nn.Module):
     """Twice: add the global context, then a large depthwise and a pointwise bottleneck.
 
@@ -204,12 +213,12 @@ class TokenMixer(nn.Module):
             return GlobalContext(dim, weighted_context) if global_context else None
 
         def pointwise() -> nn.Sequential:
-            return nn.Sequential(Pointwise(dim, hidden), nn.GELU(), Pointwise(hidden, dim))
+            return nn.Sequential(Pointwise(dim, hidden), GELU(), Pointwise(hidden, dim))
 
         first, second = (DepthwiseConv(dim, kernel) for kernel in kernel_size)
         self.gc1, self.dw1, self.fc1 = context(), first, pointwise()
         self.gc2, self.dw2, self.fc2 = context(), second, pointwise()
-        self.act = nn.GELU()
+        self.act = GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gc1 is not None:
@@ -238,15 +247,13 @@ class ChannelMixer(nn.Module):
         hidden = dim * ratio
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.fc2 = nn.Conv2d(hidden, dim, 1)
         self.drop = nn.Dropout(drop_rate)
 
     def mix(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
         """All layers; so many rows above and below, mere neighbours, are not in the result."""
-        x = self.dwconv(self.fc1(x))
-        if above or below:
-            x = x[:, :, above : x.shape[2] - below]
+        x = strips.without_neighbours(self.dwconv(self.fc1(x)), above, below)
         return self.drop(self.fc2(self.drop(self.act(x))))
 
     def forward(self, x: Tensor) -> Tensor:

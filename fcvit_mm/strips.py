@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -93,6 +94,23 @@ class _InStrips(torch.autograd.Function):
         found = iter(totals)
         grads = (next(found) if parameter.requires_grad else None for parameter in parameters)
         return None, None, grad_x, *grads
+
+
+class _WithoutNeighbours(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, above: int, below: int) -> Tensor:
+        ctx.neighbours = above, below
+        return x[:, :, above : x.shape[2] - below]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # a slice's own gradient is contiguous, and is written a second time for it
+        return F.pad(grad, (0, 0, *ctx.neighbours)), None, None
+
+
+def without_neighbours(x: Tensor, above: int, below: int) -> Tensor:
+    """The rows of a strip itself, (n, d, rows + above + below, W) -> (n, d, rows, W), a view."""
+    return _WithoutNeighbours.apply(x, above, below) if above or below else x
 
 
 def in_strips(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import fcvit_mm
 from fcvit_mm import FCViT, strips
-from fcvit_mm.layers import ChannelMixer
+from fcvit_mm.layers import GELU, ChannelMixer
 
 SMALL = dict(layers=(1, 2, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 3, 2, 2))
 
@@ -135,6 +135,29 @@ def test_strips_are_for_tensors_that_are_larger(grad, monkeypatch):
             assert strips.pay(x, hidden=16) == expected
         assert not strips.pay(x.contiguous(), hidden=16)
         assert not strips.pay(x.bfloat16(), hidden=16)
+
+
+def test_rows_without_neighbours_have_a_gradient_in_their_layout():
+    """A slice's own would be contiguous: two more passes through memory."""
+    x = torch.randn(1, 8, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    for above, below in ((1, 1), (0, 2), (2, 0), (0, 0)):
+        rows = strips.without_neighbours(x, above, below)
+        assert torch.equal(rows, x[:, :, above : 6 - below])
+        (grad,) = torch.autograd.grad(rows, x, torch.ones_like(rows))
+        assert grad.is_contiguous(memory_format=torch.channels_last)
+        assert not grad[:, :, :above].any() and not grad[:, :, 6 - below :].any()
+        assert (grad[:, :, above : 6 - below] == 1).all()
+
+
+def test_gelu_is_in_place_where_no_gradient_is_wanted():
+    x, layer = torch.randn(2, 3, 4, 5), GELU()
+    before, expected = x.clone(), nn.functional.gelu(x)
+    assert torch.equal(layer(x), expected) and torch.equal(x, before)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), expected) and torch.equal(x, before)
+    with torch.no_grad():
+        assert layer(x).data_ptr() == x.data_ptr()
+    assert torch.equal(x, expected)
 
 
 def test_a_prediction_is_cut_into_smaller_strips(monkeypatch):
