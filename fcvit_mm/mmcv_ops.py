@@ -30,6 +30,7 @@ Letters of shapes: B images, C channels, H x W pixels, K boxes, P x Q bins of a 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
@@ -267,9 +268,13 @@ def roi_align_forward(
     bins, settings = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
     if pool_mode == 1:
         usual = _usual(boxes, spatial_scale, features.shape)
-        output[usual] = torch.ops.torchvision.roi_align(
-            features, boxes[usual], spatial_scale, *bins, sampling_ratio, aligned
-        ).to(output)
+
+        def pool(part: Tensor) -> Tensor:
+            return torch.ops.torchvision.roi_align(
+                part, boxes[usual], spatial_scale, *bins, sampling_ratio, aligned
+            )
+
+        output[usual] = _by_threads(pool, features).to(output)
         for k, rows, columns in _unusual(boxes, usual, bins, features.shape, *settings):
             mean = torch.einsum("chw,ph,qw->cpq", features[image[k]], rows, columns)
             output[k] = mean.to(output)
@@ -299,15 +304,15 @@ def roi_align_backward(
     bins, settings = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
     if pool_mode == 1:
         usual = _usual(boxes, spatial_scale, grad_input.shape)
-        result = torch.ops.torchvision._roi_align_backward(
-            grad[usual],
-            boxes[usual],
-            spatial_scale,
-            *bins,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
-        )
+        images, _, *pixels = grad_input.shape
+
+        def spread(part: Tensor) -> Tensor:
+            map_shape = images, part.shape[1], *pixels
+            return torch.ops.torchvision._roi_align_backward(
+                part, boxes[usual], spatial_scale, *bins, *map_shape, sampling_ratio, aligned
+            )
+
+        result = _by_threads(spread, grad[usual])
         for k, rows, columns in _unusual(boxes, usual, bins, grad_input.shape, *settings):
             result[boxes[k, 0].long()] += torch.einsum("cpq,ph,qw->chw", grad[k], rows, columns)
     else:
@@ -315,6 +320,19 @@ def roi_align_backward(
         pixel, weight = _corners(y, x, *grad_input.shape[2:])
         result = _scatter(grad * weight * (y != -1), pixel, boxes, grad_input.shape)
     grad_input.copy_(result)
+
+
+def _by_threads(operator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The operator on x (., C, ., .), which treats channels alike; each thread takes some of them.
+
+    On a CPU torchvision pools boxes on a single thread.
+    """
+    threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+    if threads == 1 or x.shape[1] < threads:
+        return operator(x)
+    parts = [part.contiguous() for part in x.chunk(threads, dim=1)]
+    with ThreadPoolExecutor(threads) as executor:
+        return torch.cat(list(executor.map(operator, parts)), dim=1)
 
 
 def _images(boxes: Tensor, count: int) -> Tensor:

@@ -433,6 +433,23 @@ def test_roi_align_max_equals_loop(aligned: bool, sampling: int) -> None:
     assert_close(features.grad, expected[1], 1e-12)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 5, 8])
+def test_roi_align_has_the_same_bits_on_any_number_of_threads(threads: int) -> None:
+    """Each takes some of the 7 channels; with more threads than channels one takes all."""
+    features = normal(0, 2, 7, HEIGHT, WIDTH).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            output = ops.roi_align(features, ROIS, (3, 2), 0.25, 0, "avg", True)
+            (grad,) = torch.autograd.grad(output, features, normal(1, *output.shape))
+            found.append((output, grad))
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*found, strict=True):
+        assert one.abs().max() > 0.1 and torch.equal(one, several)
+
+
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_roi_align_gradient(aligned: bool, mode: str) -> None:
