@@ -76,7 +76,7 @@ def _similarity_kernel(
         mean = tl.load(gap + token, mask=inside, other=0)
         centred = tl.load(x + offset, mask=valid, other=0).to(dtype) - mean
         value = tl.sum(centred * mean, 2, keep_dims=True) * size**-0.5
-        value = tl.where(placed, value, 0)
+        value = tl.where(placed, value, 0)  # there is a mean beyond the last position, too
         tl.store(deviation + place, value, mask=placed)
         total += value * value
     head = tl.program_id(2) * heads + tl.arange(0, heads)[None, :, None]
