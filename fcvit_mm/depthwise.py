@@ -53,7 +53,9 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    reach = weight.shape[-1] // 2
+    # NOTE: twice, since torch.jit.trace of PyTorch 2.6 takes no single number that it has traced.
+    return F.conv2d(x, weight, bias, padding=(reach, reach), groups=weight.shape[0])
 
 
 class _DepthwiseConv(torch.autograd.Function):
