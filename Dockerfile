@@ -1,0 +1,45 @@
+# An image that trains, tests and demonstrates; the context is a clone of the repository.
+#
+#   docker build --tag fcvit-mm .
+#   docker run --name demo fcvit-mm
+#   docker cp demo:/home/fcvit/work_dirs .
+#   docker run --rm fcvit-mm train fcvit_mm::detection/mask_rcnn_fcvit_s12_coco.py
+#
+# For NVIDIA GPUs:
+#
+#   docker build --tag fcvit-mm:cuda \
+#       --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 \
+#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+#   docker run --rm --gpus all --ipc host fcvit-mm:cuda
+ARG BASE=python:3.12-slim
+FROM ${BASE}
+
+# PyTorch's package index: the builds for CPUs are a tenth of those for CUDA.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+ENV DEBIAN_FRONTEND=noninteractive \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PATH=/opt/fcvit/bin:$PATH
+
+# OpenCV needs libgl1 and libglib2.0; a CUDA base has no Python.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
+    && { command -v python3 || apt-get install --yes --no-install-recommends python3 python3-venv; } \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/fcvit \
+    && useradd --create-home --uid 10001 fcvit
+
+# A layer of its own: PyTorch is downloaded once, not after every change of the package.
+# hadolint ignore=DL3013
+RUN pip install torch torchvision --index-url "$TORCH_INDEX"
+
+COPY . /src
+RUN pip install '/src[openmmlab,demo]'
+
+USER 10001
+WORKDIR /home/fcvit
+
+ENTRYPOINT ["python", "-m", "fcvit_mm"]
+CMD ["demo"]
