@@ -2,16 +2,17 @@
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
 #   make app [TASK=... | CONFIG=... CHECKPOINT=...]
 #   make chain
-#   make test, make test-official, make test-matrix, make test-long, make lint
+#   make test, make test-official, make test-matrix, make test-long, make lint, make docs
 PYTHON ?= python3
 TASK ?= detection
 DATA ?= shapes
 
 VENV := .venv
 OFFICIAL := .venv-official
-BIN := $(VENV)/bin
+# a virtual environment of Windows has another folder
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: demo check-demo app chain test test-official test-matrix test-long lint format clean
+.PHONY: demo check-demo app chain test test-official test-matrix test-long lint format docs clean
 
 demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
@@ -61,6 +62,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The documentation site, in site/. A broken link or a name that has no docstring is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m mkdocs build --strict
+
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or later is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -83,4 +88,4 @@ $(OFFICIAL)/installed: $(VENV)/installed tests/share_packages.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL)
+	rm -rf $(VENV) $(OFFICIAL) site
