@@ -24,8 +24,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fcvit_mm import FCViT, runtime, triton_ops
-from fcvit_mm.benchmark import medians
+from fcvit_mm import FCViT
+from fcvit_mm.analysis.benchmark import medians
+from fcvit_mm.engine import runner
+from fcvit_mm.ops import dispatch
 
 ROOT = Path(__file__).parents[1]
 PlainFCViT = runpy.run_path(str(ROOT / "tests/plain.py"))["PlainFCViT"]
@@ -86,7 +88,7 @@ def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
     """The run with the kernels off; which of them were faster stays known."""
 
     def call() -> None:
-        state = triton_ops._State
+        state = dispatch._State
         before, state.on = state.on, False
         try:
             run()
@@ -109,9 +111,9 @@ def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
 
 
 def layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
-    triton_ops.use(True, timer=lambda form, run: form == "plain")  # whether faster or not
+    dispatch.use(True, timer=lambda form, run: form == "plain")  # whether faster or not
     yield from _layers(dtype, repeats)
-    triton_ops.use(True)
+    dispatch.use(True)
 
 
 def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
@@ -177,7 +179,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     from mmdet.testing import demo_mm_inputs
 
     init_default_scope("mmdet")
-    cfg = runtime.load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
+    cfg = runner.load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
     cfg.model.backbone.init_cfg = None
     data = demo_mm_inputs(
         BATCH, [(3, *SIZE)] * BATCH, num_items=[8] * BATCH, with_mask=True, num_classes=80
@@ -205,7 +207,7 @@ MEASURES = {f.__name__: f for f in (ceilings, layers, backbone, mask_rcnn)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
-    parser.add_argument("--repeats", type=runtime.whole_number(1), default=9)
+    parser.add_argument("--repeats", type=runner.whole_number(1), default=9)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     args = parser.parse_intermixed_args()
     for name in args.measures:
@@ -214,7 +216,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no GPU was found; benchmarks/speed.py measures on a CPU")
     torch.backends.cudnn.benchmark = True
-    triton_ops.use(True)
+    dispatch.use(True)
     print(
         f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {args.dtype}, "
         f"FCViT-{ARCH}, {BATCH}x3x{SIZE[0]}x{SIZE[1]}, medians of {args.repeats}\n"

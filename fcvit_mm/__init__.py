@@ -15,16 +15,17 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
-from . import mim, mmcv_ops
-from .backbone import FCViT
-from .checkpoint import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
-from .fuse import fuse
-from .mim import config_path
-from .nonfinite import NonFiniteError, NonFiniteLossHook
-from .optim import FCViTLayerDecayOptimWrapperConstructor
-from .resume import make_mmengine_write_whole_files
+from .checkpoint.reader import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
+from .engine.hooks.non_finite_loss_hook import NonFiniteError, NonFiniteLossHook
+from .engine.layer_decay import FCViTLayerDecayOptimWrapperConstructor
+from .engine.resume import make_mmengine_write_whole_files
+from .mmcv_ext import import_hook
+from .models.fcvit import FCViT
+from .models.fuse import fuse
+from .utils import mim
+from .utils.mim import config_path
 
-mmcv_ops.install()
+import_hook.install()
 make_mmengine_safe()
 make_mmengine_write_whole_files()
 mim.install()

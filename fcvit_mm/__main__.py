@@ -4,7 +4,7 @@ import os
 import runpy
 import sys
 
-from .mim import MIM
+from .utils.mim import MIM
 
 
 def main() -> None:

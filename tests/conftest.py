@@ -40,7 +40,7 @@ def make_smallest(model: Any) -> None:
 @pytest.fixture(scope="session")
 def example_data(tmp_path_factory) -> Path:
     """A directory with data/shapes and data/shapes_classification, 8 and 4 pictures each."""
-    from fcvit_mm import shapes
+    from fcvit_mm.datasets import shapes
 
     directory = tmp_path_factory.mktemp("example")
     data = directory / "data"
@@ -95,12 +95,12 @@ def predictors(weights) -> dict:
     import torch
     from test_inferencers import CONFIGS
 
-    from fcvit_mm import runtime
-    from fcvit_mm.predict import Predictor
+    from fcvit_mm.apis.predictor import Predictor
+    from fcvit_mm.engine import runner
 
     found = {}
     for scope, config in CONFIGS.items():
         options = {"model.test_cfg.rcnn.score_thr": 0.0} if scope == "mmdet" else None
-        cfg = runtime.load_config(str(config), options)
+        cfg = runner.load_config(str(config), options)
         found[scope] = Predictor(cfg, weights[scope], torch.device("cpu"))
     return found

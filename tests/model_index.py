@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
-from fcvit_mm.cost import SIZES, build, multiply_adds
-from fcvit_mm.runtime import DRIVE, RELEASED_WEIGHTS
+from fcvit_mm.analysis.complexity import SIZES, build, multiply_adds
+from fcvit_mm.engine.runner import DRIVE, RELEASED_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 ARXIV = "https://arxiv.org/abs/"
@@ -85,9 +85,9 @@ DATA = {
     "ade20k": "ADE20K",
     "cityscapes": "Cityscapes",
     "coco": "COCO",
-    "coins": "fcvit_mm.coins",
+    "coins": "fcvit_mm.datasets.coins",
     "in1k": "ImageNet-1k",
-    "shapes": "fcvit_mm.shapes",
+    "shapes": "fcvit_mm.datasets.shapes",
 }
 
 

@@ -7,7 +7,7 @@ of the released weights, so that a state dict of FCViT fits.
 import torch
 from torch import Tensor, nn
 
-from fcvit_mm.arch import get_arch
+from fcvit_mm.models.arch import get_arch
 
 HEADS = 8
 

@@ -20,12 +20,12 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from fcvit_mm import logs
+from fcvit_mm.analysis import logs
 
 # A server that has imported everything, and is forked for each training.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["fcvit_mm.runtime", "runpy", "torch", "mmdet.apis", "mmdet.evaluation", "mmseg.apis"]
+    ["fcvit_mm.engine.runner", "runpy", "torch", "mmdet.apis", "mmdet.evaluation", "mmseg.apis"]
 )
 
 

@@ -9,7 +9,7 @@ from numpy.random import RandomState
 from released import GOLDEN, KEYS, fill, golden_input, imagenet_state_dict
 
 from fcvit_mm import FCViT
-from fcvit_mm.arch import ALIASES, ARCHS, get_arch
+from fcvit_mm.models.arch import ALIASES, ARCHS, get_arch
 
 pytestmark = pytest.mark.official
 

@@ -13,9 +13,10 @@ from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 from torch import Tensor, nn
 
-from fcvit_mm import FCViT, benchmark
-from fcvit_mm.benchmark import PREDICTION, TRAINING, Subject
-from fcvit_mm.runtime import ConfigError
+from fcvit_mm import FCViT
+from fcvit_mm.analysis import benchmark
+from fcvit_mm.analysis.benchmark import PREDICTION, TRAINING, Subject
+from fcvit_mm.engine.runner import ConfigError
 
 CPU = torch.device("cpu")
 

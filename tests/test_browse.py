@@ -14,8 +14,11 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from test_tools import assert_sentence
 
-from fcvit_mm import browse, draw, runtime, shapes
-from fcvit_mm.data_checks import dicts
+from fcvit_mm.analysis import browse_dataset
+from fcvit_mm.datasets import shapes
+from fcvit_mm.datasets.checks import dicts
+from fcvit_mm.engine import runner
+from fcvit_mm.visualization import draw
 
 CONFIGS = {
     "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -29,13 +32,13 @@ def load(example_data, monkeypatch):
     monkeypatch.chdir(example_data)
 
     def config(task: str) -> Config:
-        return runtime.load_config(str(ROOT / "configs" / CONFIGS[task]))
+        return runner.load_config(str(ROOT / "configs" / CONFIGS[task]))
 
     return config
 
 
 def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
-    looks = browse.run(load("detection"), "val", 3, tmp_path)
+    looks = browse_dataset.run(load("detection"), "val", 3, tmp_path)
     content = json.loads((example_data / "data/shapes/annotations/instances_val.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     for found, image in zip(looks, content["images"], strict=False):
@@ -60,21 +63,21 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
 
 
 def test_pixels_are_those_of_the_label_map(load, example_data, tmp_path):
-    (found,) = browse.run(load("segmentation"), "val", 1, tmp_path)
+    (found,) = browse_dataset.run(load("segmentation"), "val", 1, tmp_path)
     labels = cv2.imread(found.path.replace("images", "label_maps"), cv2.IMREAD_UNCHANGED)
     expected = {n: int((labels == i).sum()) for i, n in enumerate(shapes.SEMANTIC_CLASSES)}
     assert found.contents == {name: n for name, n in expected.items() if n}
 
 
 def test_classes_of_folders(load, tmp_path):
-    for found in browse.run(load("classification"), "val", 4, tmp_path):
+    for found in browse_dataset.run(load("classification"), "val", 4, tmp_path):
         assert list(found.contents) == [found.path.split("/")[-2]]
 
 
 def test_same_seed_same_pictures(load, tmp_path):
     """The training pipeline crops and flips."""
     looks = {
-        name: browse.run(load("segmentation"), "train", 6, tmp_path / name, seed)
+        name: browse_dataset.run(load("segmentation"), "train", 6, tmp_path / name, seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     }
     same = [np.array_equal(a.drawn, b.drawn) for a, b in zip(looks["a"], looks["b"], strict=True)]
@@ -95,7 +98,7 @@ def test_the_seed_holds_for_every_generator(load, tmp_path, monkeypatch):
     def colour(seed: int) -> list[int]:
         cfg = load("classification")
         cfg.val_dataloader.dataset.pipeline.insert(1, dict(type="Shade", _scope_="mmengine"))
-        (found,) = browse.run(cfg, "val", 1, tmp_path, seed)
+        (found,) = browse_dataset.run(cfg, "val", 1, tmp_path, seed)
         return found.drawn[-1, -1].tolist()
 
     first, again, other = colour(0), colour(0), colour(1)
@@ -105,7 +108,7 @@ def test_the_seed_holds_for_every_generator(load, tmp_path, monkeypatch):
 def test_a_picture_that_needs_no_enlarging(load, tmp_path):
     cfg = load("classification")
     cfg.val_dataloader.dataset.pipeline.insert(1, dict(type="Resize", scale=(600, 520)))
-    (found,) = browse.run(cfg, "val", 1, tmp_path)
+    (found,) = browse_dataset.run(cfg, "val", 1, tmp_path)
     assert found.size == (600, 520) and found.drawn.shape == (520, 600, 3)
     # the name is white on black
     assert found.drawn[:40].min() == 0 and found.drawn[:40].max() == 255
@@ -113,9 +116,9 @@ def test_a_picture_that_needs_no_enlarging(load, tmp_path):
 
 def test_an_empty_data_set(load, tmp_path, monkeypatch):
     cfg = load("classification")
-    monkeypatch.setattr(browse, "build_dataset", lambda cfg, split: [])
-    with pytest.raises(runtime.ConfigError, match="val_dataloader.dataset has no items"):
-        browse.run(cfg, "val", 1, tmp_path / "out")
+    monkeypatch.setattr(browse_dataset, "build_dataset", lambda cfg, split: [])
+    with pytest.raises(runner.ConfigError, match="val_dataloader.dataset has no items"):
+        browse_dataset.run(cfg, "val", 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +129,7 @@ def test_a_picture_that_the_pipeline_has_normalised_is_visible():
 
 
 def test_the_whole_picture_fits_amid_grey():
-    cell = browse.fit(np.zeros((10, 40, 3), np.uint8), 80)
+    cell = browse_dataset.fit(np.zeros((10, 40, 3), np.uint8), 80)
     assert cell.shape == (80, 80, 3)
     assert (cell[30:50] == 0).all() and (cell[:30] == 238).all() and (cell[50:] == 238).all()
 
@@ -157,5 +160,5 @@ def test_a_picture_that_is_none(load, example_data, tmp_path):
     for _, node in dicts(cfg._cfg_dict):
         if node.get("data_root"):
             node["data_root"] = str(broken)
-    with pytest.raises(runtime.ConfigError, match="the pipeline fails on item 0"):
-        browse.run(cfg, "train", 1, tmp_path / "out")
+    with pytest.raises(runner.ConfigError, match="the pipeline fails on item 0"):
+        browse_dataset.run(cfg, "train", 1, tmp_path / "out")

@@ -10,7 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from test_configs import differences
 
-from fcvit_mm import chain, read_checkpoint, shapes
+from fcvit_mm import read_checkpoint
+from fcvit_mm.datasets import shapes
+from fcvit_mm.demos import transfer
 
 DENSE = {
     "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -63,7 +65,8 @@ def test_every_tensor_of_the_pretrained_backbone_arrives(finished, task):
 def test_the_starts_differ_in_nothing_but_the_weights(finished, task):
     work, _ = finished
     random, pretrained = (
-        Config.fromfile(next((work / f"{task}_{start}_5").glob("*.py"))) for start in chain.STARTS
+        Config.fromfile(next((work / f"{task}_{start}_5").glob("*.py")))
+        for start in transfer.STARTS
     )
     assert random.model.backbone.init_cfg is None
     assert differences(random._cfg_dict, pretrained._cfg_dict) == {
@@ -81,7 +84,7 @@ def test_figures_plot_and_table(finished):
     assert results["seeds"] == [5]
     assert results["iterations"] == {"pretraining": 3, "training": 2}
     for task, names in FIGURES.items():
-        for start in chain.STARTS:
+        for start in transfer.STARTS:
             curve = results[task][start]["5"]
             assert curve[-1][0] == 2 and set(curve[-1][1]) == names
     for name in ("box mAP", "mask mAP", "mIoU"):
@@ -92,10 +95,10 @@ def test_figures_plot_and_table(finished):
 
 
 def test_the_table_is_of_the_last_evaluations():
-    def curves(*last: float) -> dict[int, chain.Curve]:
+    def curves(*last: float) -> dict[int, transfer.Curve]:
         return {seed: [(1, {"mIoU": 0.9}), (2, {"mIoU": v})] for seed, v in enumerate(last)}
 
-    lines = chain.table(
+    lines = transfer.table(
         {"segmentation": {"random": curves(0.1, 0.2, 0.3), "pretrained": curves(0.5, 0.5, 0.8)}}
     ).splitlines()
     assert lines[2:5] == [

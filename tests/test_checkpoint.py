@@ -21,7 +21,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from released import imagenet_state_dict, timm_checkpoint
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
-from fcvit_mm.checkpoint import check_fit, convert_checkpoint, infer_arguments, sha256
+from fcvit_mm.checkpoint.reader import check_fit, convert_checkpoint, infer_arguments, sha256
 
 pytestmark = pytest.mark.official
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from fcvit_mm import coins
+from fcvit_mm.datasets import coins
 
 
 @pytest.fixture(scope="module")

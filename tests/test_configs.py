@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from fcvit_mm.optim import layer_ids
-from fcvit_mm.runtime import adapt, enable_tta
+from fcvit_mm.engine.layer_decay import layer_ids
+from fcvit_mm.engine.runner import adapt, enable_tta
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LEAVES = sorted(

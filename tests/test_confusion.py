@@ -10,7 +10,9 @@ import torch
 from test_inferencers import CONFIGS
 from test_tools import TEST, assert_sentence
 
-from fcvit_mm import confusion, runtime, shapes
+from fcvit_mm.datasets import shapes
+from fcvit_mm.engine import runner
+from fcvit_mm.evaluation import confusion_matrix
 
 RANDOM = np.random.default_rng(0)
 
@@ -50,7 +52,7 @@ def random_boxes(n: int) -> np.ndarray:
 @pytest.mark.official
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5])
 def test_detections_against_plain_loops(tmp_path, threshold):
-    metric = confusion.ConfusionMatrix(str(tmp_path / "m"), 0.25, threshold)
+    metric = confusion_matrix.ConfusionMatrix(str(tmp_path / "m"), 0.25, threshold)
     metric.dataset_meta = {"classes": ("a", "b", "c")}
     expected = np.zeros((4, 4), int)
     for objects, detections in ((5, 9), (0, 4), (3, 0), (6, 12), (8, 30)):
@@ -83,7 +85,7 @@ def sample(labels, scores, boxes, truth, ignored=()) -> dict:
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_detections_in_a_crowd_are_no_false_alarms(tmp_path, masks):
-    metric = confusion.ConfusionMatrix(str(tmp_path / "m"), masks=masks)
+    metric = confusion_matrix.ConfusionMatrix(str(tmp_path / "m"), masks=masks)
     metric.dataset_meta = {"classes": ("a",)}
     boxes = [[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]]
     crowd = [[18.0, 18, 40, 40]]
@@ -95,12 +97,12 @@ def test_detections_in_a_crowd_are_no_false_alarms(tmp_path, masks):
                 mask[box[1] : box[3], box[0] : box[2]] = True
             one[key] = {"masks": found, **{k: v for k, v in one[key].items() if k != "bboxes"}}
     metric.process(None, [one])
-    assert confusion.total(metric.results).tolist() == [[1, 0], [1, 0]]
+    assert confusion_matrix.total(metric.results).tolist() == [[1, 0], [1, 0]]
 
 
 def test_pictures_that_a_sampler_repeats_count_once(tmp_path):
     """Several processes get as many pictures each; MMEngine cuts off the surplus."""
-    metric = confusion.ConfusionMatrix(str(tmp_path / "m"))
+    metric = confusion_matrix.ConfusionMatrix(str(tmp_path / "m"))
     metric.dataset_meta = {"classes": ("a", "b")}
     truth = torch.tensor([[[0, 1]]])
     for predicted in ([0, 1], [1, 1], [0, 0], [0, 1]):
@@ -122,7 +124,7 @@ def test_pictures_that_a_sampler_repeats_count_once(tmp_path):
     ],
 )
 def test_what_is_missing_is_named(tmp_path, part, key, words):
-    metric = confusion.ConfusionMatrix(str(tmp_path / "m"), masks=key == "masks")
+    metric = confusion_matrix.ConfusionMatrix(str(tmp_path / "m"), masks=key == "masks")
     metric.dataset_meta = {"classes": ("a",)}
     if key is None:
         one = {name: {"data": torch.zeros(1, 1, 2)} for name in ("pred_sem_seg", "gt_sem_seg")}
@@ -133,7 +135,7 @@ def test_what_is_missing_is_named(tmp_path, part, key, words):
         for name in ("pred_instances", "gt_instances"):
             one[name]["masks"] = torch.ones(1, 1, 1, dtype=torch.bool)
         del one[part][key]
-    with pytest.raises(runtime.ConfigError, match=words):
+    with pytest.raises(runner.ConfigError, match=words):
         metric.process(None, [one])
 
 
@@ -141,9 +143,9 @@ def test_overlaps_of_masks():
     a, b = torch.zeros(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
     a[0, :, :2] = True
     b[0, :2] = True
-    assert confusion.overlaps(a, b).item() == pytest.approx(4 / 12)
-    assert confusion.overlaps(a, b, of_first=True).item() == pytest.approx(4 / 8)
-    assert confusion.overlaps(a, b[:0]).shape == (1, 0)
+    assert confusion_matrix.overlaps(a, b).item() == pytest.approx(4 / 12)
+    assert confusion_matrix.overlaps(a, b, of_first=True).item() == pytest.approx(4 / 8)
+    assert confusion_matrix.overlaps(a, b[:0]).shape == (1, 0)
 
 
 def test_pixels_against_plain_loops():
@@ -154,12 +156,12 @@ def test_pixels_against_plain_loops():
         if truth[i, j] != 255:
             expected[truth[i, j], labels[i, j]] += 1
     matrix = np.zeros((3, 3), np.int64)
-    confusion.count_pixels(matrix, labels, truth)
+    confusion_matrix.count_pixels(matrix, labels, truth)
     assert np.array_equal(matrix, expected)
 
 
 def test_figures_by_class():
-    rows = confusion.figures(np.array([[6, 2, 0], [1, 0, 3], [0, 0, 0]]), ["a", "b", "c"])
+    rows = confusion_matrix.figures(np.array([[6, 2, 0], [1, 0, 3], [0, 0, 0]]), ["a", "b", "c"])
     assert rows[0] == {"class": "a", "precision": 6 / 7, "recall": 6 / 8, "iou": 6 / 9}
     assert rows[1] == {"class": "b", "precision": 0, "recall": 0, "iou": 0}
     assert rows[2] == {"class": "c", "precision": 0, "recall": None, "iou": 0}
@@ -169,13 +171,13 @@ def test_figures_by_class():
 def test_plots_of_few_and_many_classes(tmp_path, n):
     matrix = RANDOM.integers(0, 50, (n, n)) + np.eye(n, dtype=int) * 5000
     content = {"classes": [f"class {i}" for i in range(n)], "matrix": matrix.tolist()}
-    confusion.write(content, tmp_path / "m")
+    confusion_matrix.write(content, tmp_path / "m")
     picture = cv2.imread(str(tmp_path / "m.png"))
     assert 400 < picture.shape[0] < 3200 and picture.std() > 10
-    figure = confusion.draw(matrix, content["classes"])
+    figure = confusion_matrix.draw(matrix, content["classes"])
     # counts are written where they fit
     assert len(figure.axes[0].texts) == (16 if n == 4 else 0)
-    confusion.pyplot.close(figure)
+    confusion_matrix.pyplot.close(figure)
 
 
 @pytest.mark.official
@@ -216,7 +218,7 @@ def test_as_an_evaluator_of_a_config(tool, weights, tmp_path):
     config = tmp_path / "mine.py"
     config.write_text(
         f"_base_ = {str(CONFIGS['mmseg'])!r}\n"
-        "custom_imports = dict(imports=['fcvit_mm.confusion'])\n"
+        "custom_imports = dict(imports=['fcvit_mm.evaluation.confusion_matrix'])\n"
         f"test_evaluator = [dict(type='ConfusionMatrix', out={str(tmp_path / 'm')!r})]\n"
     )
     result = tool(
@@ -230,9 +232,9 @@ def test_as_an_evaluator_of_a_config(tool, weights, tmp_path):
 def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     result = tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--masks")
     assert_sentence(result, "--masks", "not of a model with masks")
-    cfg = runtime.load_config(str(CONFIGS["mmpretrain"]))
-    with pytest.raises(runtime.ConfigError, match="is a classifier"):
-        confusion.run(cfg, weights["mmpretrain"], tmp_path / "m")
+    cfg = runner.load_config(str(CONFIGS["mmpretrain"]))
+    with pytest.raises(runner.ConfigError, match="is a classifier"):
+        confusion_matrix.run(cfg, weights["mmpretrain"], tmp_path / "m")
     assert_sentence(
         tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmdet"], "--out", tmp_path / "m"),
         "does not fit the model",

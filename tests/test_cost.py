@@ -14,16 +14,18 @@ from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 from torch import nn
 
-from fcvit_mm import FCViT, cost, strips
-from fcvit_mm.layers import NUM_HEADS, GlobalContext
-from fcvit_mm.runtime import ConfigError, load_config
+from fcvit_mm import FCViT
+from fcvit_mm.analysis import complexity
+from fcvit_mm.engine.runner import ConfigError, load_config
+from fcvit_mm.models.layers import NUM_HEADS, GlobalContext
+from fcvit_mm.ops import row_tiling
 
 SIZE = (64, 96)
 CPU = torch.device("cpu")
 
 
 def built(scope: str) -> nn.Module:
-    return cost.build(load_config(str(CONFIGS[scope])))
+    return complexity.build(load_config(str(CONFIGS[scope])))
 
 
 # ------------------------------------------------------------------------------ multiply-adds
@@ -58,8 +60,8 @@ def by_hand(model: nn.Module, scope: str, size: tuple[int, int]) -> Counter:
         if isinstance(module, kinds)
     ]
     with torch.no_grad():
-        cost.run_prediction(
-            model, torch.rand(1, 3, *size), cost.example_samples(scope, size, 1, CPU)
+        complexity.run_prediction(
+            model, torch.rand(1, 3, *size), complexity.example_samples(scope, size, 1, CPU)
         )
     for handle in handles:
         handle.remove()
@@ -70,7 +72,7 @@ def by_hand(model: nn.Module, scope: str, size: tuple[int, int]) -> Counter:
 @pytest.mark.parametrize("scope", CONFIGS)
 def test_parameters_and_multiply_adds_are_those_counted_by_hand(scope):
     model = built(scope)
-    measured = cost.measure(model, scope, SIZE)
+    measured = complexity.measure(model, scope, SIZE)
     expected = by_hand(model, scope, SIZE)
     assert measured.total.multiply_adds == expected.total() > 1e7
     assert measured.total.parameters == sum(p.numel() for p in model.parameters())
@@ -85,7 +87,7 @@ def test_parameters_and_multiply_adds_are_those_counted_by_hand(scope):
         parameters = [p for name, p in model.named_parameters() if name.startswith(starts)]
         assert rows[f"backbone: {part}"].multiply_adds == sum(numbers) > 0
         assert rows[f"backbone: {part}"].parameters == sum(p.numel() for p in parameters)
-    for part in rows.keys() - {f"backbone: {part}" for part in belongs} - {cost.REST}:
+    for part in rows.keys() - {f"backbone: {part}" for part in belongs} - {complexity.REST}:
         start = part.replace(": ", ".") + "."
         assert rows[part].multiply_adds == sum(
             n for name, n in expected.items() if name.startswith(start)
@@ -105,23 +107,24 @@ def test_attention_counts_as_its_products():
     n, d = 6 * 4, 32
     # four projections of each token; each token's similarity to each, and the sums by it
     assert (
-        cost.multiply_adds(Attention().eval(), "mmpretrain", (6, 4)) == 4 * n * d**2 + 2 * n**2 * d
+        complexity.multiply_adds(Attention().eval(), "mmpretrain", (6, 4))
+        == 4 * n * d**2 + 2 * n**2 * d
     )
 
 
 def test_rows_that_strips_compute_twice_count_once(monkeypatch):
     model = FCViT("tiny").eval()
-    expected = cost.multiply_adds(model, "mmpretrain", SIZE)
+    expected = complexity.multiply_adds(model, "mmpretrain", SIZE)
     assert expected == by_hand(model, "mmpretrain", SIZE).total()
-    monkeypatch.setattr(strips, "PREDICTION_BYTES", 2**12)
+    monkeypatch.setattr(row_tiling, "PREDICTION_BYTES", 2**12)
     assert by_hand(model, "mmpretrain", SIZE).total() > 1.1 * expected
-    assert cost.multiply_adds(model, "mmpretrain", SIZE) == expected
+    assert complexity.multiply_adds(model, "mmpretrain", SIZE) == expected
 
 
 def test_the_backbone_is_linear_in_the_pixels():
     model = FCViT("tiny").eval()
     small, large = (
-        cost.multiply_adds(model, "mmpretrain", size) for size in ((64, 64), (128, 192))
+        complexity.multiply_adds(model, "mmpretrain", size) for size in ((64, 64), (128, 192))
     )
     # but for the context vectors' linear layers, of which there is one an image
     constant = sum(
@@ -133,8 +136,8 @@ def test_the_backbone_is_linear_in_the_pixels():
 # ------------------------------------------------------------------------------------- memory
 
 
-def memory() -> cost.Memory:
-    return cost.Memory(cost.Watch({}), [])
+def memory() -> complexity.Memory:
+    return complexity.Memory(complexity.Watch({}), [])
 
 
 def test_memory_counts_each_tensor_while_it_is_there():
@@ -151,13 +154,13 @@ def test_memory_counts_each_tensor_while_it_is_there():
         assert found.now == 8000
         c += 1  # in place
         assert (found.now, found.peak) == (8000, 12000)
-        assert found.kept() == {cost.REST: 8000}
+        assert found.kept() == {complexity.REST: 8000}
     del c
 
 
 def test_memory_leaves_out_what_was_there():
     x, weight = torch.rand(10, 10), torch.rand(10, 10)
-    with cost.Memory(cost.Watch({}), [x, weight]) as found:
+    with complexity.Memory(complexity.Watch({}), [x, weight]) as found:
         views = x.view(100), weight.mT
         assert found.now == found.peak == 0
         product = x @ weight
@@ -167,13 +170,13 @@ def test_memory_leaves_out_what_was_there():
 
 def test_what_is_kept_is_what_autograd_saves(monkeypatch):
     """Against the hooks of autograd, with strips and without, which keeps twice as much."""
-    monkeypatch.setattr(strips, "TRAINING_BYTES", 2**12)
+    monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 2**12)
     found = {}
     for model in (FCViT("tiny"), PlainFCViT("tiny")):
         x = torch.rand(2, 3, *SIZE)
-        cost.keep_statistics(model)
+        complexity.keep_statistics(model)
         expected = saved_bytes(model, x)
-        found[type(model)] = cost.kept_for_backward(model.eval(), x, []).total()
+        found[type(model)] = complexity.kept_for_backward(model.eval(), x, []).total()
         assert found[type(model)] == pytest.approx(expected, rel=0.01)
         assert not model.training
     assert found[FCViT] < 0.5 * found[PlainFCViT]
@@ -188,17 +191,17 @@ def test_a_single_position_is_no_obstacle_to_training():
 
     modes: list[bool] = []
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), Seen()).eval()
-    assert cost.kept_for_backward(model, torch.rand(1, 3, 4, 4), []).total() > 0
+    assert complexity.kept_for_backward(model, torch.rand(1, 3, 4, 4), []).total() > 0
     assert modes == [True] and not model.training
 
 
 def test_what_is_kept_belongs_to_the_part_that_made_it():
     model = FCViT("tiny").eval()
-    kept = cost.kept_for_backward(model, torch.rand(1, 3, *SIZE), [])
+    kept = complexity.kept_for_backward(model, torch.rand(1, 3, *SIZE), [])
     del model.network[1:]
     del model.norm2, model.norm4, model.norm6
     model.out_indices = (0,)
-    shallow = cost.kept_for_backward(model, torch.rand(1, 3, *SIZE), [])
+    shallow = complexity.kept_for_backward(model, torch.rand(1, 3, *SIZE), [])
     for part in ("stem", "stage 1"):
         assert kept[part] == shallow[part] > 0
     assert not any(shallow[f"stage {i}"] for i in (2, 3, 4))
@@ -206,7 +209,7 @@ def test_what_is_kept_belongs_to_the_part_that_made_it():
 
 def test_the_peak_of_a_prediction():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 2, 1)).eval()
-    found = cost.peak_in_prediction(model, torch.rand(1, 3, 5, 7), [])
+    found = complexity.peak_in_prediction(model, torch.rand(1, 3, 5, 7), [])
     # in- and output of a layer are there together, but for the picture
     maps = [4 * 35 * channels for channels in (8, 8 + 2, 2 + 2)]
     assert [found.peaks[name] for name in "012"] == maps and found.peak == max(maps)
@@ -216,7 +219,7 @@ def test_the_peak_of_a_prediction():
 
 
 class Inner(nn.Module):
-    def forward(self, watch: cost.Watch) -> str:
+    def forward(self, watch: complexity.Watch) -> str:
         if watch.part != "b":
             raise ValueError(watch.part)
         return watch.part
@@ -227,44 +230,44 @@ class Outer(nn.Module):
         super().__init__()
         self.inner = Inner()
 
-    def forward(self, watch: cost.Watch) -> list[str]:
+    def forward(self, watch: complexity.Watch) -> list[str]:
         # directly, as MMSegmentation calls its heads
         return [watch.part, self.inner.forward(watch), watch.part]
 
 
 def test_a_watch_knows_the_innermost_part_and_leaves_no_trace():
     outer = Outer()
-    with cost.Watch({"b": [outer.inner], "a": [outer]}) as watch:
-        assert outer(watch) == ["a", "b", "a"] and watch.part == cost.REST
-        other = cost.Watch({})
-        with pytest.raises(ValueError, match=cost.REST):
+    with complexity.Watch({"b": [outer.inner], "a": [outer]}) as watch:
+        assert outer(watch) == ["a", "b", "a"] and watch.part == complexity.REST
+        other = complexity.Watch({})
+        with pytest.raises(ValueError, match=complexity.REST):
             outer(other)
-        assert watch.part == cost.REST
+        assert watch.part == complexity.REST
     assert not any("forward" in vars(module) for module in outer.modules())
 
 
 @pytest.mark.parametrize("size", [(64, 96), (100, 75), (33, 200)])
 def test_strides_are_the_backbones(size):
     model = FCViT("tiny").eval()
-    shapes = cost.count(model, "mmpretrain", size).shapes
-    strides = [cost.stride_of(shapes[f"stage {i}"][0][2:], size) for i in range(1, 5)]
+    shapes = complexity.count(model, "mmpretrain", size).shapes
+    strides = [complexity.stride_of(shapes[f"stage {i}"][0][2:], size) for i in range(1, 5)]
     assert tuple(strides) == model.strides
     assert [shapes[f"stage {i}"][0][1] for i in range(1, 5)] == list(model.out_channels)
 
 
 def test_what_is_no_map_of_the_picture_has_no_stride():
-    assert cost.stride_of((3, 100), (64, 64)) is None
+    assert complexity.stride_of((3, 100), (64, 64)) is None
 
 
 def test_outputs_are_written_with_channels_once():
     outputs = [
-        cost.Output((1, 64, 32, 48), 4),
-        cost.Output((1, 64, 16, 24), 8),
-        cost.Output((1, 5, 32, 48), 4),
-        cost.Output((100, 8), None),
-        cost.Output((1, 300, 8), None),
+        complexity.Output((1, 64, 32, 48), 4),
+        complexity.Output((1, 64, 16, 24), 8),
+        complexity.Output((1, 5, 32, 48), 4),
+        complexity.Output((100, 8), None),
+        complexity.Output((1, 300, 8), None),
     ]
-    assert cost.as_text([*outputs, *outputs]) == [
+    assert complexity.as_text([*outputs, *outputs]) == [
         ("64: 32x48 16x24", "4 8"), ("5: 32x48", "4"), ("100x8", ""), ("300x8", ""),
     ]  # fmt: skip
 
@@ -277,11 +280,11 @@ def test_outputs_are_written_with_channels_once():
 def test_a_model_learns_from_the_example(scope):
     """A loss with a gradient for every part of the model, for two pictures of an odd size."""
     model, size = built(scope).train(), (41, 67)
-    inputs, samples = torch.rand(2, 3, *size), cost.example_samples(scope, size, 2, CPU)
-    loss = cost.run_loss(model, inputs, samples)
+    inputs, samples = torch.rand(2, 3, *size), complexity.example_samples(scope, size, 2, CPU)
+    loss = complexity.run_loss(model, inputs, samples)
     loss.backward()
     assert loss.isfinite() and loss > 0
-    for name, modules in cost.parts_of(model).items():
+    for name, modules in complexity.parts_of(model).items():
         parameters = [p for module in modules for p in module.parameters()]
         assert not parameters or any(p.grad is not None and p.grad.any() for p in parameters), name
 
@@ -290,18 +293,18 @@ def test_a_detector_keeps_as_many_as_are_wanted_at_most():
     """Of the anchors of four maps, many overlapping, the largest map's best and all others."""
     wanted = {"rpn.max_per_img": 1000, "rcnn.max_per_img": 300}
     options = {f"model.test_cfg.{key}": number for key, number in wanted.items()}
-    model = cost.build(load_config(str(CONFIGS["mmdet"]), options))
-    shapes = cost.count(model, "mmdet", (64, 64)).shapes
+    model = complexity.build(load_config(str(CONFIGS["mmdet"]), options))
+    shapes = complexity.count(model, "mmdet", (64, 64)).shapes
     proposals = model.test_cfg.rpn.nms_pre + 3 * (8 * 8 + 4 * 4 + 2 * 2)
     assert shapes["roi_head: bbox_head"][0][0] == proposals < 1000
     assert shapes["roi_head: mask_head"][0][0] == 300
-    samples = cost.example_samples("mmdet", (64, 64), 1, CPU)
-    (found,) = cost.run_prediction(model, torch.rand(1, 3, 64, 64), samples)
+    samples = complexity.example_samples("mmdet", (64, 64), 1, CPU)
+    (found,) = complexity.run_prediction(model, torch.rand(1, 3, 64, 64), samples)
     assert len(found.pred_instances) == 300
 
 
 def test_the_objects_of_the_example_are_the_quarters():
-    (sample,) = cost.example_samples("mmdet", (40, 60), 1, CPU)
+    (sample,) = complexity.example_samples("mmdet", (40, 60), 1, CPU)
     masks, boxes = sample.gt_instances.masks.to_ndarray(), sample.gt_instances.bboxes
     assert (masks.sum(0) == 1).all()
     for mask, box in zip(masks, boxes.int().tolist(), strict=True):
@@ -313,11 +316,11 @@ def test_the_objects_of_the_example_are_the_quarters():
 
 
 def test_fit_is_the_line_through_what_lies_on_one():
-    line = cost.fit([1, 2, 5], [5, 7, 13])
+    line = complexity.fit([1, 2, 5], [5, 7, 13])
     assert (line.start, line.slope) == (pytest.approx(3), pytest.approx(2))
     assert line.residual == pytest.approx(0, abs=1e-9)
     # the mean, as a bend in the middle has no slope
-    line = cost.fit([0, 1, 2], [10, 13, 10])
+    line = complexity.fit([0, 1, 2], [10, 13, 10])
     assert (line.start, line.slope) == (pytest.approx(11), pytest.approx(0))
     assert line.residual == pytest.approx(2 / 11)
 
@@ -331,7 +334,7 @@ def test_fit_is_the_line_through_what_lies_on_one():
     ],
 )  # fmt: skip
 def test_sizes_of_a_sweep(size, sizes):
-    assert cost.sweep_sizes(size) == sizes
+    assert complexity.sweep_sizes(size) == sizes
 
 
 @pytest.mark.parametrize(
@@ -345,10 +348,10 @@ def test_sizes_of_a_sweep(size, sizes):
 )
 def test_the_size_is_that_of_the_data_set(name, size, tmp_path):
     cfg = load_config(str(ROOT / f"configs/{name}.py"))
-    assert cost.default_size(cfg) == size
+    assert complexity.default_size(cfg) == size
     cfg.dump(tmp_path / "mine.py")
     other = Config.fromfile(tmp_path / "mine.py")
-    assert cost.default_size(other) == cost.SCOPE_SIZES[other.default_scope]
+    assert complexity.default_size(other) == complexity.SCOPE_SIZES[other.default_scope]
 
 
 # ---------------------------------------------------------------------------------- the tool
@@ -444,10 +447,10 @@ def test_what_cannot_be_written_is_refused_first(tmp_path, monkeypatch, options,
     (tmp_path / "file").touch()
     (tmp_path / "folder.json").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(cost, "measure", None)
+    monkeypatch.setattr(complexity, "measure", None)
     options = {key: v.format(tmp_path) if isinstance(v, str) else v for key, v in options.items()}
     with pytest.raises(ConfigError, match=words):
-        cost.run(load_config(str(CONFIGS["mmseg"])), **options)
+        complexity.run(load_config(str(CONFIGS["mmseg"])), **options)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -463,7 +466,7 @@ def test_a_config_of_something_else_is_refused(tmp_path, text, words):
     (tmp_path / "mine.py").write_text(text)
     cfg = load_config(str(tmp_path / "mine.py"))
     with pytest.raises(ConfigError, match=words):
-        cost.run(cfg)
+        complexity.run(cfg)
     if "None" in words:
         with pytest.raises(ConfigError, match=words):
-            cost.default_size(cfg)
+            complexity.default_size(cfg)

@@ -20,9 +20,10 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from test_tools import assert_sentence
 
-from fcvit_mm import data_checks, runtime
-from fcvit_mm.data_checks import Report, check, picture_size
-from fcvit_mm.runtime import ConfigError, load_config
+from fcvit_mm.datasets import checks
+from fcvit_mm.datasets.checks import Report, check, picture_size
+from fcvit_mm.engine import runner
+from fcvit_mm.engine.runner import ConfigError, load_config
 
 CONFIGS = {
     "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -204,7 +205,7 @@ def test_what_is_used_and_left_is_what_mmdetection_uses_and_leaves(data, filter_
     assert reports()[0].labelled == sum(len(entry["instances"]) for entry in dataset.data_list)
     places = {image["id"]: place for place, image in enumerate(images)}
     annotated = [places[a["image_id"]] for a in content["annotations"] if a["category_id"] < 5]
-    kept = data_checks._kept(dataset, images, np.array(annotated))
+    kept = checks._kept(dataset, images, np.array(annotated))
     assert kept.sum() == len(dataset.filter_data())
 
 
@@ -244,7 +245,7 @@ def test_heads_of_other_classes_are_named_each(data):
 )
 def test_heads_of_any_method_are_found(model, wrong):
     report = Report("train")
-    data_checks._check_heads(model, "train_dataloader.dataset", 4, report)
+    checks._check_heads(model, "train_dataloader.dataset", 4, report)
     assert len(report.errors) == len(wrong)
     assert all(word in report.errors[0] for word in wrong)
 
@@ -255,13 +256,13 @@ def test_every_config_has_heads_for_the_classes_of_its_data_set():
         cfg = load_config(str(path))
         dataset = cfg.train_dataloader.dataset
         for change, is_wrong in (0, False), (1, True):
-            for where, node in data_checks.innermost(dataset, "train_dataloader.dataset"):
+            for where, node in checks.innermost(dataset, "train_dataloader.dataset"):
                 report = Report(path.name)
-                built = data_checks._build(node, where, cfg.default_scope, report)
+                built = checks._build(node, where, cfg.default_scope, report)
                 # a folder a class names its classes when it is read
                 assert report.errors == [], path.name
                 classes = len(built.metainfo.get("classes") or range(4))
-                data_checks._check_heads(cfg.model, where, classes + change, report)
+                checks._check_heads(cfg.model, where, classes + change, report)
                 assert bool(report.errors) == is_wrong, path.name
 
 
@@ -469,7 +470,7 @@ def test_damage_inside_is_found_by_decoding(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_size_is_that_of_the_picture_as_loaded(tmp_path, orientation):
     exif = Image.Exif()
-    exif[data_checks.EXIF_ORIENTATION] = orientation
+    exif[checks.EXIF_ORIENTATION] = orientation
     path = tmp_path / "picture.jpg"
     Image.new("RGB", (64, 48)).save(path, exif=exif)
     assert picture_size(str(path)) == cv2.imread(str(path)).shape[1::-1]
@@ -551,7 +552,7 @@ def test_values_become_classes_as_mmsegmentation_has_it(data):
     for change in (dict(), dict(reduce_zero_label=True), ade):
         cfg = dict(node, _scope_="mmseg", pipeline=steps) | change
         dataset = DATASETS.build(cfg)
-        table = data_checks._label_table(dataset)
+        table = checks._label_table(dataset)
         assert table[256] == -2  # what is above 255
         table = table[:256]
         loaded = dataset[0]["gt_seg_map"].ravel().astype(int)
@@ -615,7 +616,7 @@ def test_of_a_folder_a_class_the_pictures_are_checked(data, name):
     )
     (data / "classes/a/00002.png").write_text("no")
     with pytest.raises(ConfigError) as error:
-        runtime.check_files(cfg, ("train_dataloader",))
+        runner.check_files(cfg, ("train_dataloader",))
     assert "model.head.num_classes is 1000" in str(error.value) and "(1 more)" in str(error.value)
     (report,) = check(cfg, ("train_dataloader",))
     assert report.pictures == 8 and "00002.png (not a picture)" in report.errors[1]
@@ -691,6 +692,6 @@ def test_the_check_can_be_left_out(data):
     (data / "images/train/00003.png").write_text("no")
     cfg = load_config(str(CONFIGS["detection"]))
     with pytest.raises(ConfigError, match=r"00003\.png \(not a picture\); replace"):
-        runtime.check_files(cfg, LOADERS)
+        runner.check_files(cfg, LOADERS)
     cfg.check_data = False
-    runtime.check_files(cfg, LOADERS)
+    runner.check_files(cfg, LOADERS)

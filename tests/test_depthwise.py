@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fcvit_mm import depthwise
+from fcvit_mm.ops import depthwise_conv
 
 
 def loops(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
@@ -27,7 +27,7 @@ def loops(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
 def test_weight_gradient_is_that_of_its_definition(shape, kernel):
     torch.manual_seed(0)
     x, grad = torch.randn(2, *shape, dtype=torch.float64)
-    found = depthwise.weight_gradient(x, grad, kernel)
+    found = depthwise_conv.weight_gradient(x, grad, kernel)
     torch.testing.assert_close(found, loops(x, grad, kernel), rtol=0, atol=1e-13)
 
 
@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(shape, kernel, layout):
         [one.detach().double().clone().requires_grad_() for one in (x, weight, bias)]
         for _ in range(2)
     )
-    out = depthwise.conv(*ours)
+    out = depthwise_conv.conv(*ours)
     assert type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
     expected = F.conv2d(*theirs, padding=kernel // 2, groups=shape[1])
     assert out.is_contiguous(memory_format=torch.channels_last) or layout != "channels_last"
@@ -62,8 +62,8 @@ def test_single_precision_is_as_exact_as_it_can_be(mean):
     """Also where large terms make the sums: a part in a million of the largest gradient."""
     torch.manual_seed(0)
     x, grad = torch.randn(2, 2, 8, 40, 56) + mean
-    expected = depthwise.weight_gradient(x.double(), grad.double(), 11)
-    error = (depthwise.weight_gradient(x, grad, 11) - expected).abs().max()
+    expected = depthwise_conv.weight_gradient(x.double(), grad.double(), 11)
+    error = (depthwise_conv.weight_gradient(x, grad, 11) - expected).abs().max()
     assert error < 1e-6 * expected.abs().max()
 
 
@@ -72,13 +72,13 @@ def test_only_the_gradients_that_are_asked_for():
         tensors = [torch.randn(2, 3, 16, 16), torch.randn(3, 1, 11, 11), torch.randn(3)]
         for index, tensor in enumerate(tensors):
             tensor.requires_grad_(bool(needed >> index & 1))
-        out = depthwise.conv(*tensors)
+        out = depthwise_conv.conv(*tensors)
         # a weight that stays gains nothing
         assert ("_DepthwiseConv" in type(out.grad_fn).__name__) == bool(needed >> 1 & 1)
         out.sum().backward()
         for index, tensor in enumerate(tensors):
             assert (tensor.grad is not None) == bool(needed >> index & 1)
-    out = depthwise.conv(
+    out = depthwise_conv.conv(
         torch.randn(1, 3, 16, 16), torch.randn(3, 1, 11, 11).requires_grad_(), None
     )
     out.sum().backward()
@@ -89,7 +89,7 @@ def test_elsewhere_it_is_pytorch_s():
     x = torch.randn(1, 2, 16, 16)
 
     def is_ours(x: Tensor, weight: Tensor) -> bool:
-        return "_DepthwiseConv" in type(depthwise.conv(x, weight, None).grad_fn).__name__
+        return "_DepthwiseConv" in type(depthwise_conv.conv(x, weight, None).grad_fn).__name__
 
     assert is_ours(x, weight)
     assert not is_ours(x[:, :, 1:], weight)  # small maps
@@ -98,13 +98,13 @@ def test_elsewhere_it_is_pytorch_s():
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_ours(x, weight)
     with torch.no_grad():
-        assert depthwise.conv(x, weight, None).grad_fn is None
+        assert depthwise_conv.conv(x, weight, None).grad_fn is None
 
 
 def test_a_second_derivative_is_refused():
     x = torch.randn(1, 2, 16, 16, requires_grad=True)
     weight = torch.randn(2, 1, 11, 11, requires_grad=True)
-    out = depthwise.conv(x, weight, None)
+    out = depthwise_conv.conv(x, weight, None)
     (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

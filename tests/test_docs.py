@@ -20,8 +20,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from fcvit_mm import FCViT, config_path
-from fcvit_mm.arch import ARCHS
-from fcvit_mm.runtime import RELEASED_WEIGHTS
+from fcvit_mm.engine.runner import RELEASED_WEIGHTS
+from fcvit_mm.models.arch import ARCHS
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in
          (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip

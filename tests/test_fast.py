@@ -6,8 +6,9 @@ from plain import PlainFCViT, saved_bytes
 from torch import Tensor, nn
 
 import fcvit_mm
-from fcvit_mm import FCViT, strips
-from fcvit_mm.layers import GELU, ChannelMixer
+from fcvit_mm import FCViT
+from fcvit_mm.models.layers import GELU, ChannelMixer
+from fcvit_mm.ops import row_tiling
 
 SMALL = dict(layers=(1, 2, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 3, 2, 2))
 
@@ -31,7 +32,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("strip_bytes", [2**20, 2**15, 2**13, 1])
 @pytest.mark.parametrize("size", [(64, 64), (33, 61), (32, 100), (97, 40)], ids=str)
 def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, monkeypatch):
-    monkeypatch.setattr(strips, "TRAINING_BYTES", strip_bytes)
+    monkeypatch.setattr(row_tiling, "TRAINING_BYTES", strip_bytes)
     fast, plain = pair()
     x = torch.randn(3, 3, *size, dtype=torch.float64)
     images = [x.clone().requires_grad_() for _ in range(2)]
@@ -50,7 +51,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, mo
 def test_strips_cover_every_row_once_with_their_neighbours():
     for pictures, height, strip_bytes in ((1, 17, 4096), (5, 3, 4096), (2, 40, 1), (1, 1, 1)):
         x = torch.zeros(pictures, 8, height, 6)
-        found = list(strips._strips(x, hidden=16, halo=2, strip_bytes=strip_bytes))
+        found = list(row_tiling._strips(x, hidden=16, halo=2, strip_bytes=strip_bytes))
         for strip in found:
             x[strip.pictures, :, strip.rows] += 1
             above, below = strip.neighbours
@@ -65,8 +66,8 @@ def test_strips_cover_every_row_once_with_their_neighbours():
 @pytest.fixture
 def always(monkeypatch) -> None:
     """Strips of one row, also for the smallest tensors."""
-    monkeypatch.setattr(strips, "TRAINING_BYTES", 1)
-    monkeypatch.setattr(strips, "PREDICTION_BYTES", 1)
+    monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 1)
+    monkeypatch.setattr(row_tiling, "PREDICTION_BYTES", 1)
 
 
 def test_parameters_without_gradients_get_none(always):
@@ -128,20 +129,20 @@ def test_strips_are_for_tensors_that_are_larger(grad, monkeypatch):
     x = torch.randn(2, 8, 4, 6).contiguous(memory_format=torch.channels_last)
     size = 2 * 16 * 4 * 6 * 4
     name, other = ("TRAINING_BYTES", "PREDICTION_BYTES")[:: 1 if grad else -1]
-    monkeypatch.setattr(strips, other, 2**30)
+    monkeypatch.setattr(row_tiling, other, 2**30)
     with torch.set_grad_enabled(grad):
         for strip_bytes, expected in ((size, False), (size - 1, True)):
-            monkeypatch.setattr(strips, name, strip_bytes)
-            assert strips.pay(x, hidden=16) == expected
-        assert not strips.pay(x.contiguous(), hidden=16)
-        assert not strips.pay(x.bfloat16(), hidden=16)
+            monkeypatch.setattr(row_tiling, name, strip_bytes)
+            assert row_tiling.pay(x, hidden=16) == expected
+        assert not row_tiling.pay(x.contiguous(), hidden=16)
+        assert not row_tiling.pay(x.bfloat16(), hidden=16)
 
 
 def test_rows_without_neighbours_have_a_gradient_in_their_layout():
     """A slice's own would be contiguous: two more passes through memory."""
     x = torch.randn(1, 8, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     for above, below in ((1, 1), (0, 2), (2, 0), (0, 0)):
-        rows = strips.without_neighbours(x, above, below)
+        rows = row_tiling.without_neighbours(x, above, below)
         assert torch.equal(rows, x[:, :, above : 6 - below])
         (grad,) = torch.autograd.grad(rows, x, torch.ones_like(rows))
         assert grad.is_contiguous(memory_format=torch.channels_last)
@@ -163,17 +164,17 @@ def test_gelu_is_in_place_where_no_gradient_is_wanted():
 def test_a_prediction_is_cut_into_smaller_strips(monkeypatch):
     """Of 1 row, where training has strips of 2; the backward pass has those of the forward pass."""
     x = torch.randn(1, 8, 4, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
-    monkeypatch.setattr(strips, "PREDICTION_BYTES", 16 * 6 * 4)
-    monkeypatch.setattr(strips, "TRAINING_BYTES", 2 * 16 * 6 * 4)
+    monkeypatch.setattr(row_tiling, "PREDICTION_BYTES", 16 * 6 * 4)
+    monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 2 * 16 * 6 * 4)
     seen = []
 
     def chain(rows: Tensor, *_: int) -> Tensor:
         seen.append(rows.shape[2])
         return rows * 2
 
-    strips.in_strips(chain, x, [], hidden=16).sum().backward()
+    row_tiling.in_strips(chain, x, [], hidden=16).sum().backward()
     with torch.no_grad():
-        strips.in_strips(chain, x, [], hidden=16)
+        row_tiling.in_strips(chain, x, [], hidden=16)
     assert seen == [2, 2, 2, 2, 1, 1, 1, 1]
 
 

@@ -21,10 +21,10 @@ from PIL import Image
 from rich.console import Console
 from test_data_checks import CONFIGS, data  # noqa: F401  a fixture
 
-from fcvit_mm import data_checks
-from fcvit_mm.data_checks import Report, check, summary
-from fcvit_mm.predict import read_picture
-from fcvit_mm.runtime import ConfigError, load_config
+from fcvit_mm.apis.predictor import read_picture
+from fcvit_mm.datasets import checks
+from fcvit_mm.datasets.checks import Report, check, summary
+from fcvit_mm.engine.runner import ConfigError, load_config
 
 NUMBER = int(os.environ.get("FUZZ", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -237,7 +237,7 @@ def test_large_pictures_are_decoded_one_at_a_time():
     with ThreadPool(4) as pool:
         for side, is_alone in ((10_000, True), (1000, False)):
             Slow.most = 0
-            pool.map(data_checks.load, [Slow(side) for _ in range(8)], chunksize=1)
+            pool.map(checks.load, [Slow(side) for _ in range(8)], chunksize=1)
             assert (Slow.most == 1) == is_alone
 
 

@@ -29,9 +29,11 @@ from test_checkpoint import READERS
 from test_export import script as run_onnx
 from test_tools import SHORT, assert_sentence
 
-from fcvit_mm import CheckpointError, FCViT, files, load_pretrained, read_checkpoint, runtime
-from fcvit_mm.checkpoint import convert_checkpoint
-from fcvit_mm.predict import build_model, load_model
+from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
+from fcvit_mm.apis.predictor import build_model, load_model
+from fcvit_mm.checkpoint.reader import convert_checkpoint
+from fcvit_mm.engine import runner
+from fcvit_mm.utils import files
 
 FLIPS = int(os.environ.get("HOSTILE", "500"))
 SMALL = dict(layers=(1, 1, 1, 1), dims=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1))
@@ -292,10 +294,10 @@ def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
 CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
 ROUTES: dict[str, Callable[[str], object]] = {
     **READERS,
-    "check": runtime.check_checkpoint,
-    "test": lambda path: runtime.test(Config(dict(load_from=path))),
-    "train": lambda path: runtime.train(Config(dict(load_from=path))),
-    "model": lambda path: load_model(runtime.load_config(str(CONFIG)), path),
+    "check": runner.check_checkpoint,
+    "test": lambda path: runner.test(Config(dict(load_from=path))),
+    "train": lambda path: runner.train(Config(dict(load_from=path))),
+    "model": lambda path: load_model(runner.load_config(str(CONFIG)), path),
     "convert": lambda path: convert_checkpoint(path, Path(path).with_name("b.safetensors")),
 }
 
@@ -332,7 +334,7 @@ def test_infer_ends_with_status_2(tool, example_data, tmp_path):
 
 
 def whole_model() -> dict[str, torch.Tensor]:
-    return build_model(runtime.load_config(str(CONFIG))).state_dict()
+    return build_model(runner.load_config(str(CONFIG))).state_dict()
 
 
 @pytest.mark.official
@@ -357,7 +359,7 @@ def test_a_checkpoint_that_can_only_be_loaded_is_not_resumed(tool, tmp_path):
 def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
     weights = {**whole_model(), 3: "x", "text": "y"}
     torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
-    model = load_model(runtime.load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+    model = load_model(runner.load_config(str(CONFIG)), str(tmp_path / "a.pth"))
     classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
     assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
     assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) < 256 for colour in palette)
@@ -463,7 +465,7 @@ def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about,
 
 def parsed(*words: str) -> dict:
     parser = argparse.ArgumentParser()
-    runtime.add_cfg_options(parser)
+    runner.add_cfg_options(parser)
     return parser.parse_args(["--cfg-options", *words]).cfg_options
 
 
@@ -499,17 +501,17 @@ def parsed(*words: str) -> dict:
 )  # fmt: skip
 def test_an_option_runs_nothing(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(runtime.ConfigError, match="--cfg-options: .*config file alone"):
-        runtime.load_config(str(CONFIG), parsed(*words))
+    with pytest.raises(runner.ConfigError, match="--cfg-options: .*config file alone"):
+        runner.load_config(str(CONFIG), parsed(*words))
     assert not list(tmp_path.iterdir()) and "antigravity" not in sys.modules
 
 
 def test_templates_and_bases_in_options_are_texts(tmp_path):
     words = ["work_dir={{fileDirname}}", "model.neck.a={{$HOME:b}}"]
-    cfg = runtime.load_config(str(CONFIG), parsed(*words))
+    cfg = runner.load_config(str(CONFIG), parsed(*words))
     assert (cfg.work_dir, cfg.model.neck.a) == ("{{fileDirname}}", "{{$HOME:b}}")
-    with pytest.raises(runtime.ConfigError, match="_base_ is nothing"):
-        runtime.load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
+    with pytest.raises(runner.ConfigError, match="_base_ is nothing"):
+        runner.load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
 
 
 @pytest.mark.official
@@ -520,7 +522,7 @@ def test_options_that_name_classes_and_files_are_taken():
         "train_dataloader.dataset.ann_file=test.json", "model.neck.in_channels=(1,2)",
         "default_scope=mmdet", "test_evaluator.out_file_path=a.pkl",
     ]  # fmt: skip
-    cfg = runtime.load_config(str(CONFIG), parsed(*words))
+    cfg = runner.load_config(str(CONFIG), parsed(*words))
     assert cfg.model.neck.type == "mmdet.FPN" and cfg.model.neck.in_channels == (1, 2)
 
 
@@ -532,10 +534,10 @@ def test_an_option_with_odd_brackets_is_a_sentence(capsys, word):
 
 
 def test_a_data_set_that_is_a_pickle_is_refused():
-    cfg = runtime.load_config(str(CONFIG))
+    cfg = runner.load_config(str(CONFIG))
     cfg.train_dataloader.dataset.ann_file = "annotations.pkl"
-    with pytest.raises(runtime.ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
-        runtime.check_files(cfg, ("train_dataloader",))
+    with pytest.raises(runner.ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
+        runner.check_files(cfg, ("train_dataloader",))
 
 
 # ------------------------------------------------------------------------ several processes
@@ -573,7 +575,7 @@ def launch(script: Path, port: int) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
         "-m",
-        "fcvit_mm.launch",
+        "fcvit_mm.engine.launch",
         "--nnodes=1",
         "--node_rank=0",
         "--master_addr=127.0.0.1",

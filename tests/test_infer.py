@@ -15,8 +15,10 @@ from pycocotools.coco import COCO
 from test_inferencers import CONFIGS, inferencer, saved
 from test_tools import assert_sentence
 
-from fcvit_mm import infer, runtime, shapes
-from fcvit_mm.predict import IGNORED, Predictor, read_picture
+from fcvit_mm.apis import inference
+from fcvit_mm.apis.predictor import IGNORED, Predictor, read_picture
+from fcvit_mm.datasets import shapes
+from fcvit_mm.engine import runner
 
 # an untrained head scores each class alike
 ALL = "model.test_cfg.rcnn.score_thr=0.0"
@@ -150,7 +152,7 @@ def test_rotation_by_exif_is_applied(tmp_path):
 
 def test_a_file_without_classes_takes_those_of_the_data_set(tmp_path):
     saved("mmdet", tmp_path / "bare.pth", with_classes=False)
-    cfg = runtime.load_config(str(CONFIGS["mmdet"]))
+    cfg = runner.load_config(str(CONFIGS["mmdet"]))
     predictor = Predictor(cfg, str(tmp_path / "bare.pth"))
     assert predictor.classes == shapes.CLASSES
     assert predictor.palette == [tuple(colour) for colour in shapes.PALETTE]
@@ -161,33 +163,33 @@ def test_a_file_without_classes_takes_those_of_the_data_set(tmp_path):
 
 def test_sources_of_folders_globs_and_numbers(pictures, tmp_path):
     out = tmp_path / "out"
-    found = infer.find_sources([str(pictures)], out)
+    found = inference.find_sources([str(pictures)], out)
     assert [(str(s.name), s.moving) for s in found] == [
         ("a.png", False), ("below/a.jpg", False), ("clip.avi", True), ("text.jpg", False)
     ]  # fmt: skip
-    found = infer.find_sources([f"{pictures}/**/a.*", f"{pictures}/a.png", "0"], out)
+    found = inference.find_sources([f"{pictures}/**/a.*", f"{pictures}/a.png", "0"], out)
     assert [str(s.name) for s in found] == ["a.png", "a_2.jpg", "a_3.png", "webcam0.mp4"]
     assert found[3].path == 0 and found[3].moving
 
 
 def test_earlier_results_are_not_read_again(pictures):
     out = pictures / "below"
-    names = [str(s.name) for s in infer.find_sources([str(pictures)], out)]
+    names = [str(s.name) for s in inference.find_sources([str(pictures)], out)]
     assert names == ["a.png", "clip.avi", "text.jpg"]
-    with pytest.raises(runtime.ConfigError, match="lies in --out"):
-        infer.find_sources([str(pictures / "below/a.jpg")], out)
+    with pytest.raises(runner.ConfigError, match="lies in --out"):
+        inference.find_sources([str(pictures / "below/a.jpg")], out)
 
 
 def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(pictures, tmp_path):
     content = (pictures / "clip.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
-    (source,) = infer.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
+    (source,) = inference.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
     frames = []
-    with pytest.raises(runtime.ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
-        frames += infer.read_frames(source)
-    (source,) = infer.find_sources([str(pictures / "clip.avi")], tmp_path / "out")
-    assert [frame.number for frame in infer.read_frames(source)] == [0, 1, 2]
-    assert [frame.number for frame in infer.read_frames(source, most=2)] == [0, 1]
+    with pytest.raises(runner.ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
+        frames += inference.read_frames(source)
+    (source,) = inference.find_sources([str(pictures / "clip.avi")], tmp_path / "out")
+    assert [frame.number for frame in inference.read_frames(source)] == [0, 1, 2]
+    assert [frame.number for frame in inference.read_frames(source, most=2)] == [0, 1]
 
 
 # ------------------------------------------------------------------------ what is written
@@ -236,9 +238,9 @@ class Camera:
 
 def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(infer.cv2, "VideoCapture", Camera)
-        sources = infer.find_sources(["0"], tmp_path)
-        _, problems = infer.run(predictors["mmseg"], sources, tmp_path)
+        patch.setattr(inference.cv2, "VideoCapture", Camera)
+        sources = inference.find_sources(["0"], tmp_path)
+        _, problems = inference.run(predictors["mmseg"], sources, tmp_path)
     assert problems == ["interrupted: what was predicted before is written"]
     assert not Camera.in_use
     video = cv2.VideoCapture(str(tmp_path / "drawn/webcam0.mp4"))
@@ -246,9 +248,9 @@ def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
 
 
 def test_what_was_predicted_before_an_interrupt_is_written(predictors, pictures, tmp_path):
-    sources = infer.find_sources([str(pictures / "clip.avi")], tmp_path)
+    sources = inference.find_sources([str(pictures / "clip.avi")], tmp_path)
     stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
-    _, problems = infer.run(stopped, sources, tmp_path)
+    _, problems = inference.run(stopped, sources, tmp_path)
     assert problems == ["interrupted: what was predicted before is written"]
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1
     video = cv2.VideoCapture(str(tmp_path / "drawn/clip.mp4"))
@@ -256,23 +258,23 @@ def test_what_was_predicted_before_an_interrupt_is_written(predictors, pictures,
 
 
 def test_a_fault_leaves_nothing_half_written(predictors, pictures, tmp_path):
-    sources = infer.find_sources([str(pictures / "clip.avi")], tmp_path)
+    sources = inference.find_sources([str(pictures / "clip.avi")], tmp_path)
     with pytest.raises(ZeroDivisionError):
-        infer.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), sources, tmp_path)
+        inference.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), sources, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_names_of_results_without_an_ending_of_a_picture(tmp_path):
-    infer.write_picture(tmp_path / "a.unknown", picture(0))
+    inference.write_picture(tmp_path / "a.unknown", picture(0))
     assert np.array_equal(read_picture(tmp_path / "a.unknown.png"), picture(0))
 
 
 def test_one_video_is_open_at_a_time(predictors, pictures, tmp_path):
-    twice = infer.find_sources([str(pictures / "clip.avi")] * 2, tmp_path)
+    twice = inference.find_sources([str(pictures / "clip.avi")] * 2, tmp_path)
     with ExitStack() as stack:
-        results = infer.Results(predictors["mmseg"], tmp_path, stack)
+        results = inference.Results(predictors["mmseg"], tmp_path, stack)
         for source in twice:
-            for frame in infer.read_frames(source):
+            for frame in inference.read_frames(source):
                 (sample,) = predictors["mmseg"]([frame.image])
                 results.add(frame, sample)
         results.close()
@@ -357,7 +359,7 @@ def test_wrong_input_is_one_sentence(
     command = ["infer.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path, *arguments]
     monkeypatch.setattr("sys.argv", [str(word) for word in command])
     with pytest.raises(SystemExit) as ended:
-        runtime.run_tool(main_of("infer"))
+        runner.run_tool(main_of("infer"))
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert [line for line in error.splitlines() if line.startswith("error: ")]
@@ -377,8 +379,8 @@ def main_of(name: str):
 def test_a_picture_of_one_pixel(predictors, tmp_path):
     cv2.imwrite(str(tmp_path / "one.png"), np.full((1, 1, 3), 200, np.uint8))
     for scope in ("mmdet", "mmseg"):
-        sources = infer.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
-        lines, problems = infer.run(predictors[scope], sources, tmp_path / scope)
+        sources = inference.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
+        lines, problems = inference.run(predictors[scope], sources, tmp_path / scope)
         assert problems == [] and "1 picture" in lines[1]
         assert read_picture(tmp_path / scope / "drawn/one.png").shape == (512, 512, 3)
     assert cv2.imread(str(tmp_path / "mmseg/labels/one.png"), cv2.IMREAD_UNCHANGED).shape == (1, 1)

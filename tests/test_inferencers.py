@@ -12,7 +12,7 @@ from mmengine.infer import BaseInferencer
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import save_checkpoint
 
-from fcvit_mm import shapes
+from fcvit_mm.datasets import shapes
 
 CONFIGS = {
     "mmdet": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fcvit_mm.layers import Block, ChannelMixer, GlobalContext, PatchEmbed, TokenMixer
-from fcvit_mm.layers import init_start_values as init
+from fcvit_mm.models.layers import Block, ChannelMixer, GlobalContext, PatchEmbed, TokenMixer
+from fcvit_mm.models.layers import init_start_values as init
 
 HEADS = 8
 

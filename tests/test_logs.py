@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from test_tools import CONFIGS, SHORT, assert_sentence
 
-from fcvit_mm import logs
-from fcvit_mm.runtime import ConfigError
+from fcvit_mm.analysis import logs
+from fcvit_mm.engine.runner import ConfigError
 
 
 def write_log(folder: Path, date: str, lines: list) -> Path:

@@ -20,7 +20,7 @@ from conftest import ROOT
 from mmengine.hooks import Hook
 from test_tools import SHORT, assert_sentence
 
-from fcvit_mm import shapes
+from fcvit_mm.datasets import shapes
 
 memory = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory.py")))
 TOTAL, SAMPLES = 48, 12  # iterations, and pictures
@@ -111,10 +111,10 @@ def test_a_process_that_dies_loading_pictures_is_named(example_data, tmp_path, s
     if split == "test":
         from mmengine.registry import MODELS, init_default_scope
 
-        from fcvit_mm import runtime
+        from fcvit_mm.engine import runner as runner_module
 
-        cfg = runtime.load_config(str(config))
-        runtime.adapt(cfg)
+        cfg = runner_module.load_config(str(config))
+        runner_module.adapt(cfg)
         init_default_scope("mmseg")
         torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, tmp_path / "w.pth")
         arguments.append(tmp_path / "w.pth")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from fcvit_mm import mmcv_ops
+from fcvit_mm.mmcv_ext import import_hook
 
 # not by an import statement, which a sorter of imports would put before that of fcvit_mm
 ops = importlib.import_module("mmcv.ops")
@@ -84,7 +84,7 @@ def test_without_compiled_operators_everything_imports_and_one_line_says_so() ->
     output = run_python(
         "import fcvit_mm, importlib.util, sys\n"
         "assert not {'mmcv.ops', 'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules)\n"
-        "assert importlib.util.find_spec('mmcv._ext').origin == 'fcvit_mm.mmcv_ops'\n"
+        "assert importlib.util.find_spec('mmcv._ext').origin == 'fcvit_mm.mmcv_ext'\n"
         "from mmengine.utils.dl_utils import mmcv_full_available\n"
         "assert mmcv_full_available()\n"
         "import mmcv.ops, mmdet.models, mmdet.apis, mmseg.apis\n"
@@ -93,7 +93,7 @@ def test_without_compiled_operators_everything_imports_and_one_line_says_so() ->
     )
     (line,) = lines_about_operators(output)
     assert "INFO" in line and "no compiled operators" in line and "pip install" in line
-    assert "none (fcvit_mm.mmcv_ops)" in output
+    assert "none (fcvit_mm.mmcv_ext)" in output
 
 
 BROKEN_OR_FAKE = (
@@ -139,13 +139,13 @@ class Said(list[tuple[int, str]]):
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> Said:
-    monkeypatch.setattr(mmcv_ops, "print_log", said := Said())
+    monkeypatch.setattr(import_hook, "print_log", said := Said())
     return said
 
 
 def load_extension(folder: Path) -> ModuleType:
     """Load mmcv._ext once more, looking for a compiled one in folder, without publishing it."""
-    spec = mmcv_ops._ExtensionFinder().find_spec("mmcv._ext", [str(folder)])
+    spec = import_hook._ExtensionFinder().find_spec("mmcv._ext", [str(folder)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -154,25 +154,25 @@ def load_extension(folder: Path) -> ModuleType:
 
 def test_install_twice_is_install_once() -> None:
     before = list(sys.meta_path)
-    mmcv_ops.install()
+    import_hook.install()
     assert sys.meta_path == before
-    assert sum(isinstance(finder, mmcv_ops._ExtensionFinder) for finder in before) == 1
+    assert sum(isinstance(finder, import_hook._ExtensionFinder) for finder in before) == 1
 
 
 def test_without_mmcv_nothing_happens(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "mmcv"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mmcv", None)
-    others = [f for f in sys.meta_path if not isinstance(f, mmcv_ops._ExtensionFinder)]
+    others = [f for f in sys.meta_path if not isinstance(f, import_hook._ExtensionFinder)]
     monkeypatch.setattr(sys, "meta_path", others)
-    mmcv_ops.install()
+    import_hook.install()
     with pytest.raises(ModuleNotFoundError, match="mmcv"):
         importlib.import_module("mmcv._ext")
     assert said == []
 
 
 def test_only_the_extension_is_found() -> None:
-    finder = mmcv_ops._ExtensionFinder()
+    finder = import_hook._ExtensionFinder()
     assert finder.find_spec("mmcv.ops", []) is None
     assert finder.find_spec("_ext", []) is None
 
@@ -184,12 +184,12 @@ def test_any_failure_to_load_is_named(tmp_path: Path, said: Said, error: type[Ex
     module = load_extension(tmp_path)
     ((level, message),) = said
     assert level == logging.WARNING and reason in message
-    assert module.nms is mmcv_ops.nms
+    assert module.nms is import_hook.nms
 
 
 def test_a_folder_of_that_name_is_no_extension(tmp_path: Path, said: Said) -> None:
     (tmp_path / "_ext").mkdir()
-    assert load_extension(tmp_path).nms is mmcv_ops.nms
+    assert load_extension(tmp_path).nms is import_hook.nms
     assert [level for level, _ in said] == [logging.INFO]
 
 
@@ -214,7 +214,7 @@ def test_other_ranks_and_worker_processes_are_silent(
     assert len(said) == 1
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(mmcv_ops, "parent_process", lambda: object() if is_worker else None)
+    monkeypatch.setattr(import_hook, "parent_process", lambda: object() if is_worker else None)
     load_extension(tmp_path)
     assert len(said) == 1
 
@@ -231,11 +231,11 @@ def test_the_way_out_suits_the_distribution(
 ) -> None:
     def version(name: str) -> str:
         if name != installed:
-            raise mmcv_ops.PackageNotFoundError(name)
+            raise import_hook.PackageNotFoundError(name)
         return "2.3.6"
 
-    monkeypatch.setattr(mmcv_ops, "version", version)
-    assert re.search(command, mmcv_ops._build_command())
+    monkeypatch.setattr(import_hook, "version", version)
+    assert re.search(command, import_hook._build_command())
 
 
 # ---------------------------------------------------------------- operators that are not provided
@@ -250,10 +250,10 @@ def test_every_name_that_mmcv_uses_is_there() -> None:
         for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", source, re.DOTALL)
         for name in re.findall(r"'(\w+)'", names)
     }
-    assert len(asked) > 100 and set(mmcv_ops._OPERATORS) < asked
+    assert len(asked) > 100 and set(import_hook._OPERATORS) < asked
     for name in asked:
         assert hasattr(extension, name)
-    for name in asked - set(mmcv_ops._OPERATORS):
+    for name in asked - set(import_hook._OPERATORS):
         with pytest.raises(NotImplementedError, match=f"'{name}' .*--no-build-isolation"):
             getattr(extension, name)(torch.ones(1), anything=3)
 

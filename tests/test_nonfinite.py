@@ -18,7 +18,8 @@ from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from fcvit_mm import NonFiniteError, runtime
+from fcvit_mm import NonFiniteError
+from fcvit_mm.engine import runner as runner_module
 
 FAULTS = ("nan", "constant", "gradient")
 
@@ -272,11 +273,11 @@ def test_every_task_of_openmmlab_names_loss_and_pictures(
     example_data, tmp_path, monkeypatch, capsys, recwarn, name
 ):
     monkeypatch.chdir(example_data)
-    cfg = runtime.load_config(str(ROOT / "configs" / name), SMALL, str(tmp_path))
+    cfg = runner_module.load_config(str(ROOT / "configs" / name), SMALL, str(tmp_path))
     make_smallest(cfg.model)
     cfg.train_dataloader.dataset.pipeline.insert(1, dict(type="NotANumber"))
     with pytest.raises(SystemExit) as end:
-        runtime.run_tool(lambda: runtime.train(cfg))
+        runner_module.run_tool(lambda: runner_module.train(cfg))
     assert end.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     # MMEngine's schedulers miss their mark on an optimiser's step that somebody has replaced

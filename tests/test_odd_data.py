@@ -18,8 +18,9 @@ from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 from pycocotools import mask as masks
 
-from fcvit_mm import coco, data_checks, runtime
-from fcvit_mm.runtime import ConfigError
+from fcvit_mm.datasets import checks, coco_writer
+from fcvit_mm.engine import runner as runner_module
+from fcvit_mm.engine.runner import ConfigError
 
 CONFIGS = {
     "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -69,19 +70,19 @@ def data(example_data, tmp_path, monkeypatch) -> Path:
 
 
 def config(task: str, work_dir: str, options: dict[str, Any]) -> Config:
-    cfg = runtime.load_config(str(CONFIGS[task]), SMALL | SIZE[task] | options, work_dir)
+    cfg = runner_module.load_config(str(CONFIGS[task]), SMALL | SIZE[task] | options, work_dir)
     make_smallest(cfg.model)
     return cfg
 
 
 def train_and_test(task: str, **options: Any) -> float:
     """Train for two iterations, test; returns the main metric. A loss that is not finite raises."""
-    runner = runtime.train(config(task, "run", options))
+    runner = runner_module.train(config(task, "run", options))
     losses = runner.message_hub.get_scalar("train/loss").data[0]
     assert len(losses) == 2 and np.isfinite(losses).all()
     for name, value in runner.model.state_dict().items():
         assert value.isfinite().all(), name
-    metrics = runtime.test(config(task, "tested", options | {"load_from": "run/iter_2.pth"}))
+    metrics = runner_module.test(config(task, "tested", options | {"load_from": "run/iter_2.pth"}))
     assert metrics[MAIN[task]] == runner.message_hub.get_scalar(f"val/{MAIN[task]}").current()
     return metrics[MAIN[task]]
 
@@ -97,7 +98,7 @@ def edit(data: Path, change: Callable[[dict], Any], splits: tuple[str, ...] = ("
 
 def warnings(task: str, **options: Any) -> list[str]:
     loaders = ("train_dataloader", "val_dataloader")
-    reports = data_checks.check(config(task, "run", options), loaders)
+    reports = checks.check(config(task, "run", options), loaders)
     assert [report.errors for report in reports] == [[], []]
     return [warning for report in reports for warning in report.warnings]
 
@@ -192,9 +193,9 @@ def crowd(form: str, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
     """A crowd over a quarter of a picture."""
     mask = np.zeros(size[::-1], bool)
     mask[10:42, 20:52] = True
-    one = coco.annotation(mask, 1, "polygon")
+    one = coco_writer.annotation(mask, 1, "polygon")
     if form == "uncompressed":
-        one = coco.annotation(mask, 1, iscrowd=True)
+        one = coco_writer.annotation(mask, 1, iscrowd=True)
     elif form == "compressed":
         rle = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
         one["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
@@ -248,8 +249,8 @@ def test_the_runs_of_a_compressed_mask_are_those_that_were_written():
         mask = rng.random((37, 41)) < share
         mask[5:30, 9:33] |= share > 0
         rle = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
-        runs = coco.run_lengths(mask)["counts"]
-        assert data_checks._runs(rle["counts"].decode()) == runs and sum(runs) == mask.size
+        runs = coco_writer.run_lengths(mask)["counts"]
+        assert checks._runs(rle["counts"].decode()) == runs and sum(runs) == mask.size
 
 
 # ---------------------------------------------------------------------------------- pictures
@@ -259,7 +260,7 @@ def replace(data: Path, picture: Any, suffix: str = ".png", **save: Any) -> None
     """Put a picture in the place of the first of both splits, with one object all over it."""
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     size = picture.size
-    if save.get("exif") and save["exif"][data_checks.EXIF_ORIENTATION] in data_checks.SIDEWAYS:
+    if save.get("exif") and save["exif"][checks.EXIF_ORIENTATION] in checks.SIDEWAYS:
         size = size[::-1]
     mask = np.ones(size[::-1], bool)
     for split in ("train", "val"):
@@ -271,7 +272,7 @@ def replace(data: Path, picture: Any, suffix: str = ".png", **save: Any) -> None
     def change(content: dict) -> None:
         content["images"][0].update(file_name=f"00000{suffix}", width=size[0], height=size[1])
         without_objects(1)(content)
-        content["annotations"].append(dict(coco.annotation(mask, 1), id=1000, image_id=1))
+        content["annotations"].append(dict(coco_writer.annotation(mask, 1), id=1000, image_id=1))
 
     edit(data, change)
 
@@ -316,7 +317,7 @@ def test_training_on_pictures_of_one_pixel_and_one_row_is_refused(data, task, si
 @pytest.mark.official
 def test_testing_on_label_maps_of_one_row_is_refused(data):
     replace(data, noise(1, 2000, 3))
-    (report,) = data_checks.check(config("segmentation", "run", {}), ("val_dataloader",))
+    (report,) = checks.check(config("segmentation", "run", {}), ("val_dataloader",))
     (error,) = report.errors
     assert error.startswith("data/shapes/label_maps/val: label maps with a side of one pixel")
     assert error.endswith(": 00000.png; enlarge or remove them and their pictures")
@@ -339,7 +340,7 @@ def test_testing_on_label_maps_of_one_row_is_refused(data):
 def test_what_a_pipeline_leaves_of_a_picture(step, flip, size, suits):
     """As its own resizing has it."""
     steps = [step, *([dict(type="RandomFlip", prob=0.5)] if flip else [])]
-    assert data_checks._Pipeline.of(steps).suits(size) == suits
+    assert checks._Pipeline.of(steps).suits(size) == suits
     init_default_scope("mmdet")
     if step["type"] == "Resize" and not flip:
         resize = TRANSFORMS.build(dict(step, _scope_="mmdet"))
@@ -353,7 +354,7 @@ def test_what_a_pipeline_leaves_of_a_picture(step, flip, size, suits):
 
 def rotated() -> dict[str, Any]:
     exif = Image.Exif()
-    exif[data_checks.EXIF_ORIENTATION] = 6
+    exif[checks.EXIF_ORIENTATION] = 6
     return dict(exif=exif)
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 from processes import losses, mean_losses
 from test_resume import METHODS, NO_WORKERS
 
-from fcvit_mm.repeat import RepeatableRunner
+from fcvit_mm.engine.seeding import RepeatableRunner
 
 pytestmark = pytest.mark.official
 

@@ -19,8 +19,10 @@ from conftest import ROOT, free_port
 from mmengine.config import Config
 from processes import losses, said
 
-from fcvit_mm import CheckpointError, logs, read_checkpoint, resume, runtime
-from fcvit_mm.files import PARTIAL
+from fcvit_mm import CheckpointError, read_checkpoint
+from fcvit_mm.analysis import logs
+from fcvit_mm.engine import resume, runner
+from fcvit_mm.utils.files import PARTIAL
 
 DETECTION = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
 SEGMENTATION = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_ema_shapes.py"
@@ -196,7 +198,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(example_data, kept, tmp_p
 
 
 def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
-    cfg = runtime.load_config(str(SEGMENTATION), work_dir=str(tmp_path / "run"))
+    cfg = runner.load_config(str(SEGMENTATION), work_dir=str(tmp_path / "run"))
     assert resume.newest(cfg) is None
     interrupted(kept, tmp_path / "run", 2, 4)
     for path in resume.checkpoints(cfg):
@@ -210,14 +212,14 @@ def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
     for path in (alone, best):
         cfg.load_from = str(path)
         with pytest.raises(CheckpointError, match=r"\.pth holds no training to go on.*load_from="):
-            runtime.train(cfg)
+            runner.train(cfg)
 
 
 def test_a_machine_that_does_not_see_the_checkpoint_says_so(tmp_path, monkeypatch):
-    cfg = runtime.load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
-    monkeypatch.setattr(runtime, "_once", lambda *_: ("absent/iter_2.pth", 0))
+    cfg = runner.load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
+    monkeypatch.setattr(runner, "_once", lambda *_: ("absent/iter_2.pth", 0))
     with pytest.raises(CheckpointError, match=r"absent/iter_2\.pth lies on the first machine"):
-        runtime.train(cfg)
+        runner.train(cfg)
 
 
 def test_the_checkpoint_written_last_is_the_newest(tmp_path):
@@ -239,7 +241,7 @@ def test_the_checkpoint_written_last_is_the_newest(tmp_path):
 
 def test_the_only_checkpoint_is_not_deleted_before_the_next(tmp_path):
     options = {"default_hooks.checkpoint.max_keep_ckpts": 1}
-    cfg = runtime.load_config(str(SEGMENTATION), options, work_dir=str(tmp_path))
+    cfg = runner.load_config(str(SEGMENTATION), options, work_dir=str(tmp_path))
     (line,) = resume.keep_enough(cfg)
     assert cfg.default_hooks.checkpoint.max_keep_ckpts == 2 and "deletes the only" in line
     assert not resume.keep_enough(cfg)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from fcvit_mm import coco, shapes
+from fcvit_mm.datasets import coco_writer, shapes
 
 SIZE = (48, 40)
 
@@ -52,7 +52,7 @@ def test_no_picture_is_in_both_splits_or_twice(folder: Path) -> None:
     assert len(pictures) == 10 == len(set(pictures))
 
 
-@pytest.mark.parametrize("segmentation", coco.SEGMENTATIONS)
+@pytest.mark.parametrize("segmentation", coco_writer.SEGMENTATIONS)
 @pytest.mark.parametrize("split", shapes.SPLITS)
 def test_files_hold_the_pictures_masks_boxes_and_areas(
     segmentation: str, split: str, tmp_path: Path
@@ -104,13 +104,13 @@ def test_polygons_where_they_can_say_it_else_rle() -> None:
     corner = np.zeros((9, 11), bool)
     corner[1:4, 1:4] = corner[4:7, 4:8] = True
 
-    assert coco.annotation(plain, 1)["segmentation"] == [[3, 2, 9, 2, 9, 6, 3, 6]]
-    assert isinstance(coco.annotation(holed, 1)["segmentation"], dict)
-    assert len(coco.annotation(corner, 1)["segmentation"]) == 2
+    assert coco_writer.annotation(plain, 1)["segmentation"] == [[3, 2, 9, 2, 9, 6, 3, 6]]
+    assert isinstance(coco_writer.annotation(holed, 1)["segmentation"], dict)
+    assert len(coco_writer.annotation(corner, 1)["segmentation"]) == 2
     rng = np.random.default_rng(0)
     for mask in (plain, holed, corner, *(rng.random((40, 9, 11)) < 0.6)):
-        for segmentation in coco.SEGMENTATIONS:
-            held = coco.annotation(mask, 1, segmentation)["segmentation"]
+        for segmentation in coco_writer.SEGMENTATIONS:
+            held = coco_writer.annotation(mask, 1, segmentation)["segmentation"]
             if isinstance(held, list):
                 encoded = masks.merge(masks.frPyObjects(held, 9, 11))
             else:
@@ -134,7 +134,7 @@ def test_objects_overlap_and_none_is_hidden() -> None:
     for one in pictures:
         assert one.masks.sum(0).max() == 1, "two objects claim a pixel"
         assert one.masks.sum((1, 2)).min() > 50
-        boxes = [coco.annotation(mask, 1)["bbox"] for mask in one.masks]
+        boxes = [coco_writer.annotation(mask, 1)["bbox"] for mask in one.masks]
         for i, (x, y, w, h) in enumerate(boxes):
             for left, top, width, height in boxes[:i]:
                 across = min(x + w, left + width) - max(x, left)
@@ -204,7 +204,7 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(shapes.DatasetError, match="other parameters"):
         shapes.generate(tmp_path / "set", 2, 1, SIZE)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert json.loads((tmp_path / "set" / coco.STAMP).read_text())["train"] == 1
+    assert json.loads((tmp_path / "set" / coco_writer.STAMP).read_text())["train"] == 1
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,16 @@ def test_bad_arguments(arguments: list[str], said: str, tmp_path: Path, capfd) -
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fcvit_mm.shapes", "set", "--train", "2", "--val", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "fcvit_mm.datasets.shapes",
+        "set",
+        "--train",
+        "2",
+        "--val",
+        "1",
+    ]
     done = subprocess.run(
         [*command, "--size", "64", "32", "--seed", "5"],
         cwd=tmp_path,

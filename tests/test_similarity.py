@@ -12,8 +12,9 @@ from test_infer import picture
 from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 
-from fcvit_mm import runtime, similarity
-from fcvit_mm.layers import GlobalContext
+from fcvit_mm.analysis import similarity
+from fcvit_mm.engine import runner
+from fcvit_mm.models.layers import GlobalContext
 
 HEADS = 8
 
@@ -118,7 +119,7 @@ def test_what_was_padded_is_not_shown(predictors):
 
 def test_the_hooks_are_gone_afterwards(predictors):
     predictor = predictors["mmdet"]
-    with pytest.raises(runtime.ConfigError, match="16x16 is a single position in stage 3"):
+    with pytest.raises(runner.ConfigError, match="16x16 is a single position in stage 3"):
         similarity.contexts_of(predictor, picture(0, 16, 16))
     assert not any(module._forward_hooks for module in predictor.model.modules())
 
@@ -189,10 +190,10 @@ def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     )  # fmt: skip
     assert_sentence(result, "--block 3: stage 4 has the blocks 1 to 2")
     config = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_plain_context_shapes.py"
-    cfg = runtime.load_config(str(config))
-    from fcvit_mm.predict import build_model
+    cfg = runner.load_config(str(config))
+    from fcvit_mm.apis.predictor import build_model
 
-    with pytest.raises(runtime.ConfigError, match="without global contexts"):
+    with pytest.raises(runner.ConfigError, match="without global contexts"):
         similarity.find_backbone(build_model(cfg), str(config))
-    with pytest.raises(runtime.ConfigError, match="no FCViT"):
+    with pytest.raises(runner.ConfigError, match="no FCViT"):
         similarity.find_backbone(torch.nn.Conv2d(3, 3, 1), "a.py")

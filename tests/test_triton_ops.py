@@ -15,9 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton", reason="PyTorch for macOS and Windows comes without Triton")
 
-from fcvit_mm import FCViT, triton_ops
-from fcvit_mm.kernels import common, context, depthwise, mixer, norm, residual
-from fcvit_mm.triton_ops import add_global_context, depthwise_conv
+from fcvit_mm import FCViT
+from fcvit_mm.ops import dispatch
+from fcvit_mm.ops.dispatch import add_global_context, depthwise_conv
+from fcvit_mm.ops.triton import channel_mixer, common, global_context, layer_scale
+from fcvit_mm.ops.triton import depthwise_conv as depthwise_conv_module
+from fcvit_mm.ops.triton import group_norm as group_norm_module
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -30,9 +33,9 @@ HALF = (torch.float16, torch.bfloat16)
 @pytest.fixture
 def kernels():
     """Every operation that can takes its kernel."""
-    triton_ops.use(True, timer=lambda form, run: form == "plain")
+    dispatch.use(True, timer=lambda form, run: form == "plain")
     yield
-    triton_ops.use(False)
+    dispatch.use(False)
 
 
 def refuse(form, run):
@@ -131,11 +134,11 @@ def test_depthwise_of_odd_sizes(kernels, shape, layout):
 @pytest.mark.parametrize(("k", "shape"), [(3, (2, 24, 29, 18)), (11, (1, 8, 11, 33))])
 def test_weight_gradient_as_products(monkeypatch, k, shape, channels_last):
     """In half precision; more rows, channels and columns than one program takes."""
-    monkeypatch.setattr(depthwise, "ROWS_OF_PROGRAM", 32)
+    monkeypatch.setattr(depthwise_conv_module, "ROWS_OF_PROGRAM", 32)
     layout = "channels_last" if channels_last else "contiguous"
     x = make(shape, layout, torch.float16)
     grad = torch.randn_like(x)
-    actual = depthwise.weight_grad(x, grad, k, channels_last)
+    actual = depthwise_conv_module.weight_grad(x, grad, k, channels_last)
     weight = torch.zeros(shape[1], 1, k, k, dtype=torch.float64, device=DEVICE).requires_grad_()
     out = F.conv2d(x.double(), weight, padding=k // 2, groups=shape[1])
     (expected,) = torch.autograd.grad(out, weight, grad.double())
@@ -188,8 +191,8 @@ class Context(nn.Module):
         std, mean = torch.std_mean(s, dim=(1, 2), keepdim=True)
         s = self.alpha[:, None] * (s - mean) / (std + 1e-5) + self.beta[:, None]
         first, second = self.fc1(gap.flatten(1)).chunk(2, dim=1)
-        context = self.fc2(torch.maximum(first, second)).reshape(b, HEADS, -1)
-        return x + torch.einsum("bhn,bhe->bhen", s, context).reshape(x.shape)
+        global_context = self.fc2(torch.maximum(first, second)).reshape(b, HEADS, -1)
+        return x + torch.einsum("bhn,bhe->bhen", s, global_context).reshape(x.shape)
 
     def forward(self, x):
         return add_global_context(x, self.plain, *self.parameters())
@@ -275,9 +278,9 @@ def test_no_second_derivative(kernels):
     for out in (
         depthwise_conv(x, torch.randn(8, 1, 3, 3, device=DEVICE)),
         Context(8).to(DEVICE)(x),
-        norm.Norm.apply(x, x[0, :, 0, 0], x[0, :, 0, 0], 1e-5, x.dtype),
-        residual.AddScaled.apply(last, x[0, :, 0, 0], last),
-        mixer.ChannelMixer.apply(last, *mixer_parameters(8, 16)),
+        group_norm_module.Norm.apply(x, x[0, :, 0, 0], x[0, :, 0, 0], 1e-5, x.dtype),
+        layer_scale.AddScaled.apply(last, x[0, :, 0, 0], last),
+        channel_mixer.ChannelMixer.apply(last, *mixer_parameters(8, 16)),
     ):
         (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -328,24 +331,29 @@ def test_norm(shape, layout, dtype):
     # the last has tiles, and parts of channels, that are not full
     x = make(shape, layout, dtype).requires_grad_()
     weights = leaves(*torch.randn(2, shape[1], dtype=dtype, device=DEVICE))
-    check(lambda *inputs: norm.Norm.apply(*inputs, 1e-5, dtype), group_norm, [x, *weights], 8)
+    check(
+        lambda *inputs: group_norm_module.Norm.apply(*inputs, 1e-5, dtype),
+        group_norm,
+        [x, *weights],
+        8,
+    )
 
 
 def test_norm_of_a_large_mean(monkeypatch):
     """A mean of squares would lose the deviation's digits, which are 1e-4 of the mean."""
-    monkeypatch.setattr(norm, "PARTS", 2)  # each program merges several tiles
+    monkeypatch.setattr(group_norm_module, "PARTS", 2)  # each program merges several tiles
     x = (1e4 + make((1, 64, 16, 17)).double()).float()
     ones = torch.ones(64, device=DEVICE)
-    out = norm.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
+    out = group_norm_module.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
     near(out, group_norm(x.double(), ones.double(), 0 * ones.double()), 1e4)
 
 
 def test_norm_of_parts_with_means_of_their_own(monkeypatch):
-    monkeypatch.setattr(norm, "PARTS", 2)
+    monkeypatch.setattr(group_norm_module, "PARTS", 2)
     ramp = torch.linspace(-9, 9, 64, device=DEVICE)[:, None, None]
     x = make((1, 64, 16, 17)) + ramp  # tiles are runs of channels
     ones = torch.ones(64, device=DEVICE)
-    out = norm.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
+    out = group_norm_module.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
     near(out, group_norm(x.double(), ones.double(), 0 * ones.double()), 8)
 
 
@@ -355,7 +363,7 @@ def test_norm_under_autocast(kernels, dtype, narrow):
     x = make((2, 16, 5, 7), "channels_last", dtype)
     weight = torch.randn(16, device=DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16):
-        out = triton_ops.group_norm(x, weight, weight, 1e-5, narrow)
+        out = dispatch.group_norm(x, weight, weight, 1e-5, narrow)
     assert out.dtype == (torch.bfloat16 if narrow else torch.float32)
     near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
 
@@ -364,10 +372,10 @@ def test_the_plain_norm_keeps_the_layout(timed, monkeypatch):
     """On a GPU PyTorch's returns contiguous maps."""
     timed[0]["triton"] = 3.0
     real = F.group_norm
-    monkeypatch.setattr(triton_ops.F, "group_norm", lambda *a: real(*a).contiguous())
+    monkeypatch.setattr(dispatch.F, "group_norm", lambda *a: real(*a).contiguous())
     x = make((2, 16, 5, 7), "channels_last")
     weight = torch.randn(16, device=DEVICE)
-    out = triton_ops.group_norm(x, weight, weight, 1e-5)
+    out = dispatch.group_norm(x, weight, weight, 1e-5)
     assert_layout(out, x)
     near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
 
@@ -384,7 +392,7 @@ def test_channel_mixer(dim, hidden, size, dtype):
     # more hidden channels, columns or rows than one program takes
     x = make((2, dim, *size), "channels_last", dtype).requires_grad_()
     weights = mixer_parameters(dim, hidden, torch.promote_types(dtype, torch.float32))
-    check(mixer.ChannelMixer.apply, plain_mixer, [x, *weights], 32)
+    check(channel_mixer.ChannelMixer.apply, plain_mixer, [x, *weights], 32)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
@@ -395,14 +403,14 @@ def test_residual(dtype):
     def plain(x, scale, branch):
         return x + scale[:, None, None] * branch
 
-    check(residual.AddScaled.apply, plain, [x, scale, branch], 8)
+    check(layer_scale.AddScaled.apply, plain, [x, scale, branch], 8)
 
 
 def test_the_mixer_in_half_precision_and_channels_last_alone(kernels):
     weights = mixer_parameters(16, 16)
 
     def took_the_kernel(x):
-        out = triton_ops.channel_mixer(x, lambda x: plain_mixer(x, *weights), *weights)
+        out = dispatch.channel_mixer(x, lambda x: plain_mixer(x, *weights), *weights)
         return type(out.grad_fn).__name__ == "ChannelMixerBackward"
 
     x = make((1, 16, 3, 4), "channels_last").requires_grad_()
@@ -415,7 +423,13 @@ def test_the_mixer_in_half_precision_and_channels_last_alone(kernels):
 def launches(monkeypatch):
     """The names of the kernels that are launched from here on."""
     found = []
-    for module in (context, depthwise, mixer, norm, residual):
+    for module in (
+        global_context,
+        depthwise_conv_module,
+        channel_mixer,
+        group_norm_module,
+        layer_scale,
+    ):
 
         def launch(kernel, *rest, **more):
             found.append(kernel.fn.__name__)
@@ -456,7 +470,7 @@ def test_the_network_runs_on_them(kernels, monkeypatch, half):
     # cuDNN's convolutions of float64, between the stages, return contiguous maps
     assert launched.count("_scale_grad_kernel") == (8 if half or INTERPRETED else 2)
     assert launched.count("_conv_grad_kernel") == (4 if half else 0)
-    triton_ops.use(False)
+    dispatch.use(False)
     expected = run()
     if not half:
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
@@ -493,9 +507,9 @@ def timed():
         calls.append(form)
         return times[form]
 
-    triton_ops.use(True, timer)
+    dispatch.use(True, timer)
     yield times, calls
-    triton_ops.use(False)
+    dispatch.use(False)
 
 
 def test_the_faster_form_is_used_and_remembered(timed):
@@ -530,7 +544,7 @@ def test_the_faster_form_is_used_and_remembered(timed):
 
     layer = Context(8).to(DEVICE)
     for faster, name in ((0.5, "GlobalContextBackward"), (3.0, "AddBackward0")):
-        triton_ops.use(True, triton_ops._State.timer)
+        dispatch.use(True, dispatch._State.timer)
         times["triton"] = faster
         assert type(layer(make((1, 8, 3, 4))).grad_fn).__name__ == name
     assert all(p.grad is None for p in layer.parameters())
@@ -538,15 +552,15 @@ def test_the_faster_form_is_used_and_remembered(timed):
 
 def test_timing_runs_forward_and_backward(monkeypatch):
     seen = []
-    backward = depthwise.DepthwiseConv.backward
+    backward = depthwise_conv_module.DepthwiseConv.backward
     monkeypatch.setattr(
-        depthwise.DepthwiseConv,
+        depthwise_conv_module.DepthwiseConv,
         "backward",
         staticmethod(lambda ctx, grad: seen.append(1) or backward(ctx, grad)),
     )
-    triton_ops.use(True, timer=lambda form, run: run() or form == "triton")
+    dispatch.use(True, timer=lambda form, run: run() or form == "triton")
     depthwise_conv(make((1, 8, 3, 3)).requires_grad_(), torch.randn(8, 1, 3, 3, device=DEVICE))
-    triton_ops.use(False)
+    dispatch.use(False)
     assert seen == [1]
 
 
@@ -568,14 +582,14 @@ def test_milliseconds_are_those_of_runs_in_a_row(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("finish"))
-    assert triton_ops._milliseconds("plain", lambda: events.append("run")) == 2
+    assert dispatch._milliseconds("plain", lambda: events.append("run")) == 2
     assert events == [*["run"] * 3, "finish", "record", *["run"] * 10, "record", "finish"]
 
 
 def test_off_by_default_and_off_again():
-    assert not triton_ops._State.on
-    triton_ops.use(True, timer=refuse)
-    triton_ops.use(False, timer=refuse)
+    assert not dispatch._State.on
+    dispatch.use(True, timer=refuse)
+    dispatch.use(False, timer=refuse)
     x, weight = make((1, 8, 3, 4)), torch.randn(8, 1, 3, 3, device=DEVICE)
     near(depthwise_conv(x, weight), F.conv2d(x, weight, padding=1, groups=8), 0)
     layer = Context(8).to(DEVICE)
@@ -597,7 +611,7 @@ class Both(nn.Module):
 
 @pytest.mark.parametrize("how", ["compile", "export", "trace", "fake", "empty", "k", "subclass"])
 def test_what_takes_the_plain_form(how):
-    triton_ops.use(True, timer=refuse)
+    dispatch.use(True, timer=refuse)
     try:
         model, x = Both(), make((1, 8, 4, 5))
         expected = model.plain(x)
@@ -625,7 +639,7 @@ def test_what_takes_the_plain_form(how):
             with pytest.raises(RuntimeError):
                 depthwise_conv(x, wrong)
     finally:
-        triton_ops.use(False)
+        dispatch.use(False)
 
 
 def test_recomputation_after_timing(timed):
@@ -639,16 +653,16 @@ def test_recomputation_after_timing(timed):
 
 def test_the_cpu_takes_the_plain_form(monkeypatch):
     monkeypatch.setattr(common, "interpreted", lambda: False)
-    triton_ops.use(True, timer=refuse)
+    dispatch.use(True, timer=refuse)
     Both().cpu()(make((1, 8, 3, 3)).cpu())
-    triton_ops.use(False)
+    dispatch.use(False)
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(triton_ops, "triton", None)
+    monkeypatch.setattr(dispatch, "triton", None)
     with pytest.raises(ImportError, match="pip install triton"):
-        triton_ops.use(True)
-    triton_ops.use(False)
+        dispatch.use(True)
+    dispatch.use(False)
 
 
 def test_import_without_triton():

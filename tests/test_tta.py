@@ -7,7 +7,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import nn
 
-from fcvit_mm.tta import InstanceSegTTAModel
+from fcvit_mm.models.tta import InstanceSegTTAModel
 
 pytestmark = pytest.mark.official
 HEIGHT, WIDTH = 12, 20

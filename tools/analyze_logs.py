@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcvit_mm import logs, runtime
-from fcvit_mm.files import whole_file
+from fcvit_mm.analysis import logs
+from fcvit_mm.engine import runner
+from fcvit_mm.utils.files import whole_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,10 +19,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--keys", nargs="+", help="what to show, such as loss coco/bbox_mAP_50")
     parser.add_argument(
-        "--out", type=runtime.ending(*runtime.PLOTS), metavar="FILE.png", help="plot them"
+        "--out", type=runner.ending(*runner.PLOTS), metavar="FILE.png", help="plot them"
     )
     parser.add_argument(
-        "--json", type=runtime.ending(".json"), metavar="FILE", help="write the figures"
+        "--json", type=runner.ending(".json"), metavar="FILE", help="write the figures"
     )
     return parser.parse_args()
 
@@ -38,13 +39,13 @@ def main() -> None:
         for problem in run.problems:
             print(f"warning: {problem}", file=sys.stderr)
     if args.json:
-        with runtime.writing(args.json), whole_file(args.json) as partial:
+        with runner.writing(args.json), whole_file(args.json) as partial:
             partial.write_text(json.dumps(found, indent=1))
     if args.out:
-        with runtime.writing(args.out):
+        with runner.writing(args.out):
             logs.plot(runs, keys, args.out)
         print(f"plot: {args.out}")
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -2,25 +2,28 @@
 
 import argparse
 
-from fcvit_mm import predict, runtime
+from fcvit_mm.apis import predictor as predictor_module
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="A page in the browser: what a model finds in a picture, and where it looks."
     )
-    predict.add_arguments(parser)
-    parser.add_argument("--port", type=runtime.whole_number(1), default=7860)
+    predictor_module.add_arguments(parser)
+    parser.add_argument("--port", type=runner.whole_number(1), default=7860)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    runtime.require("gradio", "app")
-    from fcvit_mm import app
+    runner.require("gradio", "app")
+    from fcvit_mm.demos import app
 
-    cfg = runtime.load_config(args.config, args.cfg_options)
-    predictor = predict.Predictor(cfg, args.checkpoint, predict.find_device(args.device))
+    cfg = runner.load_config(args.config, args.cfg_options)
+    predictor = predictor_module.Predictor(
+        cfg, args.checkpoint, predictor_module.find_device(args.device)
+    )
     app.run(
         predictor,
         f"{args.config}, {args.checkpoint}",
@@ -30,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

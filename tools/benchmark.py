@@ -5,15 +5,16 @@ import sys
 
 from rich.console import Console
 
-from fcvit_mm import benchmark, runtime
-from fcvit_mm.predict import find_device
+from fcvit_mm.analysis import benchmark
+from fcvit_mm.apis.predictor import find_device
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Latency, throughput and peak memory of models, side by side."
     )
-    positive = runtime.whole_number(1)
+    positive = runner.whole_number(1)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="path of a config file")
     parser.add_argument("--backbone", action="store_true", help="measure the backbones alone")
     parser.add_argument(
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

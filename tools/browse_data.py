@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fcvit_mm import browse, runtime
+from fcvit_mm.analysis import browse_dataset
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,20 +17,20 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
-    parser.add_argument("--number", type=runtime.whole_number(1), default=8, help="default: 8")
+    parser.add_argument("--number", type=runner.whole_number(1), default=8, help="default: 8")
     parser.add_argument("--out", metavar="DIR", help="pictures (default: work_dirs/CONFIG/data)")
     parser.add_argument(
-        "--seed", type=runtime.whole_number(0), default=0, help="of the augmentations"
+        "--seed", type=runner.whole_number(0), default=0, help="of the augmentations"
     )
-    runtime.add_cfg_options(parser)
+    runner.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg = runner.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/data")
-    looks = browse.run(cfg, args.split, args.number, out, args.seed)
+    looks = browse_dataset.run(cfg, args.split, args.number, out, args.seed)
     table = Table("item", "file", "size", "objects or pixels a class")
     for found in looks:
         contents = ", ".join(f"{name} {n}" for name, n in found.contents.items())
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

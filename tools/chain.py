@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from fcvit_mm import chain, runtime
+from fcvit_mm.demos import transfer
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -11,25 +12,25 @@ def parse_args() -> argparse.Namespace:
         description="Show what pretraining as a classifier gains in detection and segmentation.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    positive = runtime.whole_number(1)
+    positive = runner.whole_number(1)
     parser.add_argument("--work-dir", help="figures, plot, logs")
     parser.add_argument("--data-root", help="folder of the generated data sets")
-    parser.add_argument("--seeds", type=runtime.whole_number(0), nargs="+")
+    parser.add_argument("--seeds", type=runner.whole_number(0), nargs="+")
     parser.add_argument("--pretraining", type=positive, help="iterations")
     parser.add_argument("--iterations", type=positive, help="with each start")
     parser.add_argument("--processes", type=positive, help="trainings at a time")
-    parser.set_defaults(**chain.DEFAULTS)
+    parser.set_defaults(**transfer.DEFAULTS)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     try:
-        chain.run(**vars(args))
+        transfer.run(**vars(args))
     except KeyboardInterrupt:
         print("\nstopped; the same command starts anew", file=sys.stderr)
         sys.exit(130)
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fcvit_mm import runtime
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -13,14 +13,14 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="decode every picture, where otherwise its beginning and end are read",
     )
-    runtime.add_cfg_options(parser)
+    runner.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    runtime.check_data(runtime.load_config(args.config, args.cfg_options), args.decode)
+    runner.check_data(runner.load_config(args.config, args.cfg_options), args.decode)
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from fcvit_mm import confusion, runtime
+from fcvit_mm.engine import runner
+from fcvit_mm.evaluation import confusion_matrix
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,22 +18,24 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME",
         help="of NAME.png and NAME.json (default: work_dirs/CONFIG/confusion)",
     )
-    parser.add_argument("--score-threshold", type=runtime.fraction, default=0.3, metavar="SCORE")
-    parser.add_argument("--iou-threshold", type=runtime.fraction, default=0.5, metavar="IOU")
+    parser.add_argument("--score-threshold", type=runner.fraction, default=0.3, metavar="SCORE")
+    parser.add_argument("--iou-threshold", type=runner.fraction, default=0.5, metavar="IOU")
     parser.add_argument("--masks", action="store_true", help="compare masks of objects, not boxes")
-    runtime.add_cfg_options(parser)
+    runner.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg = runner.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/confusion")
     if out.suffix in (".png", ".json"):
         out = out.with_suffix("")
-    confusion.run(cfg, args.checkpoint, out, args.score_threshold, args.iou_threshold, args.masks)
+    confusion_matrix.run(
+        cfg, args.checkpoint, out, args.score_threshold, args.iou_threshold, args.masks
+    )
     print(f"confusion matrix: {out}.png, {out}.json")
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -10,7 +10,7 @@ if [[ $3 != fcvit_mm::* && ! -f $3 ]]; then
     echo "error: $3: there is no such config; see configs/ for those there are" >&2
     exit 2
 fi
-exec "${PYTHON:-python}" -m fcvit_mm.launch \
+exec "${PYTHON:-python}" -m fcvit_mm.engine.launch \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

@@ -4,8 +4,9 @@ import argparse
 
 import torch
 
-from fcvit_mm import export, runtime
-from fcvit_mm.predict import Predictor
+from fcvit_mm.apis import export
+from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -13,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument(
-        "out", type=runtime.ending(".onnx", ".pt2"), help="file.onnx, or file.pt2 for torch.export"
+        "out", type=runner.ending(".onnx", ".pt2"), help="file.onnx, or file.pt2 for torch.export"
     )
     parser.add_argument(
         "--part",
@@ -21,13 +22,13 @@ def parse_args() -> argparse.Namespace:
         default="whole",
         help="features: backbone and neck alone",
     )
-    runtime.add_cfg_options(parser)
+    runner.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg = runner.load_config(args.config, args.cfg_options)
     export.kind_of(cfg, args.part)
     predictor = Predictor(cfg, args.checkpoint, torch.device("cpu"))
     worst = export.run(predictor, args.out, args.part)
@@ -35,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

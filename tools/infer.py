@@ -5,12 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcvit_mm import infer, predict, runtime
+from fcvit_mm.apis import inference
+from fcvit_mm.apis import predictor as predictor_module
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What a model finds in pictures and videos.")
-    predict.add_arguments(parser)
+    predictor_module.add_arguments(parser)
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -18,28 +20,30 @@ def parse_args() -> argparse.Namespace:
         help="a picture, a video, a folder, a glob, or the number of a webcam",
     )
     parser.add_argument("--out", metavar="DIR", help="results (default: work_dirs/CONFIG/infer)")
-    parser.add_argument("--batch-size", type=runtime.whole_number(1), default=1)
+    parser.add_argument("--batch-size", type=runner.whole_number(1), default=1)
     parser.add_argument(
         "--score-threshold",
-        type=runtime.fraction,
+        type=runner.fraction,
         default=0.3,
         metavar="SCORE",
         help="least score of a detection (default: 0.3)",
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="show these alone")
     parser.add_argument(
-        "--max-frames", type=runtime.whole_number(1), metavar="N", help="of each video"
+        "--max-frames", type=runner.whole_number(1), metavar="N", help="of each video"
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg = runner.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/infer")
-    sources = infer.find_sources(args.inputs, out)
-    predictor = predict.Predictor(cfg, args.checkpoint, predict.find_device(args.device))
-    lines, problems = infer.run(
+    sources = inference.find_sources(args.inputs, out)
+    predictor = predictor_module.Predictor(
+        cfg, args.checkpoint, predictor_module.find_device(args.device)
+    )
+    lines, problems = inference.run(
         predictor,
         sources,
         out,
@@ -50,8 +54,8 @@ def main() -> None:
         Console(),
     )
     print("\n".join(lines))
-    infer.report(problems)
+    inference.report(problems)
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -5,8 +5,9 @@ import sys
 
 from rich.console import Console
 
-from fcvit_mm import cost, runtime
-from fcvit_mm.predict import find_device
+from fcvit_mm.analysis import complexity
+from fcvit_mm.apis.predictor import find_device
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--size",
         nargs=2,
-        type=runtime.whole_number(1),
+        type=runner.whole_number(1),
         metavar=("HEIGHT", "WIDTH"),
         help="of the picture (default: as the config's data set needs)",
     )
@@ -26,15 +27,15 @@ def parse_args() -> argparse.Namespace:
         "--sweep", metavar="FILE", help="plot cost against size, up to --size, as .png, .pdf, .svg"
     )
     parser.add_argument("--device", default="cpu", help="to measure memory on (default: cpu)")
-    runtime.add_cfg_options(parser)
+    runner.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg = runner.load_config(args.config, args.cfg_options)
     size = tuple(args.size) if args.size else None
-    table = cost.run(cfg, size, find_device(args.device), args.json, args.sweep)
+    table = complexity.run(cfg, size, find_device(args.device), args.json, args.sweep)
     # a file or a pipe has no width of its own
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     for option, path in (("figures", args.json), ("plot", args.sweep)):
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -6,7 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fcvit_mm import infer, predict, runtime, similarity
+from fcvit_mm.analysis import similarity
+from fcvit_mm.apis import inference
+from fcvit_mm.apis import predictor as predictor_module
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,7 +17,7 @@ def parse_args() -> argparse.Namespace:
         description="Draw the similarity of each position to the image's mean, head by head, and "
         "measure how much the contexts that positions receive differ."
     )
-    predict.add_arguments(parser)
+    predictor_module.add_arguments(parser)
     parser.add_argument(
         "inputs", nargs="+", metavar="PICTURE", help="a picture, a folder or a glob"
     )
@@ -24,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3, 4), default=4)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--block", type=runtime.whole_number(1), help="of the stage, from 1 on (default: the last)"
+        "--block", type=runner.whole_number(1), help="of the stage, from 1 on (default: the last)"
     )
     which.add_argument("--all-blocks", action="store_true", help="of the stage")
     return parser.parse_args()
@@ -32,10 +35,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options)
+    cfg = runner.load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/similarity")
-    sources = infer.find_sources(args.inputs, out)
-    predictor = predict.Predictor(cfg, args.checkpoint, predict.find_device(args.device))
+    sources = inference.find_sources(args.inputs, out)
+    predictor = predictor_module.Predictor(
+        cfg, args.checkpoint, predictor_module.find_device(args.device)
+    )
     rows, problems = similarity.run(
         predictor, sources, out, args.stage, args.block, args.all_blocks
     )
@@ -45,8 +50,8 @@ def main() -> None:
             table.add_row(str(row["stage"]), str(row["block"]), f"{row['difference']:.3f}")
         Console().print(table)
         print(f"pictures: {out}")
-    infer.report(problems)
+    inference.report(problems)
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

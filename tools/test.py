@@ -4,7 +4,7 @@ import argparse
 
 from mmengine.dist import is_main_process
 
-from fcvit_mm import runtime
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,24 +17,24 @@ def parse_args() -> argparse.Namespace:
         "--show-dir", metavar="DIR", help="draw the predictions into this directory"
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    runtime.add_common_arguments(parser)
+    runner.add_common_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg = runner.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
     if args.tta:
-        runtime.enable_tta(cfg)
+        runner.enable_tta(cfg)
     if args.out:
-        runtime.dump_predictions(cfg, args.out)
+        runner.dump_predictions(cfg, args.out)
     if args.show_dir:
-        runtime.draw_predictions(cfg, args.show_dir)
-    runtime.test(cfg)
+        runner.draw_predictions(cfg, args.show_dir)
+    runner.test(cfg)
     if args.show_dir and is_main_process():
         print(f"pictures: {args.show_dir}")
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fcvit_mm import runtime
+from fcvit_mm.engine import runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,22 +22,22 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate from the config's base batch size to the actual one",
     )
-    runtime.add_common_arguments(parser)
+    runner.add_common_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runtime.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg = runner.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.amp:
-        runtime.enable_amp(cfg)
+        runner.enable_amp(cfg)
     if args.auto_scale_lr:
-        runtime.enable_auto_scale_lr(cfg)
+        runner.enable_auto_scale_lr(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    runtime.train(cfg)
+    runner.train(cfg)
 
 
 if __name__ == "__main__":
-    runtime.run_tool(main)
+    runner.run_tool(main)

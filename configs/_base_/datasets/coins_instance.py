@@ -1,8 +1,8 @@
-# Coins in tiles of a photograph, under data/coins: python -m fcvit_mm.coins data/coins
+# Coins in tiles of a photograph, under data/coins: python -m fcvit_mm.datasets.coins data/coins
 _base_ = "./shapes_instance.py"
 
 data_root = "data/coins/"
-# fcvit_mm.coins.CLASSES and PALETTE
+# fcvit_mm.datasets.coins.CLASSES and PALETTE
 metainfo = dict(classes=("coin",), palette=[(255, 196, 0)])
 
 # 45 tiles alone: a coin looks like a coin from any side and in any light.

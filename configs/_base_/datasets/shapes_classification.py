@@ -1,5 +1,5 @@
 # Generated pictures of one shape each, a folder a class, under data/shapes_classification:
-# python -m fcvit_mm.shapes data/shapes_classification --task classification
+# python -m fcvit_mm.datasets.shapes data/shapes_classification --task classification
 dataset_type = "CustomDataset"
 data_root = "data/shapes_classification/"
 

@@ -1,8 +1,8 @@
 # Generated pictures of shapes with boxes and masks, under data/shapes:
-# python -m fcvit_mm.shapes data/shapes
+# python -m fcvit_mm.datasets.shapes data/shapes
 dataset_type = "CocoDataset"
 data_root = "data/shapes/"
-# fcvit_mm.shapes.CLASSES and PALETTE
+# fcvit_mm.datasets.shapes.CLASSES and PALETTE
 metainfo = dict(
     classes=("circle", "square", "triangle", "star"),
     palette=[(231, 76, 60), (52, 152, 219), (46, 204, 113), (241, 196, 15)],

@@ -1,8 +1,8 @@
 # Generated pictures of shapes with label maps, under data/shapes:
-# python -m fcvit_mm.shapes data/shapes
+# python -m fcvit_mm.datasets.shapes data/shapes
 dataset_type = "BaseSegDataset"
 data_root = "data/shapes/"
-# fcvit_mm.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the ground is a class of its own
+# fcvit_mm.datasets.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the ground is a class of its own
 metainfo = dict(
     classes=("ground", "circle", "square", "triangle", "star"),
     palette=[

@@ -1,0 +1,153 @@
+"""What the pipeline of a config feeds the model: pictures with boxes, masks and label maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import set_random_seed
+
+from ..apis.inference import write_picture
+from ..apis.predictor import read_picture, task_of, with_palette
+from ..engine import runner
+from ..utils.files import make_folder
+from ..visualization.draw import build_visualizer, draw, enlarge, enlargement, visible
+
+Array = np.ndarray
+# Of a picture in the grid, its longer side in pixels.
+CELL = 256
+
+
+@dataclass
+class Look:
+    """One item of a data set as the model gets it.
+
+    index: in the data set. path: of the file it comes from; None for one that is mixed of several.
+    size: width and height. contents: number of objects a class, or of pixels. drawn: the picture
+    with its annotations, (H, W, 3), BGR.
+    """
+
+    index: int
+    path: str | None
+    size: tuple[int, int]
+    drawn: Array
+    contents: dict[str, int] = field(default_factory=dict)
+
+
+def build_dataset(cfg: Config, split: str) -> Any:
+    """The data set of a split, train, val or test, with its pipeline.
+
+    Raises:
+        ConfigError: the config has none, files are missing, or it can't be built.
+    """
+    loader = f"{split}_dataloader"
+    if not cfg.get(loader):
+        raise runner.ConfigError(f"{cfg.filename} has no {loader}")
+    task_of(cfg)
+    runner.check_data_exist(cfg, (loader,))
+    init_default_scope(cfg.default_scope)
+    try:
+        return DATASETS.build(cfg[loader].dataset)
+    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+        raise runner.ConfigError(
+            f"{cfg.filename}: {loader}.dataset can't be built: {runner.first_line(error)}"
+        ) from error
+
+
+def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
+    """Take an item through the pipeline and draw it.
+
+    Raises:
+        ConfigError: the pipeline fails on it.
+    """
+    try:
+        item = dataset[index]
+    except Exception as error:  # a pipeline is made of arbitrary classes
+        raise runner.ConfigError(
+            f"{cfg.filename}: the pipeline fails on item {index}: {runner.first_line(error)}"
+        ) from error
+    sample, image = item["data_samples"], visible(item["inputs"])
+    names = visualizer.dataset_meta["classes"]
+    if "gt_label" in sample:
+        k = enlargement(image)
+        contents = {names[label]: 1 for label in sample.gt_label.tolist()}
+        # OpenCV writes on whole arrays alone
+        drawn = np.ascontiguousarray(enlarge(image, k))
+        for colour, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+            cv2.putText(
+                drawn, ", ".join(contents), (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, colour, width
+            )
+    else:
+        drawn = draw(visualizer, image, sample, truth=True)
+        if "gt_instances" in sample:
+            labels = sample.gt_instances.labels
+        else:
+            labels = sample.gt_sem_seg.data.flatten().long()
+        counts = torch.bincount(labels[labels < len(names)], minlength=len(names)).tolist()
+        contents = {name: n for name, n in zip(names, counts, strict=True) if n}
+    path = sample.metainfo.get("img_path")
+    return Look(index, path, image.shape[1::-1], drawn, contents)
+
+
+def fit(image: Array, side: int) -> Array:
+    """(H, W, 3) -> (side, side, 3), the whole picture amid grey."""
+    scale = side / max(image.shape[:2])
+    width, height = (max(1, round(n * scale)) for n in image.shape[1::-1])
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    out = np.full((side, side, 3), 238, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    out[top : top + height, left : left + width] = image
+    return out
+
+
+def draw_grid(looks: Sequence[Look]) -> Array:
+    """Each item beside the file it comes from, two items a row; (H, W, 3), BGR."""
+    cells = []
+    for found in looks:
+        file = np.full((CELL, CELL, 3), 238, np.uint8)
+        if found.path is not None:
+            file = fit(read_picture(found.path), CELL)
+        cells.append(np.hstack([file, fit(found.drawn, CELL)]))
+    if len(cells) % 2:
+        cells.append(np.full_like(cells[0], 255))
+    gap = np.full((CELL, 12, 3), 255, np.uint8)
+    rows = [np.hstack([a, gap, b]) for a, b in zip(cells[::2], cells[1::2], strict=True)]
+    return np.vstack(rows)
+
+
+def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[Look]:
+    """Draw the first items of a data set as its pipeline gives them to the model.
+
+    Below `out`: INDEX_NAME.png each, and grid.png with all beside their files.
+
+    Args:
+        cfg: of any task.
+        split: train, val or test.
+        number: of items; of as many as there are, if fewer.
+        out: folder, made if it is missing.
+        seed: of the augmentations.
+
+    Raises:
+        ConfigError: see `build_dataset` and `look`; or the data set is empty, or `out` can't be
+            written.
+    """
+    set_random_seed(seed)
+    dataset = build_dataset(cfg, split)
+    if not len(dataset):
+        raise runner.ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
+    classes = tuple(dataset.metainfo["classes"])
+    meta = with_palette(classes, dataset.metainfo.get("palette"))
+    visualizer = build_visualizer(cfg, meta)
+    with runner.writing(f"--out {out}"):
+        make_folder(out)
+        looks = [look(cfg, dataset, i, visualizer) for i in range(min(number, len(dataset)))]
+        for found in looks:
+            name = Path(found.path).stem if found.path is not None else "mixed"
+            write_picture(out / f"{found.index:05}_{name}.png", found.drawn)
+        write_picture(out / "grid.png", draw_grid(looks))
+    return looks

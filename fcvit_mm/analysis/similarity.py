@@ -1,0 +1,301 @@
+"""Where FCViT looks: the similarity of each position to the image's mean, head by head.
+
+A global context adds S'(head, position) * c(head) to a position (paper section 3.2): the same
+vector everywhere, more or less of it. The maps are S', after the learned rescaling, so that their
+values are those that the network uses; a negative one takes the context away.
+
+The paper starts from the observation that in vision transformers what a position receives from
+attention hardly differs from what any other position receives. `Context.difference` measures this
+for FCViT: half the cosine distance between what two positions receive, averaged over all pairs,
+0 where all receive the same direction, 0.5 for unrelated ones, 1 for opposite ones (the measure of
+GCNet, arXiv 1904.11492, table 1).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..apis.inference import Source, write_picture
+from ..apis.predictor import Predictor, read_picture
+from ..engine.runner import ConfigError, writing
+from ..models.fcvit import FCViT
+from ..models.layers import NUM_HEADS, GlobalContext, by_head
+from ..utils.files import make_folder, whole_file
+from ..visualization.draw import enlarge, enlargement, save_figure, visible
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+Array = np.ndarray
+COLOURS = matplotlib.colormaps["RdBu_r"]
+
+
+@dataclass
+class Context:
+    """What one global context gave to the positions of one picture.
+
+    stage, block: from 1 on. part: 1 or 2, which of the two in the block. similarity: S', (8, H, W).
+    difference: see the module's docstring, 0 to 1.
+    """
+
+    stage: int
+    block: int
+    part: int
+    similarity: Array
+    difference: float
+
+    @property
+    def name(self) -> str:
+        return f"stage {self.stage}, block {self.block}, context {self.part}"
+
+
+def find_backbone(model: nn.Module, filename: str) -> FCViT:
+    """The FCViT in a model.
+
+    Raises:
+        ConfigError: it has none, or one without weighted contexts.
+    """
+    backbones = [module for module in model.modules() if isinstance(module, FCViT)]
+    if not backbones:
+        raise ConfigError(f"{filename}: the model has no FCViT, whose similarity could be shown")
+    contexts = [m for m in backbones[0].modules() if isinstance(m, GlobalContext)]
+    if not contexts or not contexts[0].weighted:
+        raise ConfigError(
+            f"{filename}: the backbone was built without global contexts that are weighted by "
+            "similarity (global_context=False or weighted_context=False), so there is no map"
+        )
+    return backbones[0]
+
+
+def mean_difference(given: Tensor) -> float:
+    """Mean of (1 - cosine) / 2 over all pairs of different positions.
+
+    The mean over pairs needs no pairs: the unit vectors' sum has a squared length of the sum of
+    all their products. A position that receives nothing is unrelated to every other one.
+
+    Args:
+        given: (d, N), N >= 2, what each position receives.
+    """
+    unit = nn.functional.normalize(given.double(), dim=0)
+    n = unit.shape[1]
+    of_itself = unit.square().sum()
+    cosine = (unit.sum(1).square().sum() - of_itself) / (n * (n - 1))
+    return float((1 - cosine) / 2)
+
+
+def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context]]:
+    """Run the backbone on a picture and look at its global contexts.
+
+    Args:
+        predictor: of any task, with an FCViT.
+        image: (H, W, 3), BGR, 0 to 255.
+
+    Returns:
+        The picture as it reached the network, resized or cropped by the pipeline, (h, w, 3), BGR,
+        0 to 255; and a `Context` for each of the network's, in its order, whose maps cover it.
+
+    Raises:
+        ConfigError: the model has no such maps, or the picture is a single position in a stage.
+    """
+    backbone = find_backbone(predictor.model, str(predictor.cfg.filename))
+    data = predictor.prepare(image)
+    batch = {key: [data[key]] for key in ("inputs", "data_samples")}
+    inputs = predictor.model.data_preprocessor(batch, False)["inputs"]
+    # the rest was padded on the right and below
+    share = np.divide(data["inputs"].shape[1:], inputs.shape[2:])
+    found: list[Context] = []
+
+    def look(module: GlobalContext, x: Tensor, stage: int, block: int, part: int) -> None:
+        gap = x.mean((2, 3))
+        similarity = module.similarity(x, gap)  # (1, h, H, W)
+        height, width = (max(1, round(n)) for n in np.array(x.shape[2:]) * share)
+        if height * width < 2:
+            raise ConfigError(
+                f"a picture of {image.shape[1]}x{image.shape[0]} is a single position in stage "
+                f"{stage}; take a larger one"
+            )
+        similarity = similarity[0, :, :height, :width]
+        given = by_head(module.context(gap))[0].mT @ similarity.flatten(1)  # (d, N)
+        found.append(
+            Context(stage, block, part, similarity.numpy(force=True), mean_difference(given))
+        )
+
+    stages: Any = backbone.network[::2]
+    handles = [
+        context.register_forward_hook(
+            lambda module, inputs, _, place=(stage, n, part): look(module, *inputs, *place)
+        )
+        for stage, blocks in enumerate(stages, 1)
+        for n, block in enumerate(blocks, 1)
+        for part, context in enumerate((block.token_mixer.gc1, block.token_mixer.gc2), 1)
+    ]
+    try:
+        with torch.no_grad():
+            backbone(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return visible(data["inputs"]), found
+
+
+# -------------------------------------------------------------------------------- pictures
+
+
+def limit_of(context: Context) -> float:
+    """The value that gets the strongest colour in all maps; one in a hundred lies beyond."""
+    return max(float(np.quantile(np.abs(context.similarity), 0.99)), 1e-12)
+
+
+def overlay(picture: Array, values: Array, limit: float) -> Array:
+    """Lay a map over a picture: red where the context is added, blue where it is taken away.
+
+    Args:
+        picture: (h, w, 3), BGR, 0 to 255.
+        values: (H, W), stretched over the picture.
+        limit: of the colours, see `common_limit`.
+
+    Returns:
+        (h, w, 3), BGR, 0 to 255; enlarged if the picture is small.
+    """
+    picture = enlarge(picture, enlargement(picture))
+    values = cv2.resize(values.astype(np.float32), picture.shape[1::-1])
+    shade = COLOURS(np.clip(values / limit, -1, 1) / 2 + 0.5)[..., 2::-1] * 255
+    grey = picture.mean(2, keepdims=True)
+    return (0.45 * grey + 0.55 * shade).round().astype(np.uint8)
+
+
+def draw_grid(picture: Array, contexts: Sequence[Context]) -> Any:
+    """A row a context: the picture, then the overlays of the heads; a matplotlib figure."""
+    height = 1.35 * picture.shape[0] / picture.shape[1] + 0.3
+    figure = pyplot.figure(figsize=(13.4, height * len(contexts)), layout="constrained")
+    rows = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
+    for row, context in zip(rows, contexts, strict=True):
+        first, *places = row.subplots(1, NUM_HEADS + 1)
+        first.imshow(picture[..., ::-1])
+        limit = limit_of(context)
+        for head, (place, values) in enumerate(zip(places, context.similarity, strict=True), 1):
+            place.imshow(overlay(picture, values, limit)[..., ::-1])
+            place.set_title(f"head {head}", fontsize=8)
+        first.set_title(context.name, fontsize=8, loc="left")
+        for place in (first, *places):
+            place.axis("off")
+        shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-limit, limit), COLOURS)
+        bar = row.colorbar(shades, ax=[first, *places], pad=0.01, aspect=12)
+        bar.ax.set_title("S'", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def differences(looks: Sequence[Sequence[Context]]) -> list[dict[str, Any]]:
+    """One figure a block, averaged over its contexts and all pictures, with each context's."""
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for contexts in zip(*looks, strict=True):
+        first = contexts[0]
+        row = rows.setdefault(
+            (first.stage, first.block),
+            {"stage": first.stage, "block": first.block, "contexts": []},
+        )
+        row["contexts"].append(float(np.mean([context.difference for context in contexts])))
+    for row in rows.values():
+        row["difference"] = float(np.mean(row["contexts"]))
+    return list(rows.values())
+
+
+def draw_differences(rows: Sequence[dict[str, Any]]) -> Any:
+    """A bar a block; a matplotlib figure."""
+    figure, axes = pyplot.subplots(figsize=(1.8 + 0.42 * len(rows), 3), layout="constrained")
+    names = [f"{row['stage']}.{row['block']}" for row in rows]
+    axes.bar(names, [row["difference"] for row in rows],
+             color=[f"C{row['stage'] - 1}" for row in rows])  # fmt: skip
+    axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="stage.block", ylabel="difference of contexts", ylim=(0, None))
+    axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+# -------------------------------------------------------------------------------- the whole
+
+
+def choose(contexts: Sequence[Context], stage: int, block: int | None) -> list[Context]:
+    """The contexts of a block of a stage, both from 1 on; of all its blocks without.
+
+    Raises:
+        ConfigError: there is no such block.
+    """
+    chosen = [c for c in contexts if c.stage == stage and block in (None, c.block)]
+    if not chosen:
+        last = max(c.block for c in contexts if c.stage == stage)
+        raise ConfigError(f"--block {block}: stage {stage} has the blocks 1 to {last}")
+    return chosen
+
+
+def run(
+    predictor: Predictor,
+    sources: Sequence[Source],
+    out: Path,
+    stage: int = 4,
+    block: int | None = None,
+    whole_stage: bool = False,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw the maps of pictures, and measure how much the contexts of positions differ.
+
+    Below `out`: NAME.png, the grid; NAME/ with an overlay a map; difference.png and
+    difference.json, over all pictures.
+
+    Args:
+        predictor: see `contexts_of`.
+        sources: pictures, see `infer.find_sources`.
+        out: folder, made if it is missing.
+        stage: 1 to 4.
+        block: from 1 on (default: the last).
+        whole_stage: all blocks of the stage.
+
+    Returns:
+        (see `differences`, a sentence for each picture that could not be read).
+
+    Raises:
+        ConfigError: see `contexts_of` and `choose`; no picture could be read; `out` can't be
+            written.
+    """
+    looks, problems = [], []
+    with writing(f"--out {out}"):
+        make_folder(out)
+        for source in sources:
+            try:
+                if source.moving:
+                    raise ConfigError(f"{source.path} is a video; give pictures")
+                picture, contexts = contexts_of(predictor, read_picture(str(source.path)))
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            if block is None and not whole_stage:
+                block = max(context.block for context in contexts if context.stage == stage)
+            looks.append(contexts)
+            _write(out / source.name.with_suffix(""), picture, choose(contexts, stage, block))
+        if not looks:
+            return [], problems
+        rows = differences(looks)
+        save_figure(draw_differences(rows), out / "difference.png")
+        with whole_file(out / "difference.json") as partial:
+            partial.write_text(json.dumps({"pictures": len(looks), "blocks": rows}, indent=1))
+    return rows, problems
+
+
+def _write(name: Path, picture: Array, contexts: Sequence[Context]) -> None:
+    save_figure(draw_grid(picture, contexts), name.with_name(f"{name.name}.png"))
+    for context in contexts:
+        limit = limit_of(context)
+        for head, values in enumerate(context.similarity, 1):
+            write_picture(
+                name / f"stage{context.stage}_block{context.block}_context{context.part}"
+                f"_head{head}.png",
+                overlay(picture, values, limit),
+            )

@@ -1,0 +1,316 @@
+"""A trained model that takes pictures: what infer, similarity_map, export and the page share.
+
+`load_model` builds what a config says and fills it completely from a checkpoint, or says why not;
+a `Predictor` adds the config's test pipeline and gives data samples of OpenMMLab.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
+
+from ..checkpoint.reader import CheckpointError, check_fit, load_from_file, model_weights
+from ..datasets.checks import innermost
+from ..engine import runner
+from ..visualization.draw import build_visualizer, draw
+
+# In a label map: no class, as OpenMMLab's data sets mark what is ignored.
+IGNORED = 255
+
+TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
+
+
+def task_of(cfg: Config) -> str:
+    """What a config is for: detection, segmentation or classification.
+
+    Raises:
+        ConfigError: its default_scope says nothing of the kind.
+    """
+    scope = cfg.get("default_scope")
+    if scope not in TASKS:
+        raise runner.ConfigError(
+            f"{cfg.filename}: default_scope is {scope!r}; set it to one of {', '.join(TASKS)}"
+        )
+    return TASKS[scope]
+
+
+def check_model(cfg: Config) -> None:
+    """Make sure that a config has a model; one of a data set or a schedule alone has none.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not isinstance(cfg.get("model"), dict):
+        raise runner.ConfigError(f"{cfg.filename} has no model; give the config of a whole model")
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device of a name such as cuda:1; without one the GPU if there is any, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:  # torch has many kinds of devices, each with errors of its own
+        raise runner.ConfigError(
+            f"--device {name} can't be used: {runner.first_line(error)}; leave it out for the "
+            "GPU if there is one, else the CPU"
+        ) from error
+    return device
+
+
+def build_model(cfg: Config) -> Any:
+    """Build the model of a config with random weights, adapted to this machine.
+
+    Raises:
+        ConfigError: the config names something that can't be built.
+    """
+    check_model(cfg)
+    runner.adapt(cfg)
+    runner.drop_pretrained(cfg)
+    task_of(cfg)
+    init_default_scope(cfg.default_scope)
+    try:
+        model = MODELS.build(cfg.model)
+    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+        raise runner.ConfigError(
+            f"{cfg.filename} can't be built: {runner.first_line(error)}"
+        ) from error
+    runner.check_neck(model)
+    return model
+
+
+def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None) -> Any:
+    """Build the model of a config, filled completely from a checkpoint, in evaluation mode.
+
+    Args:
+        cfg: a config; changed in place as this machine needs it.
+        checkpoint: path or http(s) URL.
+        device: see `find_device`.
+
+    Returns:
+        The model, with `dataset_meta` of the data set that it was trained on: classes, palette.
+
+    Raises:
+        ConfigError: the config can't be built.
+        CheckpointError: the file can't be read, or does not fit the model.
+    """
+    content = load_from_file(checkpoint)
+    model = build_model(cfg)
+    weights = model_weights(content, model.state_dict())
+    check_fit(checkpoint, weights, model.state_dict())
+    model.load_state_dict(weights)
+    # where OpenMMLab's own inferencers keep it
+    model.dataset_meta = _dataset_meta(cfg, content)
+    return model.to(device or find_device()).eval()
+
+
+def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
+    """Classes and palette: the file's, whose names OpenMMLab 1 and 2 write differently, or else
+    those of the config's data set."""
+    # what a file says of itself may be anything
+    meta = _as_dict(content.get("meta"))
+    meta = _as_dict(meta.get("dataset_meta")) or meta
+    found = {key.lower(): value for key, value in meta.items() if isinstance(key, str)}
+    if not _are_names(found.get("classes")):
+        found.pop("classes", None)
+    datasets = innermost((cfg.get("test_dataloader") or {}).get("dataset"), "dataset")
+    for _, node in datasets:
+        known = dict(getattr(DATASETS.get(node["type"]), "METAINFO", {}))
+        known |= node.get("metainfo") or {}
+        for key in ("classes", "palette"):
+            if not found.get(key) and known.get(key):
+                found[key] = known[key]
+    if not found.get("classes"):
+        raise CheckpointError(
+            f"neither the checkpoint nor {cfg.filename} names the classes; add "
+            "test_dataloader.dataset.metainfo=dict(classes=(...)) to the config"
+        )
+    classes = found["classes"]
+    classes = (classes,) if isinstance(classes, str) else tuple(classes)
+    return with_palette(classes, found.get("palette"))
+
+
+def _as_dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _are_names(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple)
+    return isinstance(value, str) or (is_list and all(isinstance(name, str) for name in value))
+
+
+def _are_colours(value: Any, number: int) -> bool:
+    """Whether a palette has this many colours, RGB, 0 to 255, or more."""
+    try:
+        colours = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    is_table = colours.ndim == 2 and colours.shape[1] == 3 and len(colours) >= number
+    return is_table and bool(((colours >= 0) & (colours <= 255)).all())
+
+
+def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:
+    """Classes and a colour each; others than given where there is none for each class."""
+    if not _are_colours(palette, len(classes)):
+        palette = distinct_colours(len(classes))
+    return {"classes": classes, "palette": [tuple(map(int, colour)) for colour in palette]}
+
+
+def distinct_colours(n: int) -> list[tuple[int, ...]]:
+    """n colours, RGB, 0 to 255, that lie apart: hues by the golden ratio, the same each time."""
+    hues = (np.arange(n) * 0.618034 * 180 % 180).astype(np.uint8)
+    hsv = np.stack([hues, np.full(n, 190, np.uint8), np.full(n, 230, np.uint8)], 1)[None]
+    return [tuple(map(int, c)) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """A picture as OpenMMLab's pipelines read it: (H, W, 3), BGR, 0 to 255, EXIF applied.
+
+    Raises:
+        ConfigError: no such file, or not a picture.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise runner.ConfigError(f"{path} can't be read: {error.strerror}") from error
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error as error:  # where a header asks for more than 2**30 pixels
+        raise runner.ConfigError(f"{path} is larger than any picture that OpenCV reads") from error
+    if image is None:
+        raise runner.ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
+    return image
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a trained model."""
+    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
+    runner.add_cfg_options(parser)
+
+
+class Predictor:
+    """A model with the test pipeline of its config, for pictures in memory.
+
+    Args:
+        cfg, checkpoint, device: see `load_model`.
+
+    Attributes:
+        task: detection, segmentation or classification.
+        classes: names, in the order of labels.
+        palette: a colour a class, RGB, 0 to 255.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: torch.device | None = None) -> None:
+        self.cfg = cfg
+        self.task = task_of(cfg)
+        self.model = load_model(cfg, checkpoint, device)
+        self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
+        self.palette: list[tuple[int, ...]] = self.model.dataset_meta["palette"]
+        self.pipeline = self._pipeline()
+        self.visualizer = build_visualizer(cfg, self.model.dataset_meta)
+
+    def _pipeline(self) -> Compose:
+        """The test pipeline, but for a picture in memory that has no annotations."""
+        _, dataset = next(innermost(self.cfg.test_dataloader.dataset, "test_dataloader.dataset"))
+        steps = [
+            step
+            for step in dataset["pipeline"]
+            if not step["type"].endswith(("LoadImageFromFile", "LoadAnnotations"))
+        ]
+        return Compose([TRANSFORMS.build(step) for step in steps])
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """What the pipeline makes of a picture (H, W, 3), BGR: inputs (3, h, w), data_samples.
+
+        Raises:
+            ConfigError: the pipeline does not take this picture.
+        """
+        try:
+            # as OpenMMLab's step that reads a file would hand it on
+            shapes = {"img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+            return self.pipeline({"img": image, "img_id": 0, "img_path": None, **shapes})
+        except Exception as error:  # a pipeline is made of arbitrary classes
+            height, width = image.shape[:2]
+            raise runner.ConfigError(
+                f"the pipeline of {self.cfg.filename} does not take a picture of {width}x{height}: "
+                f"{runner.first_line(error)}"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Predict for pictures (H, W, 3), BGR, 0 to 255, of any sizes.
+
+        Those that the pipeline brings to one size are a batch, so that none is padded for another
+        and each is predicted as if alone.
+
+        Returns:
+            A data sample each, on the CPU, at the size of the picture: pred_instances,
+            pred_sem_seg or pred_score.
+        """
+        groups = defaultdict(list)
+        for i, image in enumerate(images):
+            data = self.prepare(image)
+            groups[data["inputs"].shape].append((i, data))
+        samples: list[Any] = [None] * len(images)
+        for group in groups.values():
+            batch = {key: [data[key] for _, data in group] for key in ("inputs", "data_samples")}
+            for (i, _), sample in zip(group, self.model.test_step(batch), strict=True):
+                samples[i] = sample.cpu()
+        return samples
+
+    def labels_of(self, names: Sequence[str] | None) -> list[int]:
+        """The labels of some classes; of all without names.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        if names is None:
+            return list(range(len(self.classes)))
+        for name in names:
+            if name not in self.classes:
+                (nearest,) = get_close_matches(name, self.classes, n=1, cutoff=0)
+                raise runner.ConfigError(
+                    f"the model has no class {name!r}; the nearest name is {nearest!r}"
+                )
+        return [self.classes.index(name) for name in names]
+
+    def select(self, sample: Any, threshold: float, labels: Sequence[int]) -> Any:
+        """A data sample with what is to be shown alone.
+
+        Args:
+            sample: of this model, left as it is.
+            threshold: least score of a detection, 0 to 1.
+            labels: classes to keep; other pixels of a label map become `IGNORED`.
+        """
+        sample = sample.clone()
+        wanted = torch.tensor(list(labels))
+        if "pred_instances" in sample:
+            found = sample.pred_instances
+            sample.pred_instances = found[
+                (found.scores >= threshold) & torch.isin(found.labels, wanted)
+            ]
+        if "pred_sem_seg" in sample:
+            found = sample.pred_sem_seg.data
+            kept = found.where(torch.isin(found, wanted), IGNORED)
+            sample.pred_sem_seg = type(sample.pred_sem_seg)(data=kept)
+        return sample
+
+    def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw what `select` gave over its picture (H, W, 3), BGR; see `fcvit_mm.visualization.draw.draw`."""
+        return draw(self.visualizer, image, sample)

@@ -1,0 +1,299 @@
+"""The chain: pretrain FCViT-tiny as a classifier, hand its weights to a detector and a segmentor.
+
+For each seed a classifier is trained on generated pictures of one shape each. Mask R-CNN and
+Semantic FPN are then trained on pictures of several shapes twice, from random weights and with the
+classifier's checkpoint as the backbone's `init_cfg`; config, learning rate, seed, data and
+iterations are the same. What is compared are the figures of the last evaluation, on held-out
+pictures.
+"""
+
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..datasets import shapes
+from ..datasets.coco_writer import DatasetError
+from ..engine import runner as runner_module
+from .demo import DEMOS, Demo, Record, move_data, pyplot, run_quietly, save_figure, say, shorten
+
+PRETRAINING = Demo(
+    "fcvit_mm::classification/fcvit_tiny_shapes.py",
+    lambda folder, _: shapes.generate(folder, task="classification"),
+    {"accuracy/top1": "top-1"},
+    shapes.CLASSES,
+    shapes.PALETTE,
+    full=100.0,
+)
+DENSE = ("detection", "segmentation")
+TASKS = {"classification": PRETRAINING, **{task: DEMOS[task, "shapes"] for task in DENSE}}
+# where each task's data lie below their common folder
+DATA = {"classification": "shapes_classification", **dict.fromkeys(DENSE, "shapes")}
+STARTS = ("random", "pretrained")
+# of a training
+EVALUATIONS = 3
+# Of detectors and segmentors, from either start: half of their configs', which is for random
+# weights and overwrites what was learnt before.
+FINE_TUNING_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: of a task of `TASKS`, with a seed; the backbone starts from a checkpoint."""
+
+    task: str
+    seed: int
+    iterations: int
+    data: Path
+    work_dir: Path
+    checkpoint: Path | None = None
+
+    @property
+    def start(self) -> str:
+        return STARTS[self.checkpoint is not None]
+
+    @property
+    def folder(self) -> Path:
+        return self.work_dir / f"{self.task}_{self.start}_{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """The checkpoint that it leaves."""
+        return self.folder / f"iter_{self.iterations}.pth"
+
+
+# (iteration, figures) of each evaluation
+Curve = list[tuple[int, dict[str, float]]]
+
+_done: Any = None
+
+
+def _share(counter: Any) -> None:
+    """Give a process the counter of iterations that all share."""
+    global _done
+    _done = counter
+
+
+class _Count(Hook):
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        with _done.get_lock():
+            _done.value += 1
+
+
+def train(training: Training) -> tuple[Training, Curve]:
+    """Run a training in this process, on one CPU thread; returns its evaluations."""
+    torch.set_num_threads(1)
+    demo = TASKS[training.task]
+    options: dict[str, Any] = {"randomness.seed": training.seed}
+    if training.task in DENSE:
+        options["optim_wrapper.optimizer.lr"] = FINE_TUNING_LR
+    cfg = runner_module.load_config(demo.config, options, str(training.folder))
+    move_data(cfg, training.data / DATA[training.task])
+    shorten(cfg, training.iterations)
+    cfg.train_cfg.val_interval = math.ceil(training.iterations / EVALUATIONS)
+    for split in ("train", "val"):
+        # a process has one CPU thread
+        cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False)
+    if training.checkpoint:
+        cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(training.checkpoint))
+    # the last one alone
+    cfg.default_hooks.checkpoint.update(
+        interval=training.iterations, save_best=None, save_optimizer=False
+    )
+    record = Record(demo, Console(quiet=True))
+    run_quietly(cfg, training.folder / "output.txt", record, _Count())
+    return training, record.figures
+
+
+def _run(
+    trainings: Sequence[Sequence[Training]], processes: int, console: Console
+) -> Iterator[tuple[Training, Curve]]:
+    """Run groups of trainings, a group after the other, `processes` at a time."""
+    # spawn: a fork of a process with threads may hang
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("i", 0)
+    total = sum(training.iterations for group in trainings for training in group)
+    progress = Progress(
+        TextColumn("iterations of all trainings"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = progress.add_task("", total=total)
+    since = time.monotonic()
+    # a fresh process for each, which leaves nothing behind for the next
+    with progress, context.Pool(processes, _share, (counter,), maxtasksperchild=1) as pool:
+        for group in trainings:
+            results = pool.imap_unordered(train, group)
+            for _ in group:
+                while True:
+                    try:
+                        training, curve = results.next(timeout=1)
+                        break
+                    except multiprocessing.TimeoutError:
+                        progress.update(task, completed=counter.value)
+                figures = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1][1].items())
+                left = (time.monotonic() - since) * (total / max(counter.value, 1) - 1)
+                say(
+                    console,
+                    f"{training.task}, {training.start} weights, seed {training.seed}: {figures}; "
+                    f"about {left / 60:.0f} min left",
+                )
+                yield training, curve
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation (of the sample)."""
+    text = f"{statistics.mean(values):.3f}"
+    return f"{text} ± {statistics.stdev(values):.3f}" if len(values) > 1 else text
+
+
+def table(curves: dict[str, dict[str, dict[int, Curve]]]) -> str:
+    """The last evaluations as a table in Markdown, see `run`."""
+    lines = ["| figure | seed | random | pretrained | difference |", "|---|---|---|---|---|"]
+    for starts in curves.values():
+        seeds = list(starts[STARTS[0]])
+        for name in starts[STARTS[0]][seeds[0]][-1][1]:
+            last = [[starts[start][seed][-1][1][name] for start in STARTS] for seed in seeds]
+            for seed, (random, pretrained) in zip(seeds, last, strict=True):
+                lines.append(
+                    f"| {name} | {seed} | {random:.3f} | {pretrained:.3f} "
+                    f"| {pretrained - random:+.3f} |"
+                )
+            columns = (*zip(*last, strict=True), [after - before for before, after in last])
+            spreads = " | ".join(_spread(column) for column in columns)
+            lines.append(f"| **{name}** | mean ± std | {spreads} |")
+    return "\n".join(lines)
+
+
+def draw(path: Path, curves: dict[str, dict[str, dict[int, Curve]]], title: str) -> None:
+    """Plots every evaluation, a line a seed, and their mean over the seeds."""
+    names = [
+        (task, name)
+        for task, starts in curves.items()
+        for name in next(iter(starts[STARTS[0]].values()))[-1][1]
+    ]
+    figure, grid = pyplot.subplots(
+        1, len(names), figsize=(3.4 * len(names), 3.4), sharey=True, layout="constrained"
+    )
+    for axes, (task, name) in zip(grid, names, strict=True):
+        for start, colour in zip(STARTS, ("#7f8c8d", "#c0392b"), strict=True):
+            lines = []
+            for curve in curves[task][start].values():
+                iterations = [iteration for iteration, _ in curve]
+                lines.append([figures[name] for _, figures in curve])
+                axes.plot(iterations, lines[-1], color=colour, alpha=0.35, linewidth=0.9)
+            axes.plot(
+                iterations, np.mean(lines, axis=0), color=colour, marker="o", label=f"{start} start"
+            )
+        axes.set(xlabel="iteration", title=f"{task}: {name}", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    grid[0].set_ylabel("on held-out pictures")
+    grid[0].legend(frameon=False, loc="upper left")
+    figure.suptitle(title, fontsize=12)
+    save_figure(figure, path)
+
+
+# of `run`
+DEFAULTS: dict[str, Any] = {
+    "work_dir": "work_dirs/chain",
+    "data_root": "data",
+    "seeds": (0, 1, 2),
+    "pretraining": 400,
+    "iterations": 100,
+    "processes": 2,
+}
+
+
+def run(
+    work_dir: str,
+    data_root: str,
+    seeds: Sequence[int],
+    pretraining: int,
+    iterations: int,
+    processes: int,
+) -> dict[str, dict[str, dict[int, Curve]]]:
+    """Makes the data that are not there, runs all trainings, and says what pretraining gained.
+
+    `DEFAULTS` has the arguments with which it takes some minutes.
+
+    Args:
+        work_dir: a folder a training, `results.json` and `chain.png`.
+        data_root: where the folders shapes and shapes_classification are, or are made.
+        seeds: of the trainings; the data stay the same.
+        pretraining: iterations of a classifier.
+        iterations: of each detector and segmentor.
+        processes: trainings at a time.
+
+    Returns:
+        By task, start ('random' or 'pretrained') and seed the evaluations, (iteration, figures).
+
+    Raises:
+        fcvit_mm.engine.runner.ConfigError: the data can't be made there.
+    """
+    console = Console(file=sys.stdout)
+    folder, data = Path(work_dir), Path(data_root)
+    for task, name in DATA.items():
+        try:
+            if not (data / name).exists():
+                say(console, f"generating {data / name}")
+                TASKS[task].generate(data / name, None)
+        except (DatasetError, OSError) as error:
+            raise runner_module.ConfigError(str(error)) from error
+
+    first = [Training("classification", seed, pretraining, data, folder) for seed in seeds]
+    random = [Training(task, seed, iterations, data, folder) for seed in seeds for task in DENSE]
+    second = [
+        Training(task, classifier.seed, iterations, data, folder, classifier.result)
+        for classifier in first
+        for task in DENSE
+    ]
+    say(
+        console,
+        f"{len(first + random + second)} trainings, {processes} at a time: classifiers of "
+        f"{pretraining} iterations, detectors and segmentors of {iterations}; logs: {folder}",
+    )
+    classifiers: dict[int, Curve] = {}
+    curves: dict[str, dict[str, dict[int, Curve]]] = {
+        task: {start: {} for start in STARTS} for task in DENSE
+    }
+    for training, curve in _run([[*first, *random], second], processes, console):
+        if training.task == "classification":
+            classifiers[training.seed] = curve
+        else:
+            curves[training.task][training.start][training.seed] = curve
+    for starts in curves.values():
+        for start in STARTS:
+            starts[start] = {seed: starts[start][seed] for seed in seeds}
+
+    content = {
+        "seeds": list(seeds),
+        "iterations": {"pretraining": pretraining, "training": iterations},
+        "classification": {seed: classifiers[seed] for seed in seeds},
+        **curves,
+    }
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    draw(folder / "chain.png", curves, f"FCViT-tiny, random or pretrained start, {count}")
+    say(
+        console,
+        f"\nafter {iterations} iterations, on held-out pictures:\n\n{table(curves)}\n\n"
+        f"  figures: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}",
+    )
+    return curves

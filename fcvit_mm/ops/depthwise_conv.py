@@ -1,0 +1,98 @@
+"""Large depthwise convolutions on a CPU, trained through the Fourier transform.
+
+The weight gradient of a k x k depthwise convolution is the correlation of its input with the
+gradient of its output, at k x k shifts. oneDNN needs up to ten times as long for it as for the
+convolution itself. By the correlation theorem all shifts together are one product of spectra,
+whatever k.
+"""
+
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .row_tiling import runs_on_cpu
+
+# From where on the transform is faster, as measured: the filter's size, and positions of a map.
+KERNEL, POSITIONS = 9, 256
+
+
+def _fast_size(least: int) -> int:
+    """The next multiple of 4 without a prime factor above 7: other transforms take longer."""
+    multiples = count(-least // 4 * -4, 4)
+    return next(size for size in multiples if pow(210, size.bit_length(), size) == 0)
+
+
+def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
+    """Of a depthwise convolution with stride 1 and padding kernel // 2.
+
+        dL/dw[c, i, j] = sum over b, y, z of x[b, c, y + i - r, z + j - r] grad[b, c, y, z]
+
+    for r = k // 2.
+
+    Args:
+        x: its input, (B, d, H, W).
+        grad: of its output, (B, d, H, W).
+        kernel: k, odd.
+
+    Returns:
+        (d, 1, k, k).
+    """
+    reach = kernel // 2
+    # Shifts are circular: zeros behind the maps, as far as a filter reaches, and each shift once.
+    rows, columns = (_fast_size(max(length + reach, kernel)) for length in x.shape[2:])
+    of_x, of_grad = (torch.fft.rfft2(maps.contiguous(), (rows, columns)) for maps in (x, grad))
+    product = (of_x * of_grad.conj()).sum(0)
+    # back, of the shifts that are wanted alone
+    shifts = torch.fft.ifft(product, dim=1).roll(reach, 1)[:, :kernel]
+    shifts = torch.fft.irfft(shifts, columns).roll(reach, 2)[:, :, :kernel]
+    return shifts[:, None]
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    reach = weight.shape[-1] // 2
+    # NOTE: twice, since torch.jit.trace of PyTorch 2.6 takes no single number that it has traced.
+    return F.conv2d(x, weight, bias, padding=(reach, reach), groups=weight.shape[0])
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _conv(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        # of the input: by the filter turned round
+        return (
+            _conv(grad, weight.flip(2, 3)) if needs_x else None,
+            weight_gradient(x, grad, weight.shape[-1]) if needs_weight else None,
+            grad.sum((0, 2, 3)) if needs_bias else None,
+        )
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each channel with its own filter: stride 1, padding k // 2, size kept.
+
+    With large filters and maps the weight gradient is the module's, and there is no second one.
+
+    Args:
+        x: (B, d, H, W).
+        weight: (d, 1, k, k), k odd.
+        bias: (d,) or None.
+    """
+    if (
+        torch.is_grad_enabled()
+        and weight.requires_grad
+        and weight.shape[-1] >= KERNEL
+        and x.shape[2] * x.shape[3] >= POSITIONS
+        and runs_on_cpu(x)
+    ):
+        return _DepthwiseConv.apply(x, weight, bias)
+    return _conv(x, weight, bias)

@@ -1,0 +1,50 @@
+"""Configs, tools and model index, which travel with the package: `.mim`, as in OpenMMLab's own.
+
+A config of any directory inherits from ours with `_base_ = "fcvit_mm::detection/NAME.py"`.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from mmengine.config import Config
+
+MIM = Path(__file__).parents[1] / ".mim"
+PREFIX = "fcvit_mm::"
+
+
+def config_path(name: str) -> str:
+    """Where a config of the package lies.
+
+    Args:
+        name: path below configs/, such as "detection/mask_rcnn_fcvit_s12_coco.py".
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+    """
+    configs = MIM / "configs"
+    path = configs / name
+    if not path.is_file():
+        names = [str(path.relative_to(configs)) for path in configs.glob("[!_]*/*.py")]
+        nearest = get_close_matches(name, names, n=1, cutoff=0)
+        raise FileNotFoundError(
+            f"{PREFIX}{name}: there is no such config; the nearest name is {PREFIX}"
+            f"{''.join(nearest)}, see {configs} for all"
+        )
+    return str(path)
+
+
+def install() -> None:
+    """Have MMEngine read `fcvit_mm::...` in a `_base_`.
+
+    NOTE: MMEngine knows OpenMMLab's packages from a list of its own, and builds what is inherited
+    from one in the scope of that package's registries. We register in MMEngine's own, and our
+    configs name the scope that they need: they are inherited as if by their path.
+    """
+    original = Config._get_cfg_path
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith(PREFIX):
+            return config_path(cfg_path.removeprefix(PREFIX)), None
+        return original(cfg_path, filename)
+
+    Config._get_cfg_path = staticmethod(get_cfg_path)

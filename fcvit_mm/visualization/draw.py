@@ -1,0 +1,112 @@
+"""Predictions and truth over pictures, by OpenMMLab's visualizers; small pictures are enlarged.
+
+Pictures are (H, W, 3), BGR, 0 to 255.
+"""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
+from torch import Tensor
+
+from ..utils.files import whole_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+Array = np.ndarray
+
+# A box that touches the border is drawn well enough.
+warnings.filterwarnings("ignore", message=r"Warning: The (bbox|polygon|text) is out of bounds")
+
+# The longer side, in pixels, from which a name drawn by OpenMMLab's visualizers can be read.
+READABLE = 512
+
+
+def build_visualizer(cfg: Config, dataset_meta: dict[str, Any]) -> Any:
+    """The visualizer of a config, that draws and writes nothing.
+
+    Args:
+        cfg: a config.
+        dataset_meta: classes and palette, RGB.
+    """
+    settings = dict(cfg.visualizer, vis_backends=None)
+    # MMEngine knows visualizers by name, and there may be one of a Runner
+    settings["name"] = f"fcvit_mm {id(dataset_meta)}"
+    visualizer = VISUALIZERS.build(settings)
+    visualizer.dataset_meta = dataset_meta
+    return visualizer
+
+
+def draw(visualizer: Any, image: Array, sample: Any, truth: bool = False) -> Array:
+    """Draw a data sample over its picture.
+
+    Args:
+        visualizer: see `build_visualizer`.
+        image: a picture.
+        sample: with pred_instances or pred_sem_seg; left as it is.
+        truth: draw gt_instances or gt_sem_seg instead.
+
+    Returns:
+        The picture, k times as large, with the least whole k for its longer side to be `READABLE`.
+    """
+    k = enlargement(image)
+    image, sample = enlarge(image, k), sample.clone()
+    kind = "gt" if truth else "pred"
+    if f"{kind}_instances" in sample:
+        found = sample.get(f"{kind}_instances").clone()
+        # the truth may come as MMDetection's HorizontalBoxes, and as BitmapMasks
+        found.bboxes = getattr(found.bboxes, "tensor", found.bboxes) * k
+        if "masks" in found:
+            masks = found.masks
+            masks = masks if isinstance(masks, Tensor) else torch.from_numpy(masks.to_ndarray())
+            found.masks = repeat(masks, k)
+        sample.set_field(found, f"{kind}_instances", dtype=type(found))
+    if f"{kind}_sem_seg" in sample:
+        labels = sample.get(f"{kind}_sem_seg")
+        labels = type(labels)(data=repeat(labels.data, k))
+        sample.set_field(labels, f"{kind}_sem_seg", dtype=type(labels))
+    # a detector's visualizer has a threshold of its own
+    options = {"pred_score_thr": 0.0} if "pred_instances" in sample else {}
+    visualizer.add_datasample(
+        "picture", image[..., ::-1], sample, draw_gt=truth, draw_pred=not truth, **options
+    )
+    return visualizer.get_image()[..., ::-1]
+
+
+def enlargement(image: Array) -> int:
+    """How many times a picture is enlarged to be drawn on."""
+    return max(1, math.ceil(READABLE / max(image.shape[:2])))
+
+
+def enlarge(image: Array, k: int) -> Array:
+    """(H, W, 3) -> (k * H, k * W, 3)."""
+    return cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image
+
+
+def repeat(maps: Tensor, k: int) -> Tensor:
+    """(N, H, W) -> (N, k * H, k * W), each pixel k * k times."""
+    return maps.repeat_interleave(k, 1).repeat_interleave(k, 2)
+
+
+def visible(inputs: Tensor) -> Array:
+    """A picture as a pipeline packs it, (3, H, W), 0 to 255 also where it was normalised there."""
+    picture = inputs.permute(1, 2, 0).double().numpy(force=True)
+    if inputs.dtype != torch.uint8:
+        low, high = picture.min(), picture.max()
+        picture = (picture - low) / max(high - low, 1e-12) * 255
+    return picture.round().astype(np.uint8)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib's completely or not at all, and close it."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110)
+    pyplot.close(figure)
