@@ -26,8 +26,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from fcvit_mm import FCViT
 from fcvit_mm.analysis.benchmark import medians
-from fcvit_mm.engine import runner
 from fcvit_mm.ops import dispatch
+from fcvit_mm.utils.cli import whole_number
+from fcvit_mm.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 PlainFCViT = runpy.run_path(str(ROOT / "tests/plain.py"))["PlainFCViT"]
@@ -179,7 +180,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     from mmdet.testing import demo_mm_inputs
 
     init_default_scope("mmdet")
-    cfg = runner.load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
+    cfg = load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
     cfg.model.backbone.init_cfg = None
     data = demo_mm_inputs(
         BATCH, [(3, *SIZE)] * BATCH, num_items=[8] * BATCH, with_mask=True, num_classes=80
@@ -207,7 +208,7 @@ MEASURES = {f.__name__: f for f in (ceilings, layers, backbone, mask_rcnn)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
-    parser.add_argument("--repeats", type=runner.whole_number(1), default=9)
+    parser.add_argument("--repeats", type=whole_number(1), default=9)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     args = parser.parse_intermixed_args()
     for name in args.measures:

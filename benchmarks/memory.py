@@ -25,9 +25,10 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from fcvit_mm import engine
 from fcvit_mm.datasets import shapes
 from fcvit_mm.demos.demo import move_data, shorten
-from fcvit_mm.engine import runner as runner_module
+from fcvit_mm.utils.config import load_config
 
 CONFIGS = {
     "detection": "fcvit_mm::detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -119,7 +120,7 @@ class Watch(Hook):
 
 def config(task: str, data: Path, work_dir: Path, iterations: int) -> Config:
     """A config of the least model, one process, without evaluations in between."""
-    cfg = runner_module.load_config(CONFIGS[task], work_dir=str(work_dir))
+    cfg = load_config(CONFIGS[task], work_dir=str(work_dir))
     move_data(cfg, data)
     shorten(cfg, iterations)
     cfg.model.backbone.arch = ARCH
@@ -162,7 +163,7 @@ def measure(
         (cfg.load_from,) = map(str, work_dir.glob("iter_*.pth"))
         for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
             cfg.pop(key)
-    runner = runner_module.build_runner(cfg)
+    runner = engine.build_runner(cfg)
     for hook in (*hooks, watch):
         runner.register_hook(hook)
     runner.train() if is_training else runner.test()

@@ -21,8 +21,9 @@ from torch import nn
 import fcvit_mm
 from fcvit_mm import FCViT
 from fcvit_mm.analysis.benchmark import PEERS, Call, medians, processor
-from fcvit_mm.engine import runner
 from fcvit_mm.ops.depthwise_conv import weight_gradient
+from fcvit_mm.utils.cli import whole_number
+from fcvit_mm.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 PLAIN = runpy.run_path(str(ROOT / "tests/plain.py"))
@@ -144,7 +145,7 @@ def mask_rcnn(repeats: int) -> Iterator[Row]:
     from mmdet.testing import demo_mm_inputs
 
     init_default_scope("mmdet")
-    cfg = runner.load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
+    cfg = load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
     cfg.model.backbone.init_cfg = None
     data = demo_mm_inputs(2, [(3, 400, 640)] * 2, with_mask=True, num_classes=80)
     calls: dict[str, Call] = {}
@@ -172,8 +173,8 @@ MEASURES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
-    parser.add_argument("--repeats", type=runner.whole_number(1), default=7)
-    parser.add_argument("--threads", type=runner.whole_number(1), default=2)
+    parser.add_argument("--repeats", type=whole_number(1), default=7)
+    parser.add_argument("--threads", type=whole_number(1), default=2)
     args = parser.parse_intermixed_args()
     for name in args.measures:
         if name not in MEASURES:

@@ -15,14 +15,16 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
-from .checkpoint.reader import CheckpointError, load_pretrained, make_mmengine_safe, read_checkpoint
-from .engine.hooks.non_finite_loss_hook import NonFiniteError, NonFiniteLossHook
+from .checkpoint.mmengine_backends import make_mmengine_safe, make_mmengine_write_whole_files
+from .checkpoint.reader import read_checkpoint
+from .engine.hooks.non_finite_loss_hook import NonFiniteLossHook
 from .engine.layer_decay import FCViTLayerDecayOptimWrapperConstructor
-from .engine.resume import make_mmengine_write_whole_files
 from .mmcv_ext import import_hook
 from .models.fcvit import FCViT
 from .models.fuse import fuse
+from .models.weights import load_pretrained
 from .utils import mim
+from .utils.errors import CheckpointError, NonFiniteError
 from .utils.mim import config_path
 
 import_hook.install()

@@ -96,11 +96,11 @@ def predictors(weights) -> dict:
     from test_inferencers import CONFIGS
 
     from fcvit_mm.apis.predictor import Predictor
-    from fcvit_mm.engine import runner
+    from fcvit_mm.utils.config import load_config
 
     found = {}
     for scope, config in CONFIGS.items():
         options = {"model.test_cfg.rcnn.score_thr": 0.0} if scope == "mmdet" else None
-        cfg = runner.load_config(str(config), options)
+        cfg = load_config(str(config), options)
         found[scope] = Predictor(cfg, weights[scope], torch.device("cpu"))
     return found

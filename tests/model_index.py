@@ -14,7 +14,7 @@ import yaml
 from mmengine.config import Config
 
 from fcvit_mm.analysis.complexity import SIZES, build, multiply_adds
-from fcvit_mm.engine.runner import DRIVE, RELEASED_WEIGHTS
+from fcvit_mm.engine.preflight import DRIVE, RELEASED_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 ARXIV = "https://arxiv.org/abs/"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fcvit_mm import FCViT
 from fcvit_mm.analysis import benchmark
 from fcvit_mm.analysis.benchmark import PREDICTION, TRAINING, Subject
-from fcvit_mm.engine.runner import ConfigError
+from fcvit_mm.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
 

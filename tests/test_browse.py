@@ -16,8 +16,8 @@ from test_tools import assert_sentence
 
 from fcvit_mm.analysis import browse_dataset
 from fcvit_mm.datasets import shapes
-from fcvit_mm.datasets.checks import dicts
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.config import dicts, load_config
+from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization import draw
 
 CONFIGS = {
@@ -32,7 +32,7 @@ def load(example_data, monkeypatch):
     monkeypatch.chdir(example_data)
 
     def config(task: str) -> Config:
-        return runner.load_config(str(ROOT / "configs" / CONFIGS[task]))
+        return load_config(str(ROOT / "configs" / CONFIGS[task]))
 
     return config
 
@@ -117,7 +117,7 @@ def test_a_picture_that_needs_no_enlarging(load, tmp_path):
 def test_an_empty_data_set(load, tmp_path, monkeypatch):
     cfg = load("classification")
     monkeypatch.setattr(browse_dataset, "build_dataset", lambda cfg, split: [])
-    with pytest.raises(runner.ConfigError, match="val_dataloader.dataset has no items"):
+    with pytest.raises(ConfigError, match="val_dataloader.dataset has no items"):
         browse_dataset.run(cfg, "val", 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -160,5 +160,5 @@ def test_a_picture_that_is_none(load, example_data, tmp_path):
     for _, node in dicts(cfg._cfg_dict):
         if node.get("data_root"):
             node["data_root"] = str(broken)
-    with pytest.raises(runner.ConfigError, match="the pipeline fails on item 0"):
+    with pytest.raises(ConfigError, match="the pipeline fails on item 0"):
         browse_dataset.run(cfg, "train", 1, tmp_path / "out")

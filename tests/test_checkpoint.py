@@ -21,7 +21,8 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from released import imagenet_state_dict, timm_checkpoint
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
-from fcvit_mm.checkpoint.reader import check_fit, convert_checkpoint, infer_arguments, sha256
+from fcvit_mm.checkpoint.reader import sha256
+from fcvit_mm.models.weights import check_fit, convert_checkpoint, infer_arguments
 
 pytestmark = pytest.mark.official
 

@@ -18,9 +18,10 @@ from test_configs import differences
 from test_tools import assert_sentence
 from torch import nn
 
-from fcvit_mm import CheckpointError
-from fcvit_mm.engine import runner as runner_module
-from fcvit_mm.engine.runner import ConfigError
+from fcvit_mm import CheckpointError, engine
+from fcvit_mm.engine.preflight import check_files
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 CONFIGS = ROOT / "configs/classification"
 ARCHS = ("tiny", "s12", "s24", "s48")
@@ -54,7 +55,7 @@ def on(imagenet: Path, arch: str, work_dir: Path, **options: Any) -> Config:
             f"{loader}.num_workers": 0,
             f"{loader}.persistent_workers": False,
         }
-    return runner_module.load_config(str(config(arch)), options, str(work_dir))
+    return load_config(str(config(arch)), options, str(work_dir))
 
 
 # ----------------------------------------------------------------------------- the recipe
@@ -170,7 +171,7 @@ def runner_with(imagenet: Path, arch: str, checkpoint: Path, work_dir: Path) -> 
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
                 "val_dataloader", "val_cfg", "val_evaluator"):  # fmt: skip
         cfg.pop(key)
-    return runner_module.build_runner(cfg)
+    return engine.build_runner(cfg)
 
 
 FORMS = {
@@ -246,8 +247,8 @@ def test_a_training_step_and_a_prediction(imagenet, tmp_path, arch):
     # of a batch of two, a branch may be dropped for both
     options = {"randomness.seed": 0, "model.backbone.drop_path_rate": 0.0}
     cfg = on(imagenet, arch, tmp_path, **options)
-    runner_module.check_files(cfg, ("train_dataloader", "val_dataloader"))
-    runner = runner_module.build_runner(cfg)
+    check_files(cfg, ("train_dataloader", "val_dataloader"))
+    runner = engine.build_runner(cfg)
     model = runner.model
     # no decay on vectors: norms, biases, scalars
     for group in runner.optim_wrapper.optimizer.param_groups:
@@ -328,9 +329,7 @@ def test_a_released_file_is_measured(tool, imagenet, tmp_path):
 def test_missing_imagenet_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
-        runner_module.check_files(
-            runner_module.load_config(str(config("s12"))), ("train_dataloader",)
-        )
+        check_files(load_config(str(config("s12"))), ("train_dataloader",))
     message = str(error.value)
     assert "train_dataloader.dataset: data/imagenet/train does not exist" in message
     assert "https://image-net.org" in message and "a folder a class" in message

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fcvit_mm.engine.layer_decay import layer_ids
-from fcvit_mm.engine.runner import adapt, enable_tta
+from fcvit_mm.utils.config import adapt, enable_tta
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LEAVES = sorted(

@@ -11,8 +11,9 @@ from test_inferencers import CONFIGS
 from test_tools import TEST, assert_sentence
 
 from fcvit_mm.datasets import shapes
-from fcvit_mm.engine import runner
 from fcvit_mm.evaluation import confusion_matrix
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 RANDOM = np.random.default_rng(0)
 
@@ -135,7 +136,7 @@ def test_what_is_missing_is_named(tmp_path, part, key, words):
         for name in ("pred_instances", "gt_instances"):
             one[name]["masks"] = torch.ones(1, 1, 1, dtype=torch.bool)
         del one[part][key]
-    with pytest.raises(runner.ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words):
         metric.process(None, [one])
 
 
@@ -232,8 +233,8 @@ def test_as_an_evaluator_of_a_config(tool, weights, tmp_path):
 def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     result = tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmseg"], "--masks")
     assert_sentence(result, "--masks", "not of a model with masks")
-    cfg = runner.load_config(str(CONFIGS["mmpretrain"]))
-    with pytest.raises(runner.ConfigError, match="is a classifier"):
+    cfg = load_config(str(CONFIGS["mmpretrain"]))
+    with pytest.raises(ConfigError, match="is a classifier"):
         confusion_matrix.run(cfg, weights["mmpretrain"], tmp_path / "m")
     assert_sentence(
         tool("confusion_matrix.py", CONFIGS["mmseg"], weights["mmdet"], "--out", tmp_path / "m"),

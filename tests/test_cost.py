@@ -16,9 +16,10 @@ from torch import nn
 
 from fcvit_mm import FCViT
 from fcvit_mm.analysis import complexity
-from fcvit_mm.engine.runner import ConfigError, load_config
 from fcvit_mm.models.layers import NUM_HEADS, GlobalContext
 from fcvit_mm.ops import row_tiling
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 SIZE = (64, 96)
 CPU = torch.device("cpu")

@@ -22,8 +22,9 @@ from test_tools import assert_sentence
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, picture_size
-from fcvit_mm.engine import runner
-from fcvit_mm.engine.runner import ConfigError, load_config
+from fcvit_mm.engine.preflight import check_files
+from fcvit_mm.utils.config import innermost, load_config
+from fcvit_mm.utils.errors import ConfigError
 
 CONFIGS = {
     "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -256,7 +257,7 @@ def test_every_config_has_heads_for_the_classes_of_its_data_set():
         cfg = load_config(str(path))
         dataset = cfg.train_dataloader.dataset
         for change, is_wrong in (0, False), (1, True):
-            for where, node in checks.innermost(dataset, "train_dataloader.dataset"):
+            for where, node in innermost(dataset, "train_dataloader.dataset"):
                 report = Report(path.name)
                 built = checks._build(node, where, cfg.default_scope, report)
                 # a folder a class names its classes when it is read
@@ -616,7 +617,7 @@ def test_of_a_folder_a_class_the_pictures_are_checked(data, name):
     )
     (data / "classes/a/00002.png").write_text("no")
     with pytest.raises(ConfigError) as error:
-        runner.check_files(cfg, ("train_dataloader",))
+        check_files(cfg, ("train_dataloader",))
     assert "model.head.num_classes is 1000" in str(error.value) and "(1 more)" in str(error.value)
     (report,) = check(cfg, ("train_dataloader",))
     assert report.pictures == 8 and "00002.png (not a picture)" in report.errors[1]
@@ -692,6 +693,6 @@ def test_the_check_can_be_left_out(data):
     (data / "images/train/00003.png").write_text("no")
     cfg = load_config(str(CONFIGS["detection"]))
     with pytest.raises(ConfigError, match=r"00003\.png \(not a picture\); replace"):
-        runner.check_files(cfg, LOADERS)
+        check_files(cfg, LOADERS)
     cfg.check_data = False
-    runner.check_files(cfg, LOADERS)
+    check_files(cfg, LOADERS)

@@ -14,7 +14,7 @@ import pytest
 
 from fcvit_mm.datasets import coins
 from fcvit_mm.demos import demo
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "tools/demo.py"]
@@ -69,7 +69,7 @@ def test_demo(options: list[str], figures: str, products: list[str], tmp_path: P
     assert Path(named["weights:"]).is_file()
     (command,) = [line for line in ending if "-m fcvit_mm test" in line]
     config, weights = command.split()[4:6]
-    assert runner.load_config(config) and (ROOT / weights).is_file()
+    assert load_config(config) and (ROOT / weights).is_file()
     assert ending[-1].startswith("  make demo")
 
 
@@ -130,7 +130,7 @@ def test_data_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
 def test_shorter_or_longer_schedules_keep_their_proportions(
     name: tuple[str, str], iterations: int
 ) -> None:
-    cfg = runner.load_config(demo.DEMOS[name].config)
+    cfg = load_config(demo.DEMOS[name].config)
     share = iterations / cfg.train_cfg.max_iters
     ends = [scheduler.end for scheduler in cfg.param_scheduler]
     demo.shorten(cfg, iterations)

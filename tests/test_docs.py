@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from fcvit_mm import FCViT, config_path
-from fcvit_mm.engine.runner import RELEASED_WEIGHTS
+from fcvit_mm.engine.preflight import RELEASED_WEIGHTS
 from fcvit_mm.models.arch import ARCHS
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in

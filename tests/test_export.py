@@ -15,9 +15,12 @@ from test_tools import assert_sentence
 from torch import nn
 
 from fcvit_mm.apis import export
-from fcvit_mm.apis.predictor import Predictor, build_model
+from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.datasets import shapes
-from fcvit_mm.engine import runner
+from fcvit_mm.engine.build import build_model
+from fcvit_mm.utils import cli
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 # One block a stage: most of the time of an export goes by the number of layers.
 SMALL = {"layers": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2)}
@@ -48,7 +51,7 @@ def small(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
                                  "rcnn": {"score_thr": 0.3, "max_per_img": 20}}  # fmt: skip
         config.write_text(f"_base_ = {str(ROOT / 'configs' / base)!r}\nmodel = {model!r}\n")
         torch.manual_seed(0)
-        built = build_model(runner.load_config(str(config)))
+        built = build_model(load_config(str(config)))
         weights = built.state_dict()
         for name in ("rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"):
             if name in weights:
@@ -63,7 +66,7 @@ def small(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
 @pytest.fixture(scope="module")
 def predictors(small) -> dict[str, Predictor]:
     return {
-        method: Predictor(runner.load_config(str(config)), str(weights), torch.device("cpu"))
+        method: Predictor(load_config(str(config)), str(weights), torch.device("cpu"))
         for method, (config, weights) in small.items()
     }
 
@@ -268,7 +271,7 @@ def test_features_of_other_models(tmp_path, name, stride):
     """Maps of one position in small pictures, and MMPretrain's own preprocessor."""
 
     def config():
-        cfg = runner.load_config(str(ROOT / "configs" / name))
+        cfg = load_config(str(ROOT / "configs" / name))
         cfg.model.backbone.update(arch=dict(SMALL), kernel_size=5, init_cfg=None)
         if "retinanet" in name:
             cfg.model.neck.in_channels = list(SMALL["dims"][1:])
@@ -308,7 +311,7 @@ def test_own_predictions_are_of_the_size_of_the_picture(predictors, monkeypatch)
 
     predictor = predictors["semantic_fpn"]
     init_default_scope("mmseg")
-    steps = runner.load_config(str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py"))
+    steps = load_config(str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py"))
     steps = [s for s in steps.test_pipeline if not s["type"].startswith("Load")]
     monkeypatch.setattr(predictor, "pipeline", Compose([TRANSFORMS.build(s) for s in steps]))
     with torch.no_grad():
@@ -328,10 +331,10 @@ def test_masks_and_labels_that_differ_are_refused(predictors):
     assert export.check(predictor, "mask_rcnn", module, run) < 1e-5
     # the file agrees with the module, and neither with the model
     module.masks = lambda *inputs: 1 - probabilities(*inputs)
-    with pytest.raises(runner.ConfigError, match="differs from PyTorch"):
+    with pytest.raises(ConfigError, match="differs from PyTorch"):
         export.check(predictor, "mask_rcnn", module, run)
     labels = [torch.tensor([0, 1]), torch.tensor([0, 2])]
-    with pytest.raises(runner.ConfigError, match=r"other labels than PyTorch, \[0, 2\] where"):
+    with pytest.raises(ConfigError, match=r"other labels than PyTorch, \[0, 2\] where"):
         export.difference(labels[:1], labels[1:], ["labels"])
 
 
@@ -364,11 +367,11 @@ def test_a_file_that_differs_is_refused(predictors):
         return [logits + share * logits.abs().max()]
 
     assert export.check(predictor, "segmentor", module, lambda x: run(5e-5, x)) > 4e-5
-    with pytest.raises(runner.ConfigError, match="differs from PyTorch by 2.0e-04"):
+    with pytest.raises(ConfigError, match="differs from PyTorch by 2.0e-04"):
         export.check(predictor, "segmentor", module, lambda x: run(2e-4, x))
-    with pytest.raises(runner.ConfigError, match="differs from PyTorch by nan"):
+    with pytest.raises(ConfigError, match="differs from PyTorch by nan"):
         export.check(predictor, "segmentor", module, lambda x: run(float("nan"), x))
-    with pytest.raises(runner.ConfigError, match="gives other logits"):
+    with pytest.raises(ConfigError, match="gives other logits"):
         export.check(predictor, "segmentor", module, lambda x: [run(0, x)[0][:, :, 1:]])
 
 
@@ -382,13 +385,13 @@ def test_a_graph_that_is_not_the_models_is_refused(predictors):
         with torch.no_grad():
             return [module(pictures)]
 
-    with pytest.raises(runner.ConfigError, match="differs from PyTorch"):
+    with pytest.raises(ConfigError, match="differs from PyTorch"):
         export.check(predictor, "segmentor", module, run)
 
 
 def test_nothing_is_left_of_a_refused_export(predictors, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(runner.ConfigError, match="nothing was written"):
+    with pytest.raises(ConfigError, match="nothing was written"):
         export.run(predictors["semantic_fpn"], tmp_path / "a.pt2", "features")
     assert list(tmp_path.iterdir()) == []
 
@@ -402,12 +405,12 @@ def test_wrong_input_is_one_sentence(tool, small, tmp_path):
     result = tool("export.py", other, weights, tmp_path / "a.onnx")
     assert_sentence(result, "RetinaNet is not exported whole", "--part features")
     other = ROOT / "configs/segmentation/mask2former_fcvit_s12_160k_ade20k.py"
-    with pytest.raises(runner.ConfigError, match="not exported whole"):
-        export.kind_of(runner.load_config(str(other)), "whole")
+    with pytest.raises(ConfigError, match="not exported whole"):
+        export.kind_of(load_config(str(other)), "whole")
     config, _ = small["semantic_fpn"]
     for option, value in (("test_cfg.mode", "slide"), ("data_preprocessor.test_cfg.size", (9, 9))):
-        with pytest.raises(runner.ConfigError, match=f"model.{option.rpartition('.')[0]}"):
-            export.kind_of(runner.load_config(str(config), {f"model.{option}": value}), "whole")
+        with pytest.raises(ConfigError, match=f"model.{option.rpartition('.')[0]}"):
+            export.kind_of(load_config(str(config), {f"model.{option}": value}), "whole")
 
 
 def test_what_cannot_be_traced_is_one_sentence(predictors, tmp_path, monkeypatch):
@@ -416,14 +419,14 @@ def test_what_cannot_be_traced_is_one_sentence(predictors, tmp_path, monkeypatch
 
     monkeypatch.setattr(export.Features, "forward", forward)
     for ending in ("onnx", "pt2"):
-        with pytest.raises(runner.ConfigError, match="semantic_fpn.py can't be exported: "):
+        with pytest.raises(ConfigError, match="semantic_fpn.py can't be exported: "):
             export.run(predictors["semantic_fpn"], tmp_path / f"a.{ending}", "features")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_packages_are_named(predictors, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(runner.ConfigError, match=r"needs onnxscript.*fcvit-mm\[export\]"):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ConfigError, match=r"needs onnxscript.*fcvit-mm\[export\]"):
         export.run(predictors["semantic_fpn"], tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
 

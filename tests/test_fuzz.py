@@ -21,10 +21,11 @@ from PIL import Image
 from rich.console import Console
 from test_data_checks import CONFIGS, data  # noqa: F401  a fixture
 
-from fcvit_mm.apis.predictor import read_picture
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, summary
-from fcvit_mm.engine.runner import ConfigError, load_config
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.visualization.images import read_picture
 
 NUMBER = int(os.environ.get("FUZZ", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))

@@ -29,11 +29,15 @@ from test_checkpoint import READERS
 from test_export import script as run_onnx
 from test_tools import SHORT, assert_sentence
 
-from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
-from fcvit_mm.apis.predictor import build_model, load_model
-from fcvit_mm.checkpoint.reader import convert_checkpoint
-from fcvit_mm.engine import runner
+from fcvit_mm import CheckpointError, FCViT, engine, load_pretrained, read_checkpoint
+from fcvit_mm.apis.predictor import load_model
+from fcvit_mm.engine.build import build_model
+from fcvit_mm.engine.preflight import check_checkpoint, check_files
+from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files
+from fcvit_mm.utils.cli import add_cfg_options
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 FLIPS = int(os.environ.get("HOSTILE", "500"))
 SMALL = dict(layers=(1, 1, 1, 1), dims=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1))
@@ -294,10 +298,10 @@ def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
 CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
 ROUTES: dict[str, Callable[[str], object]] = {
     **READERS,
-    "check": runner.check_checkpoint,
-    "test": lambda path: runner.test(Config(dict(load_from=path))),
-    "train": lambda path: runner.train(Config(dict(load_from=path))),
-    "model": lambda path: load_model(runner.load_config(str(CONFIG)), path),
+    "check": check_checkpoint,
+    "test": lambda path: engine.test(Config(dict(load_from=path))),
+    "train": lambda path: engine.train(Config(dict(load_from=path))),
+    "model": lambda path: load_model(load_config(str(CONFIG)), path),
     "convert": lambda path: convert_checkpoint(path, Path(path).with_name("b.safetensors")),
 }
 
@@ -334,7 +338,7 @@ def test_infer_ends_with_status_2(tool, example_data, tmp_path):
 
 
 def whole_model() -> dict[str, torch.Tensor]:
-    return build_model(runner.load_config(str(CONFIG))).state_dict()
+    return build_model(load_config(str(CONFIG))).state_dict()
 
 
 @pytest.mark.official
@@ -359,7 +363,7 @@ def test_a_checkpoint_that_can_only_be_loaded_is_not_resumed(tool, tmp_path):
 def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
     weights = {**whole_model(), 3: "x", "text": "y"}
     torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
-    model = load_model(runner.load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+    model = load_model(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
     classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
     assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
     assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) < 256 for colour in palette)
@@ -465,7 +469,7 @@ def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about,
 
 def parsed(*words: str) -> dict:
     parser = argparse.ArgumentParser()
-    runner.add_cfg_options(parser)
+    add_cfg_options(parser)
     return parser.parse_args(["--cfg-options", *words]).cfg_options
 
 
@@ -501,17 +505,17 @@ def parsed(*words: str) -> dict:
 )  # fmt: skip
 def test_an_option_runs_nothing(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(runner.ConfigError, match="--cfg-options: .*config file alone"):
-        runner.load_config(str(CONFIG), parsed(*words))
+    with pytest.raises(ConfigError, match="--cfg-options: .*config file alone"):
+        load_config(str(CONFIG), parsed(*words))
     assert not list(tmp_path.iterdir()) and "antigravity" not in sys.modules
 
 
 def test_templates_and_bases_in_options_are_texts(tmp_path):
     words = ["work_dir={{fileDirname}}", "model.neck.a={{$HOME:b}}"]
-    cfg = runner.load_config(str(CONFIG), parsed(*words))
+    cfg = load_config(str(CONFIG), parsed(*words))
     assert (cfg.work_dir, cfg.model.neck.a) == ("{{fileDirname}}", "{{$HOME:b}}")
-    with pytest.raises(runner.ConfigError, match="_base_ is nothing"):
-        runner.load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
+    with pytest.raises(ConfigError, match="_base_ is nothing"):
+        load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
 
 
 @pytest.mark.official
@@ -522,7 +526,7 @@ def test_options_that_name_classes_and_files_are_taken():
         "train_dataloader.dataset.ann_file=test.json", "model.neck.in_channels=(1,2)",
         "default_scope=mmdet", "test_evaluator.out_file_path=a.pkl",
     ]  # fmt: skip
-    cfg = runner.load_config(str(CONFIG), parsed(*words))
+    cfg = load_config(str(CONFIG), parsed(*words))
     assert cfg.model.neck.type == "mmdet.FPN" and cfg.model.neck.in_channels == (1, 2)
 
 
@@ -534,10 +538,10 @@ def test_an_option_with_odd_brackets_is_a_sentence(capsys, word):
 
 
 def test_a_data_set_that_is_a_pickle_is_refused():
-    cfg = runner.load_config(str(CONFIG))
+    cfg = load_config(str(CONFIG))
     cfg.train_dataloader.dataset.ann_file = "annotations.pkl"
-    with pytest.raises(runner.ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
-        runner.check_files(cfg, ("train_dataloader",))
+    with pytest.raises(ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):
+        check_files(cfg, ("train_dataloader",))
 
 
 # ------------------------------------------------------------------------ several processes

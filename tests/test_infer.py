@@ -16,9 +16,13 @@ from test_inferencers import CONFIGS, inferencer, saved
 from test_tools import assert_sentence
 
 from fcvit_mm.apis import inference
-from fcvit_mm.apis.predictor import IGNORED, Predictor, read_picture
+from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.datasets import shapes
-from fcvit_mm.engine import runner
+from fcvit_mm.engine.build import IGNORED
+from fcvit_mm.utils.cli import run_tool
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.visualization.images import read_picture, write_picture
 
 # an untrained head scores each class alike
 ALL = "model.test_cfg.rcnn.score_thr=0.0"
@@ -152,7 +156,7 @@ def test_rotation_by_exif_is_applied(tmp_path):
 
 def test_a_file_without_classes_takes_those_of_the_data_set(tmp_path):
     saved("mmdet", tmp_path / "bare.pth", with_classes=False)
-    cfg = runner.load_config(str(CONFIGS["mmdet"]))
+    cfg = load_config(str(CONFIGS["mmdet"]))
     predictor = Predictor(cfg, str(tmp_path / "bare.pth"))
     assert predictor.classes == shapes.CLASSES
     assert predictor.palette == [tuple(colour) for colour in shapes.PALETTE]
@@ -176,7 +180,7 @@ def test_earlier_results_are_not_read_again(pictures):
     out = pictures / "below"
     names = [str(s.name) for s in inference.find_sources([str(pictures)], out)]
     assert names == ["a.png", "clip.avi", "text.jpg"]
-    with pytest.raises(runner.ConfigError, match="lies in --out"):
+    with pytest.raises(ConfigError, match="lies in --out"):
         inference.find_sources([str(pictures / "below/a.jpg")], out)
 
 
@@ -185,7 +189,7 @@ def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(pictures, tmp_p
     (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
     (source,) = inference.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
     frames = []
-    with pytest.raises(runner.ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
+    with pytest.raises(ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
         frames += inference.read_frames(source)
     (source,) = inference.find_sources([str(pictures / "clip.avi")], tmp_path / "out")
     assert [frame.number for frame in inference.read_frames(source)] == [0, 1, 2]
@@ -265,7 +269,7 @@ def test_a_fault_leaves_nothing_half_written(predictors, pictures, tmp_path):
 
 
 def test_names_of_results_without_an_ending_of_a_picture(tmp_path):
-    inference.write_picture(tmp_path / "a.unknown", picture(0))
+    write_picture(tmp_path / "a.unknown", picture(0))
     assert np.array_equal(read_picture(tmp_path / "a.unknown.png"), picture(0))
 
 
@@ -359,7 +363,7 @@ def test_wrong_input_is_one_sentence(
     command = ["infer.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path, *arguments]
     monkeypatch.setattr("sys.argv", [str(word) for word in command])
     with pytest.raises(SystemExit) as ended:
-        runner.run_tool(main_of("infer"))
+        run_tool(main_of("infer"))
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert [line for line in error.splitlines() if line.startswith("error: ")]

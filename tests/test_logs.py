@@ -11,7 +11,7 @@ from rich.console import Console
 from test_tools import CONFIGS, SHORT, assert_sentence
 
 from fcvit_mm.analysis import logs
-from fcvit_mm.engine.runner import ConfigError
+from fcvit_mm.utils.errors import ConfigError
 
 
 def write_log(folder: Path, date: str, lines: list) -> Path:

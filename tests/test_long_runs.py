@@ -111,10 +111,10 @@ def test_a_process_that_dies_loading_pictures_is_named(example_data, tmp_path, s
     if split == "test":
         from mmengine.registry import MODELS, init_default_scope
 
-        from fcvit_mm.engine import runner as runner_module
+        from fcvit_mm.utils.config import adapt, load_config
 
-        cfg = runner_module.load_config(str(config))
-        runner_module.adapt(cfg)
+        cfg = load_config(str(config))
+        adapt(cfg)
         init_default_scope("mmseg")
         torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, tmp_path / "w.pth")
         arguments.append(tmp_path / "w.pth")

@@ -15,7 +15,8 @@ from test_tools import SHORT, TEST
 
 import fcvit_mm
 from fcvit_mm.__main__ import main
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 DETECTION = "detection/mask_rcnn_fcvit_tiny_shapes.py"
 CONFIGS = [str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.py")]
@@ -150,19 +151,19 @@ def test_the_tools_are_listed_and_a_wrong_one_is_a_sentence(monkeypatch, capsys)
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
     for wrong in ("detection/absent.py", "detection", "_base_"):
-        with pytest.raises(runner.ConfigError, match=f"fcvit_mm::{wrong}: there is no such"):
-            runner.load_config(f"fcvit_mm::{wrong}")
+        with pytest.raises(ConfigError, match=f"fcvit_mm::{wrong}: there is no such"):
+            load_config(f"fcvit_mm::{wrong}")
     nearest = "nearest name is fcvit_mm::detection/mask_rcnn_fcvit_s12_coco.py"
-    with pytest.raises(runner.ConfigError, match=nearest):
-        runner.load_config("fcvit_mm::detection/mask_rcn_fcvit_s12_coco.py")
+    with pytest.raises(ConfigError, match=nearest):
+        load_config("fcvit_mm::detection/mask_rcn_fcvit_s12_coco.py")
     (tmp_path / "mine.py").write_text('_base_ = "fcvit_mm::detection/absent.py"')
-    with pytest.raises(runner.ConfigError, match=r"mine.py .*fcvit_mm::detection/absent.py: th"):
-        runner.load_config(str(tmp_path / "mine.py"))
+    with pytest.raises(ConfigError, match=r"mine.py .*fcvit_mm::detection/absent.py: th"):
+        load_config(str(tmp_path / "mine.py"))
 
 
 def test_a_config_of_the_package_as_argument():
-    cfg = runner.load_config(f"fcvit_mm::{DETECTION}")
-    assert cfg._cfg_dict == runner.load_config(str(ROOT / "configs" / DETECTION))._cfg_dict
+    cfg = load_config(f"fcvit_mm::{DETECTION}")
+    assert cfg._cfg_dict == load_config(str(ROOT / "configs" / DETECTION))._cfg_dict
     assert cfg.work_dir == "work_dirs/mask_rcnn_fcvit_tiny_shapes"
     assert fcvit_mm.config_path(DETECTION) == cfg.filename
 

@@ -18,8 +18,9 @@ from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from fcvit_mm import NonFiniteError
-from fcvit_mm.engine import runner as runner_module
+from fcvit_mm import NonFiniteError, engine
+from fcvit_mm.utils.cli import run_tool
+from fcvit_mm.utils.config import load_config
 
 FAULTS = ("nan", "constant", "gradient")
 
@@ -273,11 +274,11 @@ def test_every_task_of_openmmlab_names_loss_and_pictures(
     example_data, tmp_path, monkeypatch, capsys, recwarn, name
 ):
     monkeypatch.chdir(example_data)
-    cfg = runner_module.load_config(str(ROOT / "configs" / name), SMALL, str(tmp_path))
+    cfg = load_config(str(ROOT / "configs" / name), SMALL, str(tmp_path))
     make_smallest(cfg.model)
     cfg.train_dataloader.dataset.pipeline.insert(1, dict(type="NotANumber"))
     with pytest.raises(SystemExit) as end:
-        runner_module.run_tool(lambda: runner_module.train(cfg))
+        run_tool(lambda: engine.train(cfg))
     assert end.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     # MMEngine's schedulers miss their mark on an optimiser's step that somebody has replaced

@@ -18,9 +18,10 @@ from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 from pycocotools import mask as masks
 
+from fcvit_mm import engine
 from fcvit_mm.datasets import checks, coco_writer
-from fcvit_mm.engine import runner as runner_module
-from fcvit_mm.engine.runner import ConfigError
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 CONFIGS = {
     "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -70,19 +71,19 @@ def data(example_data, tmp_path, monkeypatch) -> Path:
 
 
 def config(task: str, work_dir: str, options: dict[str, Any]) -> Config:
-    cfg = runner_module.load_config(str(CONFIGS[task]), SMALL | SIZE[task] | options, work_dir)
+    cfg = load_config(str(CONFIGS[task]), SMALL | SIZE[task] | options, work_dir)
     make_smallest(cfg.model)
     return cfg
 
 
 def train_and_test(task: str, **options: Any) -> float:
     """Train for two iterations, test; returns the main metric. A loss that is not finite raises."""
-    runner = runner_module.train(config(task, "run", options))
+    runner = engine.train(config(task, "run", options))
     losses = runner.message_hub.get_scalar("train/loss").data[0]
     assert len(losses) == 2 and np.isfinite(losses).all()
     for name, value in runner.model.state_dict().items():
         assert value.isfinite().all(), name
-    metrics = runner_module.test(config(task, "tested", options | {"load_from": "run/iter_2.pth"}))
+    metrics = engine.test(config(task, "tested", options | {"load_from": "run/iter_2.pth"}))
     assert metrics[MAIN[task]] == runner.message_hub.get_scalar(f"val/{MAIN[task]}").current()
     return metrics[MAIN[task]]
 

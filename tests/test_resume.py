@@ -19,9 +19,11 @@ from conftest import ROOT, free_port
 from mmengine.config import Config
 from processes import losses, said
 
-from fcvit_mm import CheckpointError, read_checkpoint
+from fcvit_mm import CheckpointError, engine, read_checkpoint
 from fcvit_mm.analysis import logs
-from fcvit_mm.engine import resume, runner
+from fcvit_mm.engine import resume
+from fcvit_mm.engine import runner as runner_module
+from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.files import PARTIAL
 
 DETECTION = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
@@ -198,7 +200,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(example_data, kept, tmp_p
 
 
 def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
-    cfg = runner.load_config(str(SEGMENTATION), work_dir=str(tmp_path / "run"))
+    cfg = load_config(str(SEGMENTATION), work_dir=str(tmp_path / "run"))
     assert resume.newest(cfg) is None
     interrupted(kept, tmp_path / "run", 2, 4)
     for path in resume.checkpoints(cfg):
@@ -212,14 +214,14 @@ def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
     for path in (alone, best):
         cfg.load_from = str(path)
         with pytest.raises(CheckpointError, match=r"\.pth holds no training to go on.*load_from="):
-            runner.train(cfg)
+            engine.train(cfg)
 
 
 def test_a_machine_that_does_not_see_the_checkpoint_says_so(tmp_path, monkeypatch):
-    cfg = runner.load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
-    monkeypatch.setattr(runner, "_once", lambda *_: ("absent/iter_2.pth", 0))
+    cfg = load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
+    monkeypatch.setattr(runner_module, "_once", lambda *_: ("absent/iter_2.pth", 0))
     with pytest.raises(CheckpointError, match=r"absent/iter_2\.pth lies on the first machine"):
-        runner.train(cfg)
+        engine.train(cfg)
 
 
 def test_the_checkpoint_written_last_is_the_newest(tmp_path):
@@ -241,7 +243,7 @@ def test_the_checkpoint_written_last_is_the_newest(tmp_path):
 
 def test_the_only_checkpoint_is_not_deleted_before_the_next(tmp_path):
     options = {"default_hooks.checkpoint.max_keep_ckpts": 1}
-    cfg = runner.load_config(str(SEGMENTATION), options, work_dir=str(tmp_path))
+    cfg = load_config(str(SEGMENTATION), options, work_dir=str(tmp_path))
     (line,) = resume.keep_enough(cfg)
     assert cfg.default_hooks.checkpoint.max_keep_ckpts == 2 and "deletes the only" in line
     assert not resume.keep_enough(cfg)

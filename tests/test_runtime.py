@@ -8,15 +8,11 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 
-from fcvit_mm import CheckpointError, FCViT
-from fcvit_mm.engine import runner as runner_module
-from fcvit_mm.engine.runner import (
-    CompleteCheckpointHook,
-    ConfigError,
-    adapt,
-    check_files,
-    load_config,
-)
+from fcvit_mm import CheckpointError, FCViT, engine
+from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
+from fcvit_mm.engine.preflight import RELEASED_WEIGHTS, check_files
+from fcvit_mm.utils.config import adapt, enable_amp, load_config
+from fcvit_mm.utils.errors import ConfigError
 
 DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
 SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py")
@@ -25,7 +21,7 @@ SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py
 def norms(cfg: Config) -> set[str]:
     return {
         node["type"]
-        for _, node in runner_module.dicts(cfg._cfg_dict)
+        for _, node in engine.dicts(cfg._cfg_dict)
         if str(node.get("type")) in ("BN", "SyncBN")
     }
 
@@ -67,7 +63,7 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(tmp_path, m
         check_files(load_config(path), ())
     message = str(error.value)
     assert f"pretrained/fcvit_{arch}.pth" in message
-    assert runner_module.RELEASED_WEIGHTS[arch] in message
+    assert RELEASED_WEIGHTS[arch] in message
     assert "--cfg-options model.backbone.init_cfg=None" in message
     # What the message advises works.
     check_files(load_config(path, {"model.backbone.init_cfg": None}), ())
@@ -87,7 +83,7 @@ def test_with_a_checkpoint_to_load_no_pretrained_weights_are_asked_for(tmp_path,
     torch.save({"state_dict": {}}, checkpoint)
     cfg = load_config(DETECTION, {"load_from": str(checkpoint)})
     with pytest.raises(ConfigError, match="data/coco"):
-        runner_module.train(cfg)
+        engine.train(cfg)
     assert cfg.model.backbone.init_cfg is None
 
 
@@ -150,7 +146,7 @@ def test_what_can_not_be_built_is_a_sentence(example_data, monkeypatch, tmp_path
     monkeypatch.chdir(example_data)
     cfg = load_config(DETECTION.replace("s12_coco", "tiny_shapes"), options, str(tmp_path))
     with pytest.raises(ConfigError) as error:
-        runner_module.build_runner(cfg)
+        engine.build_runner(cfg)
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message
 
@@ -197,8 +193,8 @@ def test_options_may_add_what_mmengine_or_we_read(key):
 def test_amp_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--amp needs a GPU"):
-        runner_module.enable_amp(load_config(DETECTION))
+        enable_amp(load_config(DETECTION))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cfg = load_config(DETECTION, {"optim_wrapper.type": "OptimWrapper"})
-    runner_module.enable_amp(cfg)
+    enable_amp(cfg)
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"

@@ -13,8 +13,9 @@ from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 
 from fcvit_mm.analysis import similarity
-from fcvit_mm.engine import runner
 from fcvit_mm.models.layers import GlobalContext
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 
 HEADS = 8
 
@@ -119,7 +120,7 @@ def test_what_was_padded_is_not_shown(predictors):
 
 def test_the_hooks_are_gone_afterwards(predictors):
     predictor = predictors["mmdet"]
-    with pytest.raises(runner.ConfigError, match="16x16 is a single position in stage 3"):
+    with pytest.raises(ConfigError, match="16x16 is a single position in stage 3"):
         similarity.contexts_of(predictor, picture(0, 16, 16))
     assert not any(module._forward_hooks for module in predictor.model.modules())
 
@@ -190,10 +191,10 @@ def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
     )  # fmt: skip
     assert_sentence(result, "--block 3: stage 4 has the blocks 1 to 2")
     config = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_plain_context_shapes.py"
-    cfg = runner.load_config(str(config))
-    from fcvit_mm.apis.predictor import build_model
+    cfg = load_config(str(config))
+    from fcvit_mm.engine.build import build_model
 
-    with pytest.raises(runner.ConfigError, match="without global contexts"):
+    with pytest.raises(ConfigError, match="without global contexts"):
         similarity.find_backbone(build_model(cfg), str(config))
-    with pytest.raises(runner.ConfigError, match="no FCViT"):
+    with pytest.raises(ConfigError, match="no FCViT"):
         similarity.find_backbone(torch.nn.Conv2d(3, 3, 1), "a.py")

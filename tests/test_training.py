@@ -15,8 +15,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from fcvit_mm import read_checkpoint
-from fcvit_mm.engine import runner as runner_module
+from fcvit_mm import engine, read_checkpoint
+from fcvit_mm.utils.config import adapt, enable_tta, load_config
 
 pytestmark = pytest.mark.official
 EMA = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_ema_shapes.py")
@@ -87,7 +87,7 @@ def differ(one: Weights, other: Weights) -> bool:
 
 
 def ema_config(work_dir, **options) -> Config:
-    cfg = runner_module.load_config(EMA, SHORT | options, work_dir=str(work_dir))
+    cfg = load_config(EMA, SHORT | options, work_dir=str(work_dir))
     cfg.custom_hooks.append(dict(type="Recorder"))
     return cfg
 
@@ -97,7 +97,7 @@ def test_ema(example_data, monkeypatch, tmp_path):
     monkeypatch.chdir(example_data)
     # MMEngine formats the config for every log and checkpoint, which takes most of the time
     monkeypatch.setattr(Config, "pretty_text", "")
-    runner = runner_module.train(ema_config(tmp_path))
+    runner = engine.train(ema_config(tmp_path))
     seen = Recorder.newest
     momentum = runner.cfg.custom_hooks[0].momentum
     averages = {i: moving_average(seen.trained[:i], momentum) for i in (2, 4)}
@@ -108,15 +108,15 @@ def test_ema(example_data, monkeypatch, tmp_path):
         assert_same(evaluated, averages[i])
 
     newest = str(tmp_path / "iter_4.pth")
-    metrics = runner_module.test(ema_config(tmp_path / "test", load_from=newest))
+    metrics = engine.test(ema_config(tmp_path / "test", load_from=newest))
     assert_same(Recorder.newest.evaluated[0], averages[4])
     assert metrics["mIoU"] == runner.message_hub.get_scalar("val/mIoU").current()
     augmented = ema_config(tmp_path / "test", load_from=newest)
-    runner_module.enable_tta(augmented)
-    runner_module.test(augmented)
+    enable_tta(augmented)
+    engine.test(augmented)
     assert_same(Recorder.newest.evaluated[0], averages[4])
 
-    runner_module.train(
+    engine.train(
         ema_config(tmp_path / "resumed", load_from=str(tmp_path / "iter_2.pth"), resume=True)
     )
     again = Recorder.newest
@@ -135,8 +135,8 @@ def test_ema_comes_before_the_synchronisation_of_buffers(tmp_path):
 def test_a_step_in_mixed_precision(monkeypatch):
     """Under autocast to bfloat16, as a CPU has it, losses are near those of single precision."""
     torch.manual_seed(0)
-    cfg = runner_module.load_config(EMA)
-    runner_module.adapt(cfg)
+    cfg = load_config(EMA)
+    adapt(cfg)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     model.init_weights()

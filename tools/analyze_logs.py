@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fcvit_mm.analysis import logs
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.cli import PLOTS, ending, run_tool, writing
 from fcvit_mm.utils.files import whole_file
 
 
@@ -18,12 +18,8 @@ def parse_args() -> argparse.Namespace:
         "runs", nargs="+", metavar="WORK_DIR", help="a work directory, or a scalars.json in one"
     )
     parser.add_argument("--keys", nargs="+", help="what to show, such as loss coco/bbox_mAP_50")
-    parser.add_argument(
-        "--out", type=runner.ending(*runner.PLOTS), metavar="FILE.png", help="plot them"
-    )
-    parser.add_argument(
-        "--json", type=runner.ending(".json"), metavar="FILE", help="write the figures"
-    )
+    parser.add_argument("--out", type=ending(*PLOTS), metavar="FILE.png", help="plot them")
+    parser.add_argument("--json", type=ending(".json"), metavar="FILE", help="write the figures")
     return parser.parse_args()
 
 
@@ -39,13 +35,13 @@ def main() -> None:
         for problem in run.problems:
             print(f"warning: {problem}", file=sys.stderr)
     if args.json:
-        with runner.writing(args.json), whole_file(args.json) as partial:
+        with writing(args.json), whole_file(args.json) as partial:
             partial.write_text(json.dumps(found, indent=1))
     if args.out:
-        with runner.writing(args.out):
+        with writing(args.out):
             logs.plot(runs, keys, args.out)
         print(f"plot: {args.out}")
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

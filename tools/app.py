@@ -2,28 +2,28 @@
 
 import argparse
 
-from fcvit_mm.apis import predictor as predictor_module
-from fcvit_mm.engine import runner
+from fcvit_mm.apis.predictor import Predictor, add_arguments
+from fcvit_mm.engine.build import find_device
+from fcvit_mm.utils.cli import require, run_tool, whole_number
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="A page in the browser: what a model finds in a picture, and where it looks."
     )
-    predictor_module.add_arguments(parser)
-    parser.add_argument("--port", type=runner.whole_number(1), default=7860)
+    add_arguments(parser)
+    parser.add_argument("--port", type=whole_number(1), default=7860)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    runner.require("gradio", "app")
+    require("gradio", "app")
     from fcvit_mm.demos import app
 
-    cfg = runner.load_config(args.config, args.cfg_options)
-    predictor = predictor_module.Predictor(
-        cfg, args.checkpoint, predictor_module.find_device(args.device)
-    )
+    cfg = load_config(args.config, args.cfg_options)
+    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
     app.run(
         predictor,
         f"{args.config}, {args.checkpoint}",
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

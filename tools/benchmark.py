@@ -6,15 +6,15 @@ import sys
 from rich.console import Console
 
 from fcvit_mm.analysis import benchmark
-from fcvit_mm.apis.predictor import find_device
-from fcvit_mm.engine import runner
+from fcvit_mm.engine.build import find_device
+from fcvit_mm.utils.cli import run_tool, whole_number
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Latency, throughput and peak memory of models, side by side."
     )
-    positive = runner.whole_number(1)
+    positive = whole_number(1)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="path of a config file")
     parser.add_argument("--backbone", action="store_true", help="measure the backbones alone")
     parser.add_argument(
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

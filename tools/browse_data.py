@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fcvit_mm.analysis import browse_dataset
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.cli import add_cfg_options, run_tool, whole_number
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,18 +18,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
-    parser.add_argument("--number", type=runner.whole_number(1), default=8, help="default: 8")
+    parser.add_argument("--number", type=whole_number(1), default=8, help="default: 8")
     parser.add_argument("--out", metavar="DIR", help="pictures (default: work_dirs/CONFIG/data)")
-    parser.add_argument(
-        "--seed", type=runner.whole_number(0), default=0, help="of the augmentations"
-    )
-    runner.add_cfg_options(parser)
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the augmentations")
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/data")
     looks = browse_dataset.run(cfg, args.split, args.number, out, args.seed)
     table = Table("item", "file", "size", "objects or pixels a class")
@@ -53,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from fcvit_mm.demos import transfer
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.cli import run_tool, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -12,10 +12,10 @@ def parse_args() -> argparse.Namespace:
         description="Show what pretraining as a classifier gains in detection and segmentation.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    positive = runner.whole_number(1)
+    positive = whole_number(1)
     parser.add_argument("--work-dir", help="figures, plot, logs")
     parser.add_argument("--data-root", help="folder of the generated data sets")
-    parser.add_argument("--seeds", type=runner.whole_number(0), nargs="+")
+    parser.add_argument("--seeds", type=whole_number(0), nargs="+")
     parser.add_argument("--pretraining", type=positive, help="iterations")
     parser.add_argument("--iterations", type=positive, help="with each start")
     parser.add_argument("--processes", type=positive, help="trainings at a time")
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

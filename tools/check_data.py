@@ -2,7 +2,9 @@
 
 import argparse
 
-from fcvit_mm.engine import runner
+from fcvit_mm.engine.preflight import check_data
+from fcvit_mm.utils.cli import add_cfg_options, run_tool
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -13,14 +15,14 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="decode every picture, where otherwise its beginning and end are read",
     )
-    runner.add_cfg_options(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    runner.check_data(runner.load_config(args.config, args.cfg_options), args.decode)
+    check_data(load_config(args.config, args.cfg_options), args.decode)
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

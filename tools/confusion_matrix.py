@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from fcvit_mm.engine import runner
 from fcvit_mm.evaluation import confusion_matrix
+from fcvit_mm.utils.cli import add_cfg_options, fraction, run_tool
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,16 +19,16 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME",
         help="of NAME.png and NAME.json (default: work_dirs/CONFIG/confusion)",
     )
-    parser.add_argument("--score-threshold", type=runner.fraction, default=0.3, metavar="SCORE")
-    parser.add_argument("--iou-threshold", type=runner.fraction, default=0.5, metavar="IOU")
+    parser.add_argument("--score-threshold", type=fraction, default=0.3, metavar="SCORE")
+    parser.add_argument("--iou-threshold", type=fraction, default=0.5, metavar="IOU")
     parser.add_argument("--masks", action="store_true", help="compare masks of objects, not boxes")
-    runner.add_cfg_options(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/confusion")
     if out.suffix in (".png", ".json"):
         out = out.with_suffix("")
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

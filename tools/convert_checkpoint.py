@@ -2,8 +2,8 @@
 
 import argparse
 
-from fcvit_mm.checkpoint.reader import convert_checkpoint
-from fcvit_mm.engine.runner import run_tool
+from fcvit_mm.models.weights import convert_checkpoint
+from fcvit_mm.utils.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:

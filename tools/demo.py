@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from fcvit_mm.demos import demo
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.cli import run_tool, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -13,11 +13,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", choices=demo.DATA, default=demo.DATA[0])
     parser.add_argument("--work-dir", help="log, weights, pictures (default: work_dirs/demo_...)")
     parser.add_argument("--data-root", help="folder of the data (default: data/shapes, data/coins)")
-    parser.add_argument("--seed", type=runner.whole_number(0), default=0, help="of the training")
-    parser.add_argument("--iterations", type=runner.whole_number(1), help="default: the config's")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the training")
+    parser.add_argument("--iterations", type=whole_number(1), help="default: the config's")
     parser.add_argument(
         "--pictures",
-        type=runner.whole_number(1),
+        type=whole_number(1),
         nargs=2,
         metavar=("TRAIN", "VAL"),
         help="numbers of generated pictures; others than usual need a --data-root of their own",
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

@@ -6,7 +6,8 @@ import torch
 
 from fcvit_mm.apis import export
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.engine import runner
+from fcvit_mm.utils.cli import add_cfg_options, ending, run_tool
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument(
-        "out", type=runner.ending(".onnx", ".pt2"), help="file.onnx, or file.pt2 for torch.export"
+        "out", type=ending(".onnx", ".pt2"), help="file.onnx, or file.pt2 for torch.export"
     )
     parser.add_argument(
         "--part",
@@ -22,13 +23,13 @@ def parse_args() -> argparse.Namespace:
         default="whole",
         help="features: backbone and neck alone",
     )
-    runner.add_cfg_options(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     export.kind_of(cfg, args.part)
     predictor = Predictor(cfg, args.checkpoint, torch.device("cpu"))
     worst = export.run(predictor, args.out, args.part)
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

@@ -6,13 +6,15 @@ from pathlib import Path
 from rich.console import Console
 
 from fcvit_mm.apis import inference
-from fcvit_mm.apis import predictor as predictor_module
-from fcvit_mm.engine import runner
+from fcvit_mm.apis.predictor import Predictor, add_arguments
+from fcvit_mm.engine.build import find_device
+from fcvit_mm.utils.cli import fraction, run_tool, whole_number
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What a model finds in pictures and videos.")
-    predictor_module.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -20,29 +22,25 @@ def parse_args() -> argparse.Namespace:
         help="a picture, a video, a folder, a glob, or the number of a webcam",
     )
     parser.add_argument("--out", metavar="DIR", help="results (default: work_dirs/CONFIG/infer)")
-    parser.add_argument("--batch-size", type=runner.whole_number(1), default=1)
+    parser.add_argument("--batch-size", type=whole_number(1), default=1)
     parser.add_argument(
         "--score-threshold",
-        type=runner.fraction,
+        type=fraction,
         default=0.3,
         metavar="SCORE",
         help="least score of a detection (default: 0.3)",
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="show these alone")
-    parser.add_argument(
-        "--max-frames", type=runner.whole_number(1), metavar="N", help="of each video"
-    )
+    parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="of each video")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/infer")
     sources = inference.find_sources(args.inputs, out)
-    predictor = predictor_module.Predictor(
-        cfg, args.checkpoint, predictor_module.find_device(args.device)
-    )
+    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
     lines, problems = inference.run(
         predictor,
         sources,
@@ -58,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

@@ -6,8 +6,9 @@ import sys
 from rich.console import Console
 
 from fcvit_mm.analysis import complexity
-from fcvit_mm.apis.predictor import find_device
-from fcvit_mm.engine import runner
+from fcvit_mm.engine.build import find_device
+from fcvit_mm.utils.cli import add_cfg_options, run_tool, whole_number
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--size",
         nargs=2,
-        type=runner.whole_number(1),
+        type=whole_number(1),
         metavar=("HEIGHT", "WIDTH"),
         help="of the picture (default: as the config's data set needs)",
     )
@@ -27,13 +28,13 @@ def parse_args() -> argparse.Namespace:
         "--sweep", metavar="FILE", help="plot cost against size, up to --size, as .png, .pdf, .svg"
     )
     parser.add_argument("--device", default="cpu", help="to measure memory on (default: cpu)")
-    runner.add_cfg_options(parser)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     size = tuple(args.size) if args.size else None
     table = complexity.run(cfg, size, find_device(args.device), args.json, args.sweep)
     # a file or a pipe has no width of its own
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

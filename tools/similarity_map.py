@@ -8,8 +8,10 @@ from rich.table import Table
 
 from fcvit_mm.analysis import similarity
 from fcvit_mm.apis import inference
-from fcvit_mm.apis import predictor as predictor_module
-from fcvit_mm.engine import runner
+from fcvit_mm.apis.predictor import Predictor, add_arguments
+from fcvit_mm.engine.build import find_device
+from fcvit_mm.utils.cli import run_tool, whole_number
+from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,7 +19,7 @@ def parse_args() -> argparse.Namespace:
         description="Draw the similarity of each position to the image's mean, head by head, and "
         "measure how much the contexts that positions receive differ."
     )
-    predictor_module.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument(
         "inputs", nargs="+", metavar="PICTURE", help="a picture, a folder or a glob"
     )
@@ -27,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3, 4), default=4)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--block", type=runner.whole_number(1), help="of the stage, from 1 on (default: the last)"
+        "--block", type=whole_number(1), help="of the stage, from 1 on (default: the last)"
     )
     which.add_argument("--all-blocks", action="store_true", help="of the stage")
     return parser.parse_args()
@@ -35,12 +37,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/similarity")
     sources = inference.find_sources(args.inputs, out)
-    predictor = predictor_module.Predictor(
-        cfg, args.checkpoint, predictor_module.find_device(args.device)
-    )
+    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
     rows, problems = similarity.run(
         predictor, sources, out, args.stage, args.block, args.all_blocks
     )
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

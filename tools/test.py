@@ -4,7 +4,9 @@ import argparse
 
 from mmengine.dist import is_main_process
 
-from fcvit_mm.engine import runner
+from fcvit_mm import engine
+from fcvit_mm.utils.cli import add_common_arguments, run_tool
+from fcvit_mm.utils.config import draw_predictions, dump_predictions, enable_tta, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,24 +19,24 @@ def parse_args() -> argparse.Namespace:
         "--show-dir", metavar="DIR", help="draw the predictions into this directory"
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    runner.add_common_arguments(parser)
+    add_common_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
     if args.tta:
-        runner.enable_tta(cfg)
+        enable_tta(cfg)
     if args.out:
-        runner.dump_predictions(cfg, args.out)
+        dump_predictions(cfg, args.out)
     if args.show_dir:
-        runner.draw_predictions(cfg, args.show_dir)
-    runner.test(cfg)
+        draw_predictions(cfg, args.show_dir)
+    engine.test(cfg)
     if args.show_dir and is_main_process():
         print(f"pictures: {args.show_dir}")
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

@@ -2,7 +2,9 @@
 
 import argparse
 
-from fcvit_mm.engine import runner
+from fcvit_mm import engine
+from fcvit_mm.utils.cli import add_common_arguments, run_tool
+from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,22 +24,22 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate from the config's base batch size to the actual one",
     )
-    runner.add_common_arguments(parser)
+    add_common_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = runner.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.amp:
-        runner.enable_amp(cfg)
+        enable_amp(cfg)
     if args.auto_scale_lr:
-        runner.enable_auto_scale_lr(cfg)
+        enable_auto_scale_lr(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    runner.train(cfg)
+    engine.train(cfg)
 
 
 if __name__ == "__main__":
-    runner.run_tool(main)
+    run_tool(main)

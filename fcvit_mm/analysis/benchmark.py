@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..engine.runner import ConfigError, load_config
+from ..utils.config import load_config
+from ..utils.errors import ConfigError
 from ..visualization.draw import save_figure
 from . import complexity
 from .complexity import Size, pyplot

@@ -12,11 +12,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 
-from ..apis.inference import write_picture
-from ..apis.predictor import read_picture, task_of, with_palette
-from ..engine import runner
+from ..apis.predictor import with_palette
+from ..engine.build import task_of
+from ..engine.preflight import check_data_exist
+from ..utils.cli import writing
+from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer, draw, enlarge, enlargement, visible
+from ..visualization.images import read_picture, write_picture
 
 Array = np.ndarray
 # Of a picture in the grid, its longer side in pixels.
@@ -47,15 +50,15 @@ def build_dataset(cfg: Config, split: str) -> Any:
     """
     loader = f"{split}_dataloader"
     if not cfg.get(loader):
-        raise runner.ConfigError(f"{cfg.filename} has no {loader}")
+        raise ConfigError(f"{cfg.filename} has no {loader}")
     task_of(cfg)
-    runner.check_data_exist(cfg, (loader,))
+    check_data_exist(cfg, (loader,))
     init_default_scope(cfg.default_scope)
     try:
         return DATASETS.build(cfg[loader].dataset)
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise runner.ConfigError(
-            f"{cfg.filename}: {loader}.dataset can't be built: {runner.first_line(error)}"
+        raise ConfigError(
+            f"{cfg.filename}: {loader}.dataset can't be built: {first_line(error)}"
         ) from error
 
 
@@ -68,8 +71,8 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     try:
         item = dataset[index]
     except Exception as error:  # a pipeline is made of arbitrary classes
-        raise runner.ConfigError(
-            f"{cfg.filename}: the pipeline fails on item {index}: {runner.first_line(error)}"
+        raise ConfigError(
+            f"{cfg.filename}: the pipeline fails on item {index}: {first_line(error)}"
         ) from error
     sample, image = item["data_samples"], visible(item["inputs"])
     names = visualizer.dataset_meta["classes"]
@@ -139,11 +142,11 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
     set_random_seed(seed)
     dataset = build_dataset(cfg, split)
     if not len(dataset):
-        raise runner.ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
+        raise ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
     classes = tuple(dataset.metainfo["classes"])
     meta = with_palette(classes, dataset.metainfo.get("palette"))
     visualizer = build_visualizer(cfg, meta)
-    with runner.writing(f"--out {out}"):
+    with writing(f"--out {out}"):
         make_folder(out)
         looks = [look(cfg, dataset, i, visualizer) for i in range(min(number, len(dataset)))]
         for found in looks:

@@ -32,9 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..apis import predictor
-from ..engine.runner import ConfigError, first_line
+from ..engine.build import build_model, check_model, task_of
 from ..models.fcvit import FCViT
+from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder, whole_file
 from ..visualization.draw import save_figure
 
@@ -73,7 +73,7 @@ def default_size(cfg: Config) -> Size:
     Raises:
         ConfigError: its default_scope is none of OpenMMLab's.
     """
-    predictor.task_of(cfg)  # or there is no such scope
+    task_of(cfg)  # or there is no such scope
     return SIZES.get(Path(cfg.filename).stem.split("_")[-1]) or SCOPE_SIZES[cfg.default_scope]
 
 
@@ -89,7 +89,7 @@ def build(cfg: Config) -> Any:
     Raises:
         ConfigError: it can't be built.
     """
-    predictor.check_model(cfg)
+    check_model(cfg)
     cfg = cfg.copy()
     torch.manual_seed(0)
     test_cfg: Any = cfg.model.get("test_cfg") or {}
@@ -99,7 +99,7 @@ def build(cfg: Config) -> Any:
         test_cfg.rcnn.score_thr = 0.0
     if "rpn_proposal" in train_cfg:
         train_cfg.rpn_proposal.nms.iou_threshold = 1.0
-    return predictor.build_model(cfg).eval()
+    return build_model(cfg).eval()
 
 
 def example_samples(scope: str, size: Size, batch: int, device: torch.device) -> list[Any]:

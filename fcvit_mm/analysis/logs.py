@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib
 from rich.table import Column, Table
 
-from ..engine.runner import ConfigError
+from ..utils.errors import ConfigError
 from ..visualization.draw import save_figure
 
 matplotlib.use("Agg")

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..apis.inference import Source, write_picture
-from ..apis.predictor import Predictor, read_picture
-from ..engine.runner import ConfigError, writing
+from ..apis.inference import Source
+from ..apis.predictor import Predictor
 from ..models.fcvit import FCViT
 from ..models.layers import NUM_HEADS, GlobalContext, by_head
+from ..utils.cli import writing
+from ..utils.errors import ConfigError
 from ..utils.files import make_folder, whole_file
 from ..visualization.draw import enlarge, enlargement, save_figure, visible
+from ..visualization.images import read_picture, write_picture
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

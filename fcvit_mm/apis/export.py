@@ -24,11 +24,13 @@ from torch.nn import functional
 from torchvision.ops import nms
 
 from ..datasets import shapes
-from ..datasets.checks import innermost
-from ..engine.runner import ConfigError, first_line, require, writing
+from ..engine.build import task_of
 from ..models.fuse import fuse
+from ..utils.cli import require, writing
+from ..utils.config import innermost
+from ..utils.errors import ConfigError, first_line
 from ..utils.files import SEAL, UNSEALED, seal, whole_file
-from .predictor import Predictor, task_of
+from .predictor import Predictor
 
 # The largest difference between the file and PyTorch, relative to the largest value.
 TOLERANCE = 1e-4

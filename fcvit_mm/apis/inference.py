@@ -20,11 +20,12 @@ from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..engine.runner import ConfigError, writing
+from ..utils.cli import writing
+from ..utils.errors import ConfigError
 from ..utils.files import make_folder, whole_file
-from .predictor import Predictor, read_picture
+from ..visualization.images import PICTURES, read_picture, write_picture
+from .predictor import Predictor
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -49,9 +50,6 @@ class Frame:
     image: np.ndarray
     number: int | None = None
     rate: float = 0.0
-
-
-# ------------------------------------------------------------------------------- what to read
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
@@ -161,18 +159,6 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
         video.release()
     if number == 0 or (most is None and number < total):
         raise ConfigError(f"{source.path} could be read as far as frame {number} of {total}")
-
-
-# ------------------------------------------------------------------------------ what to write
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write a picture, in the format of its ending or else as PNG, completely or not at all."""
-    if path.suffix.lower() not in PICTURES:
-        path = path.with_name(f"{path.name}.png")
-    with whole_file(path) as partial:
-        if not cv2.imwrite(str(partial), image):
-            raise OSError(f"OpenCV can't write {path}")
 
 
 @contextmanager
@@ -291,9 +277,6 @@ class Results:
         else:
             lines.append(f"label maps of {self.frames} pictures: {self.out / 'labels'}")
         return lines
-
-
-# -------------------------------------------------------------------------------- the whole
 
 
 def run(

@@ -8,7 +8,6 @@ import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,81 +15,15 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS
 
-from ..checkpoint.reader import CheckpointError, check_fit, load_from_file, model_weights
-from ..datasets.checks import innermost
-from ..engine import runner
+from ..checkpoint.mmengine_backends import load_from_file
+from ..engine.build import IGNORED, build_model, find_device, task_of
+from ..models.weights import check_fit, model_weights
+from ..utils.cli import add_cfg_options
+from ..utils.config import innermost
+from ..utils.errors import CheckpointError, ConfigError, first_line
 from ..visualization.draw import build_visualizer, draw
-
-# In a label map: no class, as OpenMMLab's data sets mark what is ignored.
-IGNORED = 255
-
-TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
-
-
-def task_of(cfg: Config) -> str:
-    """What a config is for: detection, segmentation or classification.
-
-    Raises:
-        ConfigError: its default_scope says nothing of the kind.
-    """
-    scope = cfg.get("default_scope")
-    if scope not in TASKS:
-        raise runner.ConfigError(
-            f"{cfg.filename}: default_scope is {scope!r}; set it to one of {', '.join(TASKS)}"
-        )
-    return TASKS[scope]
-
-
-def check_model(cfg: Config) -> None:
-    """Make sure that a config has a model; one of a data set or a schedule alone has none.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if not isinstance(cfg.get("model"), dict):
-        raise runner.ConfigError(f"{cfg.filename} has no model; give the config of a whole model")
-
-
-def find_device(name: str | None = None) -> torch.device:
-    """The device of a name such as cuda:1; without one the GPU if there is any, else the CPU.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except Exception as error:  # torch has many kinds of devices, each with errors of its own
-        raise runner.ConfigError(
-            f"--device {name} can't be used: {runner.first_line(error)}; leave it out for the "
-            "GPU if there is one, else the CPU"
-        ) from error
-    return device
-
-
-def build_model(cfg: Config) -> Any:
-    """Build the model of a config with random weights, adapted to this machine.
-
-    Raises:
-        ConfigError: the config names something that can't be built.
-    """
-    check_model(cfg)
-    runner.adapt(cfg)
-    runner.drop_pretrained(cfg)
-    task_of(cfg)
-    init_default_scope(cfg.default_scope)
-    try:
-        model = MODELS.build(cfg.model)
-    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise runner.ConfigError(
-            f"{cfg.filename} can't be built: {runner.first_line(error)}"
-        ) from error
-    runner.check_neck(model)
-    return model
 
 
 def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None) -> Any:
@@ -177,31 +110,12 @@ def distinct_colours(n: int) -> list[tuple[int, ...]]:
     return [tuple(map(int, c)) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """A picture as OpenMMLab's pipelines read it: (H, W, 3), BGR, 0 to 255, EXIF applied.
-
-    Raises:
-        ConfigError: no such file, or not a picture.
-    """
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise runner.ConfigError(f"{path} can't be read: {error.strerror}") from error
-    try:
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    except cv2.error as error:  # where a header asks for more than 2**30 pixels
-        raise runner.ConfigError(f"{path} is larger than any picture that OpenCV reads") from error
-    if image is None:
-        raise runner.ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
-    return image
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a trained model."""
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
-    runner.add_cfg_options(parser)
+    add_cfg_options(parser)
 
 
 class Predictor:
@@ -247,9 +161,9 @@ class Predictor:
             return self.pipeline({"img": image, "img_id": 0, "img_path": None, **shapes})
         except Exception as error:  # a pipeline is made of arbitrary classes
             height, width = image.shape[:2]
-            raise runner.ConfigError(
+            raise ConfigError(
                 f"the pipeline of {self.cfg.filename} does not take a picture of {width}x{height}: "
-                f"{runner.first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     @torch.no_grad()
@@ -285,7 +199,7 @@ class Predictor:
         for name in names:
             if name not in self.classes:
                 (nearest,) = get_close_matches(name, self.classes, n=1, cutoff=0)
-                raise runner.ConfigError(
+                raise ConfigError(
                     f"the model has no class {name!r}; the nearest name is {nearest!r}"
                 )
         return [self.classes.index(name) for name in names]
@@ -312,5 +226,5 @@ class Predictor:
         return sample
 
     def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw what `select` gave over its picture (H, W, 3), BGR; see `fcvit_mm.visualization.draw.draw`."""
+        """Draw what `select` gave over its picture (H, W, 3), BGR; see `visualization.draw`."""
         return draw(self.visualizer, image, sample)

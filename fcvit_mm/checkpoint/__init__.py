@@ -1,0 +1,1 @@
+"""Read checkpoints safely, and have MMEngine do the same."""

@@ -1,0 +1,1 @@
+"""Example datasets that are generated, and checks of a user's own."""

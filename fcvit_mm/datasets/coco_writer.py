@@ -16,12 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..utils.errors import DatasetError
+
 SEGMENTATIONS = ("polygon", "rle")
+
+
 STAMP = "parameters.json"
-
-
-class DatasetError(ValueError):
-    """A data set cannot be made as asked; the message is one sentence for the user."""
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .coco_writer import DatasetError, annotation, write_image, write_instances, write_whole
+from ..utils.errors import DatasetError
+from .coco_writer import annotation, write_image, write_instances, write_whole
 
 CLASSES = ("coin",)
 PALETTE = ((255, 196, 0),)

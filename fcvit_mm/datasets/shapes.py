@@ -34,14 +34,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .coco_writer import (
-    SEGMENTATIONS,
-    DatasetError,
-    annotation,
-    write_image,
-    write_instances,
-    write_whole,
-)
+from ..utils.errors import DatasetError
+from .coco_writer import SEGMENTATIONS, annotation, write_image, write_instances, write_whole
 
 CLASSES = ("circle", "square", "triangle", "star")
 PALETTE = ((231, 76, 60), (52, 152, 219), (46, 204, 113), (241, 196, 15))

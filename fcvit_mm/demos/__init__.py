@@ -1,0 +1,1 @@
+"""Demonstrations from data to drawn predictions, and the page in the browser."""

@@ -25,13 +25,13 @@ from ..analysis.similarity import (
     contexts_of,
     draw_grid,  # noqa: E402
 )
-from ..apis.inference import write_picture  # noqa: E402
-from ..apis.predictor import (
-    Predictor,
-    read_picture,  # noqa: E402
-)
+from ..apis.predictor import Predictor
 from ..datasets import shapes  # noqa: E402
-from ..engine.runner import ConfigError  # noqa: E402
+from ..utils.errors import ConfigError  # noqa: E402
+from ..visualization.images import (
+    read_picture,  # noqa: E402
+    write_picture,  # noqa: E402
+)
 
 Array = np.ndarray
 # One prediction at a time: the model is one, and so is matplotlib.

@@ -32,9 +32,11 @@ from rich.progress import (
 )
 from torchvision.ops import nms
 
+from .. import engine
 from ..datasets import coins, shapes
-from ..datasets.coco_writer import DatasetError
-from ..engine import runner as runner_module
+from ..engine.preflight import check_files
+from ..utils.config import load_config
+from ..utils.errors import ConfigError, DatasetError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -238,15 +240,15 @@ def run_quietly(cfg: Config, output: Path, record: Record, *hooks: Hook) -> None
     """Train by a config, with further hooks, sending what libraries print to the file `output`.
 
     Raises:
-        fcvit_mm.engine.runner.ConfigError: data are missing, or something can't be built.
+        fcvit_mm.utils.errors.ConfigError: data are missing, or something can't be built.
     """
     try:
         with _output_to(output):
-            runner_module.check_files(cfg, ("train_dataloader", "val_dataloader"))
-            runner = runner_module.build_runner(cfg)
+            check_files(cfg, ("train_dataloader", "val_dataloader"))
+            runner = engine.build_runner(cfg)
             for hook in (record, *hooks):
                 runner.register_hook(hook)
-            with runner_module.naming_dead_workers():
+            with engine.naming_dead_workers():
                 runner.train()
     finally:
         record.close()
@@ -496,16 +498,14 @@ def run(
         pictures: numbers to train on and to test with, instead of the usual ones.
 
     Raises:
-        fcvit_mm.engine.runner.ConfigError: no such demonstration, or the data can't be made there.
+        fcvit_mm.utils.errors.ConfigError: no such demonstration, or the data can't be made there.
     """
     if (task, data) not in DEMOS:
         pairs = ", ".join(f"--task {t} --data {d}" for t, d in DEMOS)
-        raise runner_module.ConfigError(
-            f"there is no demonstration of {task} with {data}; there are: {pairs}"
-        )
+        raise ConfigError(f"there is no demonstration of {task} with {data}; there are: {pairs}")
     demo = DEMOS[task, data]
     folder = Path(work_dir or f"work_dirs/demo_{task}_{data}")
-    cfg = runner_module.load_config(demo.config, {"randomness.seed": seed}, str(folder))
+    cfg = load_config(demo.config, {"randomness.seed": seed}, str(folder))
     data_folder = Path(data_root or cfg.train_dataloader.dataset.data_root)
     move_data(cfg, data_folder)
     if iterations is not None:
@@ -517,14 +517,14 @@ def run(
         for path in products.values():
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise runner_module.ConfigError(f"--work-dir {folder} can't be used: {error}") from error
+        raise ConfigError(f"--work-dir {folder} can't be used: {error}") from error
 
     console = Console(file=sys.stdout)
     say(console, f"data: {data_folder}")
     try:
         demo.generate(data_folder, pictures)
     except (DatasetError, OSError) as error:
-        raise runner_module.ConfigError(str(error)) from error
+        raise ConfigError(str(error)) from error
     device = "the GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     say(
         console,

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..datasets import shapes
-from ..datasets.coco_writer import DatasetError
-from ..engine import runner as runner_module
+from ..utils.config import load_config
+from ..utils.errors import ConfigError, DatasetError
 from .demo import DEMOS, Demo, Record, move_data, pyplot, run_quietly, save_figure, say, shorten
 
 PRETRAINING = Demo(
@@ -100,7 +100,7 @@ def train(training: Training) -> tuple[Training, Curve]:
     options: dict[str, Any] = {"randomness.seed": training.seed}
     if training.task in DENSE:
         options["optim_wrapper.optimizer.lr"] = FINE_TUNING_LR
-    cfg = runner_module.load_config(demo.config, options, str(training.folder))
+    cfg = load_config(demo.config, options, str(training.folder))
     move_data(cfg, training.data / DATA[training.task])
     shorten(cfg, training.iterations)
     cfg.train_cfg.val_interval = math.ceil(training.iterations / EVALUATIONS)
@@ -245,7 +245,7 @@ def run(
         By task, start ('random' or 'pretrained') and seed the evaluations, (iteration, figures).
 
     Raises:
-        fcvit_mm.engine.runner.ConfigError: the data can't be made there.
+        fcvit_mm.utils.errors.ConfigError: the data can't be made there.
     """
     console = Console(file=sys.stdout)
     folder, data = Path(work_dir), Path(data_root)
@@ -255,7 +255,7 @@ def run(
                 say(console, f"generating {data / name}")
                 TASKS[task].generate(data / name, None)
         except (DatasetError, OSError) as error:
-            raise runner_module.ConfigError(str(error)) from error
+            raise ConfigError(str(error)) from error
 
     first = [Training("classification", seed, pretraining, data, folder) for seed in seeds]
     random = [Training(task, seed, iterations, data, folder) for seed in seeds for task in DENSE]

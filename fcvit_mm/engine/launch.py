@@ -1,4 +1,4 @@
-"""torchrun that ends as its processes did: `python -m fcvit_mm.engine.launch` takes torchrun's arguments.
+"""torchrun that ends as its processes did: python -m fcvit_mm.engine.launch ARGUMENTS_OF_TORCHRUN.
 
 torchrun itself ends with a traceback and status 1 whatever the processes said, which would bury the
 sentence of a tool that was given a wrong path. It also opens the store by which the processes find

@@ -10,34 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..checkpoint.reader import CheckpointError, read_checkpoint
-from ..utils.files import PARTIAL, whole_file
-
-
-class WholeLocalBackend(LocalBackend):
-    """MMEngine's access to local files; what it writes is complete or not there."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file.
-
-        Raises:
-            OSError: it can't be written; what it held before is still there.
-        """
-        try:
-            with whole_file(Path(filepath)) as partial:
-                partial.write_bytes(obj)
-        except OSError as error:
-            # of a full disk Python does not say where
-            raise OSError(error.errno, error.strerror, str(filepath)) from error
-
-
-def make_mmengine_write_whole_files() -> None:
-    """Put `WholeLocalBackend` under what MMEngine writes to local disks, checkpoints above all."""
-    register_backend("local", WholeLocalBackend, force=True, prefixes="")
+from ..checkpoint.reader import read_checkpoint
+from ..utils.errors import CheckpointError
+from ..utils.files import PARTIAL
 
 
 def _hook(cfg: Config) -> dict:
@@ -107,26 +83,3 @@ def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
             "begin anew"
         )
     return None
-
-
-class DueEvaluationHook(Hook):
-    """Makes the evaluation that was due when the resumed checkpoint was written.
-
-    The checkpoint comes first, so that a training may have been killed before the evaluation, and
-    MMEngine goes on with the next iteration.
-    """
-
-    priority = "LOWEST"
-
-    def before_train(self, runner: Runner) -> None:
-        """Evaluate if the loop would have after the iteration or epoch of the checkpoint."""
-        loop = runner.train_loop
-        by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        done, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
-        loop._decide_current_val_interval()
-        if (
-            runner.val_loop is not None
-            and done >= max(loop.val_begin, 1)
-            and (done % loop.val_interval == 0 or done == last)
-        ):
-            runner.val_loop.run()

@@ -9,7 +9,6 @@ the process.
 
 import ctypes
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,24 +16,15 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.dist import get_dist_info, get_rank, sync_random_seed
-from mmengine.hooks import Hook
+from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Sampler
 
+from ..utils.seeding import seed_all
+
 # PR_SET_PDEATHSIG of Linux's prctl
 SET_PARENT_DEATH_SIGNAL = 1
-
-
-def seed_all(*numbers: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch by whole numbers from 0 on."""
-    python, numpy, pytorch = np.random.SeedSequence(numbers).generate_state(3).tolist()
-    random.seed(python)
-    np.random.seed(numpy)
-    torch.manual_seed(pytorch)
 
 
 class Draw(int):
@@ -92,16 +82,6 @@ class NumberedSampler(Sampler):
         if name == "sampler":
             raise AttributeError(name)
         return getattr(self.sampler, name)
-
-
-class SeedHook(Hook):
-    """Seeds each training iteration, process by process."""
-
-    priority = "VERY_HIGH"
-
-    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Seed by the training's seed, the iteration and the process."""
-        seed_all(runner.seed, runner.iter, get_rank())
 
 
 def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,0 +1,1 @@
+"""Metrics beyond those of the toolboxes."""

@@ -18,8 +18,10 @@ from mmengine.registry import METRICS
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ..apis.predictor import IGNORED, task_of
-from ..engine import runner
+from .. import engine
+from ..engine.build import IGNORED, task_of
+from ..utils.cli import writing
+from ..utils.errors import ConfigError
 from ..utils.files import whole_file
 
 matplotlib.use("Agg")
@@ -151,7 +153,7 @@ class ConfusionMatrix(BaseMetric):
             ("gt_sem_seg", "the test pipeline loads no label maps; add LoadAnnotations to it"),
         ):
             if key not in sample:
-                raise runner.ConfigError(f"no confusion matrix: {what}")
+                raise ConfigError(f"no confusion matrix: {what}")
         labels, truth = (
             sample[key]["data"].squeeze(0).cpu().numpy() for key in ("pred_sem_seg", "gt_sem_seg")
         )
@@ -163,9 +165,9 @@ class ConfusionMatrix(BaseMetric):
         )
         key = "masks" if self.masks else "bboxes"
         if key not in found:
-            raise runner.ConfigError(f"no confusion matrix: the model predicts no {key}")
+            raise ConfigError(f"no confusion matrix: the model predicts no {key}")
         if key not in truth:
-            raise runner.ConfigError(
+            raise ConfigError(
                 f"no confusion matrix: the test pipeline loads no {key}; add "
                 "dict(type='LoadAnnotations', with_bbox=True, with_mask=True) behind its Resize"
             )
@@ -308,12 +310,12 @@ def run(
     """
     task = task_of(cfg)
     if task == "classification":
-        raise runner.ConfigError(
+        raise ConfigError(
             f"{cfg.filename} is a classifier; MMPretrain's ConfusionMatrix in test_evaluator "
             "makes its matrix"
         )
     if masks and task != "detection":
-        raise runner.ConfigError(f"--masks: {cfg.filename} is not of a model with masks of objects")
+        raise ConfigError(f"--masks: {cfg.filename} is not of a model with masks of objects")
     cfg.load_from = checkpoint
     metric = dict(
         type="ConfusionMatrix",
@@ -329,6 +331,6 @@ def run(
         metric,
         *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
     ]
-    with runner.writing(f"--out {out}"):
+    with writing(f"--out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        runner.test(cfg)
+        engine.test(cfg)

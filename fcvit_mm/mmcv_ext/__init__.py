@@ -1,0 +1,1 @@
+"""A stand-in for `mmcv._ext`, the compiled operators of mmcv."""

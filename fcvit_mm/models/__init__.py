@@ -1,0 +1,1 @@
+"""FCViT: the network, its weights, and what is built around it."""

@@ -13,10 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint.reader import classifier_weights, load_pretrained
 from ..ops import dispatch
 from .arch import NUM_STAGES, get_arch, is_int
 from .layers import Block, Norm, PatchEmbed, init_start_values
+from .weights import classifier_weights, load_pretrained
 
 
 def _check_rate(name: str, value: float) -> float:
@@ -71,7 +71,7 @@ class FCViT(BaseModule):
         norm_eval: True keeps BatchNorm's running statistics fixed while training.
         with_cp: True recomputes each block in the backward pass to save memory.
         init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads pretrained weights completely
-            or raises, see `fcvit_mm.checkpoint.reader.load_pretrained` for its further keys.
+            or raises, see `fcvit_mm.models.weights.load_pretrained` for its further keys.
 
     Raises:
         TypeError: an unknown argument, or an arch that is neither a name nor a dict.
@@ -142,7 +142,7 @@ class FCViT(BaseModule):
         """Load pretrained weights if `init_cfg` says so; start values are set at construction.
 
         Raises:
-            fcvit_mm.checkpoint.reader.CheckpointError: the file does not fill the backbone completely.
+            fcvit_mm.utils.errors.CheckpointError: the file does not fill the backbone completely.
         """
         init_cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         others = [cfg for cfg in init_cfgs if cfg["type"] != "Pretrained"]

@@ -1,0 +1,1 @@
+"""How a layer is run fast; nothing here knows FCViT's architecture."""

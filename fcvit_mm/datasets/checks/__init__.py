@@ -39,24 +39,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ...checkpoint.reader import is_url
+from ...utils.config import dicts, innermost
 
 # Where the rotation of a picture is noted, and the values that exchange its sides.
 EXIF_ORIENTATION = 0x0112
+
+
 SIDEWAYS = (5, 6, 7, 8)
+
+
 # The last bytes of a complete file. One that ends otherwise may still be complete: it is decoded.
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
 # What OpenCV reads, too; for a few of its other formats PIL starts programs, such as Ghostscript.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+
+
 # Pictures with more pixels than this are decoded one at a time: PIL refuses those above 1.8e8, and
 # a small file may be one of that size.
 LARGE = 25_000_000
+
+
 _large = Lock()
+
+
 # Parts of a model whose num_classes is not the data set's: proposals have one class, and stuff has
 # its own.
 OTHER_CLASSES = ("backbone", "rpn_head", "semantic_head")
+
+
 # How many examples of a problem a sentence has.
 SHOWN = 3
+
+
 LAYOUT = "see docs/custom_data.md for the layout"
+
 
 Pixels = tuple[int, int]  # width, height
 
@@ -70,93 +88,159 @@ class Problem(NamedTuple):
 
 
 NOT_AN_OBJECT = Problem("entries that are no objects", f"write them anew; {LAYOUT}")
+
+
 NO_IMAGE_ID = Problem("pictures without an id", "give each one an integer of its own")
+
+
 NO_FILE_NAME = Problem("pictures without a file_name", "add the name of each one's file")
+
+
 NO_SIZE = Problem("pictures without width and height", "add both, in pixels")
+
+
 NO_CATEGORY_ID = Problem("categories without an id", "give each one an integer of its own")
+
+
 NO_NAME = Problem("categories without a name", "add each one's name")
+
+
 NO_ID = Problem("annotations without an id", "give each one an integer of its own")
+
+
 NO_IMAGE = Problem("annotations without an image_id", "add the id of each one's picture")
+
+
 NO_CATEGORY = Problem("annotations without a category_id", "add the id of each one's category")
+
+
 NO_BBOX = Problem(
     "annotations without a bbox of four numbers", "give each one [x, y, width, height] in pixels"
 )
+
+
 NO_AREA = Problem("annotations without an area", "add it, in pixels")
+
+
 NO_ISCROWD = Problem(
     "annotations without iscrowd, which the evaluation needs", 'add "iscrowd": 0 to each one'
 )
+
+
 NO_SEGMENTATION = Problem(
     "annotations without a segmentation, while masks are to be learned",
     "add each one's outline, or train a detector without masks",
 )
+
+
 NO_POLYGONS = Problem(
     "annotations whose segmentation is neither a list of polygons nor RLE",
     "write [[x1, y1, x2, y2, ...], ...]",
 )
+
+
 NO_RLE = Problem(
     "annotations whose RLE has no counts or is of another size than its picture",
     'write {"size": [height, width], "counts": ...}',
 )
+
+
 WRONG_RLE = Problem(
     "annotations whose RLE is not of as many pixels as its picture",
     "write its counts anew; what is decoded would be whatever was in memory",
 )
+
+
 FEW_POINTS = Problem(
     "annotations whose polygons have less than three points", "they are ignored", is_error=False
 )
+
+
 SHORT_POLYGON = Problem(
     "annotations whose first polygon has less than three points, which the evaluation can't read",
     "write three points or more, or remove it",
 )
+
+
 NO_EXTENT = Problem(
     "annotations smaller than a pixel or wholly outside of their picture",
     "they are left out",
     is_error=False,
 )
+
+
 WRONG_IMAGE = Problem(
     "annotations whose image_id is no picture's id", "add those pictures or remove the annotations"
 )
+
+
 WRONG_CATEGORY = Problem(
     "annotations whose category_id is no category's id",
     "correct the ids or add those categories to the file",
 )
+
+
 MISSING_PICTURE = Problem("pictures that do not exist", "put them there or set data_prefix")
+
+
 BROKEN_PICTURE = Problem("pictures that can't be read", "replace these files")
+
+
 WRONG_SIZE = Problem(
     "pictures of another size than their annotations say",
     "correct width and height, and the boxes if the pictures were scaled",
 )
+
+
 THIN_PICTURE = Problem(
     "pictures of which the pipeline makes a side of one pixel, which can't be flipped, or of none",
     "crop or remove them; a detector leaves them out of training by filter_cfg=dict(min_size=...)",
 )
+
+
 DEEP_PICTURE = Problem("pictures that OpenCV does not read", "store 8 bits a channel")
+
+
 SIXTEEN_BITS = Problem(
     "pictures of 16 bits a channel, of which the upper 8 are used",
     "where their values do not fill the 16, spread them over 8 bits",
     is_error=False,
 )
+
+
 ALPHA = Problem(
     "pictures with transparency, which is ignored",
     "what is stored under transparent pixels is seen; remove the transparency to choose it",
     is_error=False,
 )
+
+
 MISSING_MAP = Problem(
     "pictures without label map", "add the label maps, remove the pictures or set seg_map_suffix"
 )
+
+
 MISSING_PICTURE_OF_MAP = Problem(
     "label maps without picture",
     "put the pictures there, remove the label maps, set img_suffix, which is the same for all "
     "pictures, or list the pictures in an ann_file",
 )
+
+
 BROKEN_MAP = Problem("label maps that can't be read", "replace these files")
+
+
 COLOUR_MAP = Problem(
     "label maps in colour", "store the index of each pixel's class in a single channel"
 )
+
+
 THIN_MAP = Problem(
     "label maps with a side of one pixel, which MMSegmentation does not read",
     "enlarge or remove them and their pictures",
 )
+
+
 WRONG_MAP_SIZE = Problem(
     "label maps of another size than their pictures", "make both of the same size"
 )
@@ -211,9 +295,6 @@ def _listed(examples: Sequence[str], shown: int = SHOWN) -> str:
         return ""
     more = f" and {len(examples) - shown} more" if len(examples) > shown else ""
     return f": {', '.join(examples[:shown])}{more}"
-
-
-# ---------------------------------------------------------------------------- files of pictures
 
 
 def picture_size(path: str, decode: bool = False) -> Pixels:
@@ -369,9 +450,6 @@ def _check_file(
         # 256 stands for everything that a byte can't hold
         labels = np.where((labels < 0) | (labels > 255), 256, labels).astype(np.uint16)
     return findings, np.bincount(labels.ravel(), minlength=257)
-
-
-# ------------------------------------------------------------------------ COCO's instances format
 
 
 def _is_number(value: Any) -> bool:
@@ -676,9 +754,6 @@ def _check_counts(
             report.add(where, problem, repr(name))
 
 
-# -------------------------------------------------------------------------------- label maps
-
-
 def _label_table(dataset: Any) -> np.ndarray:
     """The class that each value of a label map becomes, -1 the ignored ones, -2 none, (257,)."""
     table: np.ndarray = np.arange(257)
@@ -739,35 +814,6 @@ class _MapCounter:
         self.report.labelled, self.report.unit = int(counts.sum()), "pixels"
         if self.report.pictures:
             _check_counts(self.folder, self.classes, counts, self.report)
-
-
-# --------------------------------------------------------------------------- a config's data sets
-
-
-def innermost(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
-    """The data sets of a loader's `dataset`, each with its place, all wrappers taken off."""
-    if not isinstance(dataset, dict):
-        return
-    if "datasets" in dataset:
-        for i, inner in enumerate(dataset["datasets"]):
-            yield from innermost(inner, f"{path}.datasets.{i}")
-    elif "dataset" in dataset:
-        yield from innermost(dataset["dataset"], f"{path}.dataset")
-    else:
-        yield path, dataset
-
-
-def dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every dict in a config with its dotted path, parents first."""
-    if isinstance(node, dict):
-        yield path, node
-        items = list(node.items())
-    elif isinstance(node, list | tuple):
-        items = list(enumerate(node))
-    else:
-        return
-    for key, value in items:
-        yield from dicts(value, f"{path}.{key}" if path else str(key))
 
 
 def _build(node: dict, where: str, scope: str | None, report: Report) -> Any:

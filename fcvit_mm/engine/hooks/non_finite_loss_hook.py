@@ -22,14 +22,11 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ...utils.errors import NonFiniteError
 from ...utils.files import whole_file
 
 # How many names a sentence has.
 SHOWN = 4
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is not finite; the message says which, where, and what to do."""
 
 
 class _Batch(NamedTuple):

@@ -1,0 +1,83 @@
+"""MMEngine's checkpoint loading and file writing, made safe and atomic."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
+
+from ..utils.errors import CheckpointError
+from ..utils.files import whole_file
+from .reader import _listing, find_container, read_checkpoint
+
+
+def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """MMEngine's checkpoint loader for paths and http(s) URLs; see `read_checkpoint`.
+
+    The weights lie where MMEngine looks for them, averaged ones if the file has them.
+    """
+    content = read_checkpoint(filename, map_location)
+    if container := find_container(content):
+        # the same dict, whose metadata say by which version of a module it was written
+        weights = content["state_dict"] = content[container]
+        for key in [key for key in weights if not isinstance(key, str)]:
+            del weights[key]
+    return content
+
+
+def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """MMEngine's checkpoint loader for `torchvision://NAME` and `open-mmlab://NAME`."""
+    scheme, _, name = filename.partition("://")
+    urls = (
+        get_torchvision_models() if scheme in ("torchvision", "modelzoo") else get_external_models()
+    )
+    if name not in urls:
+        raise CheckpointError(f"{filename}: no such model; there are {_listing(urls)}")
+    return read_checkpoint(urls[name], map_location)
+
+
+def load_from_elsewhere(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Refuse the schemes whose MMEngine loaders unpickle without restriction."""
+    raise CheckpointError(
+        f"{filename}: download the file and give its path; only paths and http(s) "
+        "URLs are read safely"
+    )
+
+
+def make_mmengine_safe() -> None:
+    """Put `read_checkpoint` under everything in MMEngine that reads a checkpoint."""
+    register = CheckpointLoader.register_scheme
+    register(["", "http://", "https://"], load_from_file, force=True)
+    register(
+        ["torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://"],
+        load_from_zoo,
+        force=True,
+    )
+    register(
+        ["pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://", "mmcls://"],
+        load_from_elsewhere,
+        force=True,
+    )
+
+
+class WholeLocalBackend(LocalBackend):
+    """MMEngine's access to local files; what it writes is complete or not there."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file.
+
+        Raises:
+            OSError: it can't be written; what it held before is still there.
+        """
+        try:
+            with whole_file(Path(filepath)) as partial:
+                partial.write_bytes(obj)
+        except OSError as error:
+            # of a full disk Python does not say where
+            raise OSError(error.errno, error.strerror, str(filepath)) from error
+
+
+def make_mmengine_write_whole_files() -> None:
+    """Put `WholeLocalBackend` under what MMEngine writes to local disks, checkpoints above all."""
+    register_backend("local", WholeLocalBackend, force=True, prefixes="")

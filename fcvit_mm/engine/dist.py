@@ -1,0 +1,51 @@
+"""Start the processes of a training and run a function in one of them for all."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import init_dist, is_distributed, is_main_process
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.distributed import broadcast_object_list, init_process_group, new_group
+
+from ..utils.errors import CheckpointError, ConfigError
+
+T = TypeVar("T")
+
+
+def _once(cfg: Config, function: Callable[[], T]) -> T:
+    """What a function returns, or raises for the user, in one process for all."""
+    distributed = cfg.get("launcher", "none") != "none"
+    if distributed:
+        _start_distributed(cfg)
+    outcome: list = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = function()
+        except (CheckpointError, ConfigError) as error:
+            outcome[1] = error
+    if distributed:
+        # NCCL, which pictures would be trained with, gives up waiting after ten minutes.
+        group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
+        broadcast_object_list(outcome, src=0, group=group)
+    result, problem = outcome
+    if problem:
+        raise problem
+    return result
+
+
+def _start_distributed(cfg: Config) -> None:
+    """Let the processes of a launcher find each other, as a Runner does where it is the first."""
+    if is_distributed():
+        return
+    if torch.cuda.is_available():
+        env_cfg = cfg.get("env_cfg", {})
+        set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
+        init_dist(cfg.launcher, **env_cfg.get("dist_cfg", {}))
+    elif cfg.launcher == "pytorch":
+        # MMEngine's own initialisation selects a CUDA device first.
+        init_process_group("gloo")
+    else:
+        raise ConfigError(f"--launcher {cfg.launcher} needs GPUs; on CPUs use --launcher pytorch")

@@ -1,0 +1,44 @@
+"""Refuse checkpoints that do not fit the model."""
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+
+from ...checkpoint.reader import fetch, sha256
+from ...models.weights import OUTPUT_NORM, check_fit, model_weights
+
+
+class CompleteCheckpointHook(Hook):
+    """Refuse a checkpoint that does not fit, where MMEngine would only warn in its log.
+
+    In test and on resume every tensor must fit; in training with `load_from` the backbone must,
+    but for the output norms of stages that only one of both has, while heads of other classes may
+    differ.
+    """
+
+    def __init__(self, filename: str, whole: bool) -> None:
+        self.filename = filename
+        self.whole = whole
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the keys and shapes of the file with the model's, before they are loaded."""
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        wanted = model.state_dict()
+        given = model_weights(checkpoint, wanted)
+        if not self.whole:
+            given, wanted = (
+                {
+                    key: value
+                    for key, value in state.items()
+                    if key.startswith("backbone.")
+                    and (key in other or not OUTPUT_NORM.match(key.removeprefix("backbone.")))
+                }
+                for state, other in ((given, wanted), (wanted, given))
+            )
+        check_fit(self.filename, given, wanted)
+        part = "the whole model" if self.whole else "the backbone, and of other parts what fits,"
+        runner.logger.info(
+            f"FCViT: {part} comes from {self.filename}, SHA-256 {sha256(fetch(self.filename))}"
+        )

@@ -1,0 +1,27 @@
+"""Run the evaluation that was due when the resumed checkpoint was written."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+
+class DueEvaluationHook(Hook):
+    """Makes the evaluation that was due when the resumed checkpoint was written.
+
+    The checkpoint comes first, so that a training may have been killed before the evaluation, and
+    MMEngine goes on with the next iteration.
+    """
+
+    priority = "LOWEST"
+
+    def before_train(self, runner: Runner) -> None:
+        """Evaluate if the loop would have after the iteration or epoch of the checkpoint."""
+        loop = runner.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        done, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        loop._decide_current_val_interval()
+        if (
+            runner.val_loop is not None
+            and done >= max(loop.val_begin, 1)
+            and (done % loop.val_interval == 0 or done == last)
+        ):
+            runner.val_loop.run()

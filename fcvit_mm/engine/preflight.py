@@ -1,0 +1,188 @@
+"""Check weights, datasets and checkpoints of a config before anything is built."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from rich.console import Console
+
+from ..checkpoint.reader import is_url, read_checkpoint
+from ..datasets import checks
+from ..models.arch import ALIASES, get_arch
+from ..models.fcvit import FCViT
+from ..utils.config import dicts, innermost
+from ..utils.errors import ConfigError
+from .dist import _once
+
+# The authors' shared drive, a folder a model; there is no direct link to the files.
+DRIVE = "https://drive.google.com/drive/folders/"
+
+
+RELEASED_WEIGHTS = {
+    "tiny": DRIVE + "1YSa8tkXkUQT94mgo-L7q4pv5KiHRTAaR",
+    "s12": DRIVE + "1QuyalIGhJeD2pxcVxR0_gJNrk2mZ8WEb",
+    "s24": DRIVE + "1II2v1rhNe9sgLJtoSR-cgSh2mpPQMt4t",
+    "s48": DRIVE + "16joP1cQwbx4oICL-WbPC1SqGNoc4-NZm",
+}
+
+
+# Where each data set of our configs comes from, by its data_root.
+DATA_SOURCES = {
+    "data/coco": "Download train2017, val2017 and the annotations from https://cocodataset.org "
+    "and unpack them there",
+    "data/ade/ADEChallengeData2016": "Download ADEChallengeData2016.zip (scene parsing) from "
+    "http://sceneparsing.csail.mit.edu and unpack it in data/ade",
+    "data/cityscapes": "Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
+    "https://www.cityscapes-dataset.com, unpack them there and make the label maps of the 19 "
+    "classes, gtFine/*/*/*_labelTrainIds.png: pip install cityscapesscripts, then "
+    "CITYSCAPES_DATASET=data/cityscapes csCreateTrainIdLabelImgs",
+    "data/imagenet": "Download ILSVRC2012 from https://image-net.org and unpack it there: train/ "
+    "and val/ with a folder a class",
+    "data/shapes": "Generate it: python -m fcvit_mm.datasets.shapes data/shapes",
+    "data/shapes_classification": "Generate it: python -m fcvit_mm.datasets.shapes "
+    "data/shapes_classification --task classification",
+    "data/coins": "Generate it: python -m fcvit_mm.datasets.coins data/coins",
+}
+
+
+def check_checkpoint(filename: str) -> None:
+    """Make sure that a checkpoint to load, resume or test can be read; a URL is tried later.
+
+    Raises:
+        CheckpointError: no such file, or a damaged or hostile one.
+    """
+    if not is_url(filename):
+        read_checkpoint(filename)
+
+
+def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Make sure that weights and data are there before anything is built.
+
+    Args:
+        cfg: a config.
+        loaders: which of train_dataloader, val_dataloader and test_dataloader will be used.
+
+    Raises:
+        ConfigError: something is missing; the message says where to get it and to put it.
+    """
+    for path, node in dicts(cfg.get("model", {}), "model"):
+        if node.get("type") == "Pretrained":
+            _check_weights(str(node.get("checkpoint")), path, cfg)
+    check_data_exist(cfg, loaders)
+    if cfg.get("check_data", True):
+        _once(cfg, lambda: _check_data(cfg, loaders))
+
+
+def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Make sure that the files and folders of data sets are there.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for loader in loaders:
+        dataset = (cfg.get(loader) or {}).get("dataset")
+        for path, node in innermost(dataset, f"{loader}.dataset"):
+            _check_dataset(node, path)
+
+
+def _check_weights(checkpoint: str, path: str, cfg: Config) -> None:
+    owner: Any = cfg
+    for key in path.split(".")[:-1]:
+        owner = owner[int(key)] if key.isdigit() else owner[key]
+    arch = owner.get("arch", "s12")
+    try:
+        get_arch(arch)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.removesuffix('.init_cfg')}: {error}") from error
+    if is_url(checkpoint) or Path(checkpoint).expanduser().is_file():
+        return
+    source = RELEASED_WEIGHTS.get(ALIASES.get(arch, arch)) if isinstance(arch, str) else None
+    where = f" Download FCViT-{arch} from {source} and save the file there." if source else ""
+    raise ConfigError(
+        f"{path}: the pretrained weights {checkpoint} do not exist.{where} To start from random "
+        f"weights instead, add --cfg-options {path}=None."
+    )
+
+
+def _check_dataset(dataset: dict, path: str) -> None:
+    root = dataset.get("data_root") or ""
+    prefix = dataset.get("data_prefix") or {}
+    # MMPretrain's is a string
+    prefixes = [prefix] if isinstance(prefix, str) else prefix.values()
+    for name in (dataset.get("ann_file"), dataset.get("proposal_file"), *prefixes):
+        # Not all data sets have each; a prefix may be a part of file names, and a URL no file.
+        if not isinstance(name, str) or not name or is_url(name) or is_url(root):
+            continue
+        if name.endswith((".pkl", ".pickle")):
+            raise ConfigError(
+                f"{path}: {name} is a pickle, which can run code when it is read; if it is your "
+                "own, write it as JSON"
+            )
+        wanted = Path(root, name)
+        if not wanted.exists():
+            remedy = DATA_SOURCES.get(root.rstrip("/"), "Put it there")
+            raise ConfigError(
+                f"{path}: {wanted} does not exist. {remedy}, or set {path}.data_root to where "
+                "the data are."
+            )
+
+
+def check_data(cfg: Config, decode: bool = False) -> None:
+    """Check all data sets of a config and print what was found.
+
+    Args:
+        cfg: a config.
+        decode: decode every picture, see `data_checks.picture_size`.
+
+    Raises:
+        ConfigError: there are errors, or files are missing.
+    """
+    loaders = tuple(f"{split}_dataloader" for split in ("train", "val", "test"))
+    check_data_exist(cfg, loaders)
+    console = Console()
+    reports = checks.check(cfg, loaders, decode, console)
+    for report in reports:
+        for kind, sentences in (("error", report.errors), ("warning", report.warnings)):
+            for sentence in sentences:
+                print(f"{report.name}: {kind}: {sentence}")
+    console.print(checks.summary(reports))
+    n = sum(len(report.errors) for report in reports)
+    if n:
+        kinds = "kind of error" if n == 1 else "kinds of errors"
+        raise ConfigError(f"{cfg.filename}: {n} {kinds} in its data, listed above")
+
+
+def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Check the content of data sets."""
+    errors: list[str] = []
+    console = Console(stderr=True)
+    reports = checks.check(cfg, loaders, console=console if console.is_terminal else None)
+    for report in reports:
+        errors += report.errors
+        for warning in report.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    if errors:
+        more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ConfigError(
+            f"{errors[0]}{more}. All is listed by python -m fcvit_mm check_data "
+            f"{cfg.filename}; "
+            "--cfg-options check_data=False leaves this check out."
+        )
+
+
+def check_neck(model: Any) -> None:
+    """Refuse a neck for other channels than the backbone has, which would fail when it is used."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    backbone, neck = getattr(model, "backbone", None), getattr(model, "neck", None)
+    wanted = getattr(neck, "in_channels", None)
+    if isinstance(backbone, FCViT) and isinstance(wanted, list | tuple):
+        channels = list(backbone.out_channels)
+        if list(wanted) != channels:
+            raise ConfigError(
+                f"model.neck.in_channels is {list(wanted)}, while the backbone's outputs have "
+                f"{channels} channels; set model.neck.in_channels={channels}, or the backbone's "
+                "arch and out_indices"
+            )

@@ -1,0 +1,284 @@
+"""Find an FCViT's weights in a checkpoint, translate their keys, and load them completely."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..checkpoint.reader import (
+    _listing,
+    _named,
+    fetch,
+    find_container,
+    read_checkpoint,
+    select_weights,
+    sha256,
+)
+from ..utils.errors import CheckpointError
+from ..utils.files import SEAL, UNSEALED, seal, whole_file
+from .arch import ARCHS, Arch
+
+# What the backbone may lack in a file, and what a file may hold beyond the backbone.
+OUTPUT_NORM = re.compile(r"norm[0246]\.")
+
+
+CLASSIFIER = re.compile(r"(norm|head)\.")
+
+
+# A released classifier's keys in MMPretrain's ImageClassifier: the classifier's norm is the output
+# norm of stage 4, all that is in neither row is the backbone's.
+CLASSIFIER_KEYS = {"norm.": "backbone.norm6.", "head.": "head.fc."}
+
+
+# By this tensor an FCViT is found under whatever prefix.
+STEM = "patch_embed.proj.weight"
+
+
+def classifier_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A released classifier's state dict with the keys of MMPretrain's ImageClassifier.
+
+    Any other state dict is returned as it is: the released form is told by the backbone's keys,
+    which have no prefix.
+    """
+    if STEM not in weights:
+        return dict(weights)
+
+    def translate(key: str) -> str:
+        for theirs, ours in CLASSIFIER_KEYS.items():
+            if key.startswith(theirs):
+                return ours + key.removeprefix(theirs)
+        return f"backbone.{key}"
+
+    return {translate(key): value for key, value in weights.items()}
+
+
+def model_weights(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the content of a file, by the names of a whole model of MMEngine's.
+
+    Args:
+        checkpoint: see `load_from_file`.
+        wanted: state dict of the model.
+    """
+    container = find_container(checkpoint)
+    given = _named(checkpoint[container] if container else checkpoint)
+    # what FCViT has the classifier do when it loads them
+    return classifier_weights(given) if "head.fc.weight" in wanted else given
+
+
+def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
+    """Cut the backbone out of a detector, segmentor or classifier; a bare backbone stays.
+
+    Args:
+        weights: state dict.
+        prefix: of the backbone's keys; None takes `backbone.` where there is one.
+    """
+    if prefix is None:
+        prefix = "backbone." if any(key.startswith("backbone.") for key in weights) else ""
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Tell from a backbone's tensors with which arguments of FCViT it was built.
+
+    Returns:
+        arch (a name, or a dict if it is none of the table), kernel_size, global_context and
+        weighted_context; None where the tensors are not FCViT's.
+    """
+    layers, dims, ratios = [], [], []
+    for stage in range(0, 8, 2):
+        blocks = {key.split(".")[2] for key in weights if key.startswith(f"network.{stage}.")}
+        first = f"network.{stage}.0.channel_mixer.fc1.weight"
+        if first not in weights or weights[first].ndim != 4:
+            return None
+        hidden, dim = weights[first].shape[:2]
+        if not dim:
+            return None
+        layers.append(len(blocks))
+        dims.append(dim)
+        ratios.append(hidden // dim)
+    arch = Arch(tuple(layers), tuple(dims), tuple(ratios))
+    names = [name for name, known in ARCHS.items() if known == arch]
+    mixer = "network.0.0.token_mixer."
+    if not {f"{mixer}dw1.weight", f"{mixer}dw2.weight"} <= weights.keys():
+        return None
+    return {
+        "arch": names[0] if names else arch._asdict(),
+        "kernel_size": tuple(weights[f"{mixer}dw{i}.weight"].shape[-1] for i in (1, 2)),
+        "global_context": f"{mixer}gc1.fc1.weight" in weights,
+        "weighted_context": f"{mixer}gc1.fc1.weight" not in weights
+        or f"{mixer}gc1.rescale_weight" in weights,
+    }
+
+
+def load_pretrained(
+    backbone: nn.Module,
+    checkpoint: str | os.PathLike,
+    prefix: str | None = None,
+    ema: bool = True,
+    map_location: Any = "cpu",
+) -> None:
+    """Fill every parameter and buffer of an FCViT from a file, or raise and leave it unchanged.
+
+    Takes the released ImageNet files as they are, detectors, segmentors and classifiers that
+    contain an FCViT, and bare backbones. Only the output norms may be absent (ImageNet weights
+    lack them) and then keep their start values; a classifier's own norm and head are left out.
+
+    Args:
+        backbone: an FCViT.
+        checkpoint: path or URL, see `read_checkpoint`.
+        prefix: of the backbone's keys in the file; None finds `backbone.` by itself.
+        ema: take the averaged weights (`state_dict_ema`) where the file has them.
+        map_location: as in `torch.load`.
+
+    Raises:
+        CheckpointError: the file can't be read, or does not fit; the message lists what is
+            missing, unexpected or of another shape, what the file is, and what to set.
+    """
+    filename = str(checkpoint)
+    container, weights = select_weights(read_checkpoint(filename, map_location), filename, ema)
+    found = backbone_weights(weights, prefix)
+    given = {key: value for key, value in found.items() if not CLASSIFIER.match(key)}
+    wanted = backbone.state_dict()
+    # A file may have been trained with more or fewer outputs than this backbone has.
+    given = {key: v for key, v in given.items() if key in wanted or not OUTPUT_NORM.match(key)}
+    kept = sorted(key for key in wanted.keys() - given.keys() if OUTPUT_NORM.match(key))
+    whole = (
+        " (the backbone of a detector, segmentor or classifier)"
+        if len(found) < len(weights)
+        else ""
+    )
+    check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
+    backbone.load_state_dict(given, strict=False)
+    rest = f"; {len(kept)} tensors of the output norms keep their start values" if kept else ""
+    print_log(
+        f"FCViT: loaded {len(given)} tensors from {container} of {filename}, SHA-256 "
+        f"{sha256(fetch(filename))}{rest}",
+        logger="current",
+        level=logging.INFO,
+    )
+
+
+def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say in a sentence each what is missing, unexpected or of another shape; '' if nothing."""
+    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    both = wanted.keys() & given.keys()
+    shapes = [
+        f"{key} ({tuple(given[key].shape)} in the file, {tuple(wanted[key].shape)} in the model)"
+        for key in both
+        if given[key].shape != wanted[key].shape
+    ]
+    types = [
+        f"{key} ({given[key].dtype} in the file, {wanted[key].dtype} in the model)"
+        for key in both
+        if given[key].is_floating_point() != wanted[key].is_floating_point()
+    ]
+    return " ".join(
+        f"{len(found)} {kind}: {_listing(found)}."
+        for kind, found in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of another type", types),
+        )
+        if found
+    )
+
+
+def _parts(weights: Mapping[str, Tensor]) -> list[str]:
+    """The parts of a whole model, such as backbone, neck and decode_head."""
+    return sorted({key.split(".")[0] for key in weights})
+
+
+def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare a file's state dict with a model's; each a whole model or an FCViT alone.
+
+    Raises:
+        CheckpointError: keys or shapes differ; says what the file seems to be, what to set, and
+            which tensors are missing, unexpected or of another shape.
+    """
+    if not (problems := _misfits(given, wanted)):
+        _warn_of_infinities(filename, given)
+        return
+    theirs, ours = (infer_arguments(backbone_weights(w, None)) for w in (given, wanted))
+    if theirs is None or ours is None:
+        prefixes = {key.removesuffix(STEM) for key in given if key.endswith(STEM)} - {
+            "",
+            "backbone.",
+        }
+        seems = "not an FCViT" + (
+            "".join(f", but to contain one (set prefix={p!r})" for p in prefixes)
+            or " (docs/weights.md says where FCViT's weights are)"
+        )
+    elif differences := [name for name in ours if theirs[name] != ours[name]]:
+        seems = " and ".join(
+            f"an FCViT with {name}={theirs[name]!r} where the model has {name}={ours[name]!r} "
+            f"(set {name}={theirs[name]!r} in the backbone)"
+            for name in differences
+        )
+    elif "backbone" in (parts := _parts(given)) and parts != _parts(wanted):
+        seems = (
+            f"the same FCViT in a model of other parts, {', '.join(parts)}, where this one has "
+            f"{', '.join(_parts(wanted))} (take the config that it was trained with)"
+        )
+    else:
+        seems = "the same FCViT, but for the tensors that follow; compare the rest of the config"
+    raise CheckpointError(f"{filename} does not fit the model: it seems to be {seems}. {problems}")
+
+
+def _warn_of_infinities(filename: str, weights: Mapping[str, Tensor]) -> None:
+    found = [key for key, value in weights.items() if not value.isfinite().all()]
+    if found:
+        print_log(
+            f"{filename}: NaN or infinite values in {len(found)} tensors: {_listing(found)}; the "
+            "file is damaged, or its training diverged",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
+def convert_checkpoint(
+    source: str | os.PathLike, target: str | os.PathLike, ema: bool = True
+) -> str:
+    """Write the weights of a checkpoint, and nothing else, to a file of their own.
+
+    Args:
+        source: see `read_checkpoint`; an FCViT, alone or as backbone of a whole model.
+        target: `.pth` or `.safetensors`; written as a whole or not at all.
+        ema: see `select_weights`.
+
+    Returns:
+        A line with arch, number of tensors and SHA-256.
+
+    Raises:
+        CheckpointError: unreadable source, not an FCViT, another ending of the target, or a
+            target that can't be written.
+    """
+    target = Path(target)
+    if target.suffix not in (".pth", ".safetensors"):
+        raise CheckpointError(f"{target} must end in .pth or .safetensors")
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{target}: there is no directory {target.parent}; make it first")
+    _, weights = select_weights(read_checkpoint(source), str(source), ema)
+    arguments = infer_arguments(backbone_weights(weights, None))
+    if arguments is None:
+        raise CheckpointError(f"{source} does not hold an FCViT; its keys are {_listing(weights)}")
+    # A tensor may be a view of a larger storage, which would be written whole.
+    weights = {key: value.detach().clone().contiguous() for key, value in weights.items()}
+    try:
+        with whole_file(target) as partial:
+            if target.suffix == ".pth":
+                torch.save(weights, partial)
+            else:
+                # not save_file, whose files only their owner can read
+                metadata = {"format": "pt", SEAL: UNSEALED}
+                partial.write_bytes(seal(safetensors.torch.save(weights, metadata)))
+    except OSError as error:
+        raise CheckpointError(f"{target} can't be written: {error}") from error
+    return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"

@@ -1,0 +1,136 @@
+"""What the command-line tools share: argument types, options, errors as one sentence."""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import DictAction
+from mmengine.dist import is_distributed
+from torch.distributed import destroy_process_group
+
+from .errors import CheckpointError, ConfigError, DeadWorkerError, NonFiniteError
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool's main function; end with one sentence and status 2 where a user can mend it."""
+    try:
+        main()
+    except (CheckpointError, ConfigError, NonFiniteError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            # torchrun ends all processes of a machine with the first: let that be the one that
+            # speaks.
+            time.sleep(10)
+        sys.exit(2)
+    except DeadWorkerError as error:
+        # which the others know nothing of; a dying process leaves an unfinished line
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    # Left to the end of the interpreter, the threads of a group may abort the process.
+    if is_distributed():
+        destroy_process_group()
+
+
+def require(module: str, extra: str) -> None:
+    """Make sure that a package is there which one tool alone needs.
+
+    Raises:
+        ConfigError: it is not; the message names the extra that brings it.
+    """
+    if find_spec(module) is None:
+        raise ConfigError(f"this needs {module}, which is not installed: pip install "
+                          f"'fcvit-mm[{extra}]'")  # fmt: skip
+
+
+class _Options(DictAction):
+    """`KEY=VALUE ...`, where MMEngine's own ends in a traceback for what it can't read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
+        for word in values:
+            if "=" not in word:
+                parser.error(f"{word!r} is not KEY=VALUE, such as model.backbone.arch=s24")
+            try:
+                super().__call__(parser, namespace, [word], *rest)
+            except (AssertionError, RecursionError):
+                parser.error(f"{word!r}: its brackets are no list [a,b] and no tuple (a,b)")
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--cfg-options`, which every tool that reads a config has."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Options,
+        metavar="KEY=VALUE",
+        help="changes to the config, such as model.backbone.arch=s24 or key='[a,b]'",
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that train.py and test.py share."""
+    add_cfg_options(parser)
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type for argparse: integers from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
+        return number
+
+    return parse
+
+
+def fraction(text: str) -> float:
+    """A type for argparse: numbers from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
+    return number
+
+
+def ending(*allowed: str) -> Callable[[str], Path]:
+    """A type for argparse: files to write that end in one of `allowed`."""
+
+    def parse(text: str) -> Path:
+        if Path(text).suffix not in allowed:
+            raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(allowed)}")
+        return Path(text)
+
+    return parse
+
+
+# what matplotlib writes
+PLOTS = (".png", ".pdf", ".svg")
+
+
+@contextmanager
+def writing(what: str | Path) -> Iterator[None]:
+    """Say which result could not be written.
+
+    Raises:
+        ConfigError: for an OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{what} can't be written: {error.strerror or error}") from error

@@ -1,0 +1,260 @@
+"""Read configs, apply a user's options, and adapt them to this machine."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import registry
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+from . import mim
+from .errors import ConfigError, first_line
+
+
+def innermost(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
+    """The data sets of a loader's `dataset`, each with its place, all wrappers taken off."""
+    if not isinstance(dataset, dict):
+        return
+    if "datasets" in dataset:
+        for i, inner in enumerate(dataset["datasets"]):
+            yield from innermost(inner, f"{path}.datasets.{i}")
+    elif "dataset" in dataset:
+        yield from innermost(dataset["dataset"], f"{path}.dataset")
+    else:
+        yield path, dataset
+
+
+def dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every dict in a config with its dotted path, parents first."""
+    if isinstance(node, dict):
+        yield path, node
+        items = list(node.items())
+    elif isinstance(node, list | tuple):
+        items = list(enumerate(node))
+    else:
+        return
+    for key, value in items:
+        yield from dicts(value, f"{path}.{key}" if path else str(key))
+
+
+# What a config may have beside what MMEngine's Runner takes and what it sets itself.
+OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline")
+
+
+# By which keys OpenMMLab looks a class up, in its registries and then among all modules there are,
+# and a scope, whose registry it imports.
+NAMES_OF_CLASSES = ("type", "constructor", "norm_layer", "check_fn")
+
+
+NAMES_OF_SCOPES = ("default_scope", "_scope_")
+
+
+SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+
+
+# Keys of files that are written, not read.
+WRITTEN = ("out_file_path",)
+
+
+def load_config(
+    filename: str, options: dict | None = None, work_dir: str | None = None, launcher: str = "none"
+) -> Config:
+    """Read a config file as MMEngine does, with a user's changes.
+
+    Args:
+        filename: path of a config, or `fcvit_mm::` and one of the package below its configs/.
+        options: `--cfg-options`, dotted keys and their values.
+        work_dir: overrides the config's; the default is work_dirs/NAME_OF_THE_CONFIG.
+        launcher: none, pytorch, slurm or mpi.
+
+    Raises:
+        ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
+    """
+    path = filename
+    if filename.startswith(mim.PREFIX):
+        try:
+            path = mim.config_path(filename.removeprefix(mim.PREFIX))
+        except FileNotFoundError as error:
+            raise ConfigError(str(error)) from error
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{filename}: there is no such config; ours lie in configs/ of a clone and are named "
+            f"{mim.PREFIX}detection/... elsewhere"
+        )
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program and may fail in any way
+        raise ConfigError(f"{filename} can't be read as a config: {first_line(error)}") from error
+    options = options or {}
+    for key, value in options.items():
+        _check_option(key, value, cfg)
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:
+        raise ConfigError(f"--cfg-options does not fit {filename}: {first_line(error)}") from error
+    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}"
+    cfg.launcher = launcher
+    return cfg
+
+
+def _check_option(key: str, value: Any, cfg: Config) -> None:
+    """Refuse a key that nothing would read, and what could run code, which a config file alone may.
+
+    Below the first level, what is built refuses a key.
+    """
+    _check_runs_nothing(key, value)
+    first = key.split(".")[0]
+    known = {*cfg, *inspect.signature(Runner).parameters, *OUR_KEYS}
+    if first not in known:
+        (nearest,) = get_close_matches(first, known, n=1, cutoff=0)
+        raise ConfigError(
+            f"--cfg-options: {key} is nothing that {cfg.filename} or MMEngine knows; the nearest "
+            f"name is {nearest}"
+        )
+
+
+def _check_runs_nothing(key: str, value: Any) -> None:
+    """Refuse an option by which OpenMMLab would import, evaluate or unpickle what it names."""
+    path = key.split(".")
+    texts = [value] if isinstance(value, str) else []
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_runs_nothing(key, item)
+    for text in texts:
+        if path[-1] in NAMES_OF_CLASSES and not _is_registered(text):
+            why = "names no registered class"
+        elif path[-1] in NAMES_OF_SCOPES and text not in SCOPES:
+            why = f"is none of {', '.join(SCOPES)}"
+        elif "(" in text:
+            # a few places of OpenMMLab's evaluate texts
+            why = "has a bracket"
+        elif text.endswith((".pkl", ".pickle")) and path[-1] not in WRITTEN:
+            why = "is a pickle, which can run code when it is read"
+        else:
+            continue
+        raise ConfigError(f"--cfg-options: {key}={text} {why}; a config file alone may say that")
+    if "custom_imports" in path or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise ConfigError(f"--cfg-options: {key} can't be set here, but in a config file alone")
+
+
+def _is_registered(name: str) -> bool:
+    """Whether a registry finds a name itself; what it doesn't find it imports.
+
+    NOTE: a name without a point may be unknown, too: it is then no module and can't be imported.
+    """
+    scope, _, short = name.rpartition(".")
+    if not scope:
+        return re.fullmatch(r"[\w/]+", name) is not None and find_spec(name) is None
+    if scope not in SCOPES or find_spec(scope) is None:
+        return False
+    import_module(f"{scope}.registry")
+    roots = [root for root in vars(registry).values() if isinstance(root, Registry)]
+    for node in (node for root in roots for node in (root, *root.children.values())):
+        if node.scope == scope:
+            node.import_from_location()
+            if short in node.module_dict:
+                return True
+    return False
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision (`--amp`); an error where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError("--amp needs a GPU, and this machine has none; leave it out")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate to the actual batch size (`--auto-scale-lr`)."""
+    if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+        raise ConfigError(
+            f"--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size; add it"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def enable_tta(cfg: Config) -> None:
+    """Test with test-time augmentation (`--tta`): wrap the model, exchange the pipeline."""
+    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+        raise ConfigError(f"--tta: {cfg.filename} has no tta_model and tta_pipeline; add both")
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def dump_predictions(cfg: Config, filename: str) -> None:
+    """Have a test write its predictions to a file as OpenMMLab does (`--out`)."""
+    if Path(filename).suffix not in (".pkl", ".pickle"):
+        raise ConfigError(f"--out {filename} must end in .pkl or .pickle")
+    if not Path(filename).absolute().parent.is_dir():
+        raise ConfigError(f"--out {filename}: its directory does not exist; make it first")
+    metric = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+    evaluators = cfg.test_evaluator
+    cfg.test_evaluator = [
+        *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
+        dict(type=metric, out_file_path=filename),
+    ]
+
+
+def draw_predictions(cfg: Config, directory: str) -> None:
+    """Have a test draw every picture's prediction into a directory (`--show-dir`)."""
+    hook = cfg.default_hooks.get("visualization")
+    if hook is None:
+        raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")
+    hook.interval = 1
+    scope = cfg.get("default_scope")
+    if scope == "mmpretrain":
+        hook.enable, hook.out_dir = True, directory
+        return
+    hook.draw = True
+    if scope == "mmdet":
+        hook.test_out_dir = str(Path(directory).absolute())
+    else:
+        cfg.visualizer.save_dir = directory
+
+
+def adapt(cfg: Config) -> list[str]:
+    """Change in a config, in place, what this machine or launcher can't run.
+
+    Without a GPU: float32 for mixed precision, gloo for nccl. Without a GPU, or in one process:
+    BN for SyncBN. Elsewhere nothing.
+
+    Returns:
+        A line for each change.
+    """
+    cuda, distributed = torch.cuda.is_available(), cfg.get("launcher", "none") != "none"
+    changes = []
+    if not (cuda and distributed):
+        for path, node in dicts(cfg._cfg_dict):
+            if node.get("type") in ("SyncBN", "MMSyncBN"):
+                node["type"] = "BN"
+                changes.append(f"{path}: BN for SyncBN, which needs GPUs and several processes")
+    if cuda:
+        return changes
+    optim_wrapper = cfg.get("optim_wrapper", {})
+    if optim_wrapper.get("type") == "AmpOptimWrapper":
+        optim_wrapper.type = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            optim_wrapper.pop(key, None)
+        changes.append("optim_wrapper: float32 for mixed precision, which needs a GPU")
+    if distributed:
+        cfg.env_cfg.dist_cfg = dict(backend="gloo")
+        cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None)
+        changes.append("env_cfg: gloo for nccl, which needs a GPU")
+    return changes
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Load no pretrained weights, which a whole checkpoint overwrites and which may be absent."""
+    for _, node in list(dicts(cfg.model)):
+        init_cfg = node.get("init_cfg")
+        if isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained":
+            node["init_cfg"] = None
