@@ -49,7 +49,7 @@ test-official: $(OFFICIAL)/installed
 test-matrix:
 	$(PYTHON) tests/matrix.py
 
-# Whether memory stays flat over 2,000 iterations and 5,000 pictures.
+# Whether memory stays flat over 2,000 iterations and 5,000 images.
 test-long: $(VENV)/installed
 	$(BIN)/python benchmarks/memory.py
 

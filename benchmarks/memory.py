@@ -1,11 +1,11 @@
 """Whether memory stays flat in long runs: python benchmarks/memory.py.
 
-Trains for 2,000 iterations and evaluates 5,000 generated pictures, detection and segmentation, each
+Trains for 2,000 iterations and evaluates 5,000 generated images, detection and segmentation, each
 in a process of its own, on the CPU, without loader processes, so that all that the pipelines leave
 behind is in the memory that is measured. The models are the least that our configs allow: what
-leaks does so an iteration or a picture, not a pixel.
+leaks does so an iteration or an image, not a pixel.
 
-What a metric keeps of each picture until the end is no leak: an evaluation is measured with it, and
+What a metric keeps of each image until the end is no leak: an evaluation is measured with it, and
 without it against the bound. Prints a table in Markdown; status 1 where memory rises.
 """
 
@@ -37,7 +37,7 @@ CONFIGS = {
 PHASES = ("training", "evaluation", "evaluation with results")
 SIZE = (32, 32)
 ARCH = dict(layers=(1,) * 4, dims=(8, 16, 16, 32), mlp_ratios=(2,) * 4)
-# Bytes an iteration or a picture that memory may rise by: less than any tensor of a batch has.
+# Bytes an iteration or an image that memory may rise by: less than any tensor of a batch has.
 BOUND = 4096
 # Of a run, until caches and allocators have what they want.
 WARM_UP = 0.25
@@ -56,7 +56,7 @@ def resident() -> int:
 class Curve:
     """One entry a sample.
 
-    steps: iterations or pictures so far. memory: resident, in bytes. objects: how many
+    steps: iterations or images so far. memory: resident, in bytes. objects: how many
     Python's collector has come to know.
     """
 
@@ -80,9 +80,9 @@ class Watch(Hook):
     """Samples memory at even distances.
 
     Args:
-        total: iterations or pictures of the run.
+        total: iterations or images of the run.
         samples: how many.
-        forget: drop a metric's results but for `KEPT` pictures.
+        forget: drop a metric's results but for `KEPT` images.
     """
 
     priority = "LOWEST"
@@ -150,9 +150,9 @@ def measure(
     Args:
         task: of `CONFIGS`.
         phase: of `PHASES`.
-        data: a data set of `fcvit_mm.datasets.shapes`.
+        data: a dataset of `fcvit_mm.datasets.shapes`.
         work_dir: of both.
-        total: iterations; of an evaluation the pictures that there are.
+        total: iterations; of an evaluation the images that there are.
         samples: how many are taken.
         hooks: further ones.
     """
@@ -180,7 +180,7 @@ def _quiet(log: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     args = parser.parse_args()
     failed = False
     # a fresh process for each, in which nothing is warm
@@ -190,12 +190,12 @@ def main() -> None:
         context.Pool(1, _quiet, (f"{folder}/log.txt",), maxtasksperchild=1) as pool,
     ):
         data = Path(folder, "shapes")
-        shapes.generate(data, 64, args.pictures, SIZE)
+        shapes.generate(data, 64, args.images, SIZE)
         print("| | steps | MB after the warm-up | MB at the end | bytes a step | |")
         print("|---|---|---|---|---|---|")
         for task in CONFIGS:
             for phase in PHASES:
-                total = args.iterations if phase == "training" else args.pictures
+                total = args.iterations if phase == "training" else args.images
                 work_dir = Path(folder, task)
                 curve = pool.apply(measure, (task, phase, data, work_dir, total))
                 verdict = "" if phase == PHASES[-1] else "flat" if is_flat(curve) else "RISES"

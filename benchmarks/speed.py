@@ -156,7 +156,7 @@ def mask_rcnn(repeats: int) -> Iterator[Row]:
         model.train()
         optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
         calls[name] = lambda model=model, optimizer=optimizer: model.train_step(data, optimizer)
-    yield from compare("Mask R-CNN, a training iteration, 2 pictures of 640x400", calls, repeats)
+    yield from compare("Mask R-CNN, a training iteration, 2 images of 640x400", calls, repeats)
 
 
 MEASURES = {

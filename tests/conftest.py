@@ -39,7 +39,7 @@ def make_smallest(model: Any) -> None:
 
 @pytest.fixture(scope="session")
 def example_data(tmp_path_factory) -> Path:
-    """A directory with data/shapes and data/shapes_classification, 8 and 4 pictures each."""
+    """A directory with data/shapes and data/shapes_classification, 8 and 4 images each."""
     from fcvit_mm.datasets import shapes
 
     directory = tmp_path_factory.mktemp("example")

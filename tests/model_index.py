@@ -80,7 +80,7 @@ METHODS = {
     ),
 }
 
-# Data sets by the end of a config's name, as SIZES has the height and width to count FLOPs at.
+# Datasets by the end of a config's name, as SIZES has the height and width to count FLOPs at.
 DATA = {
     "ade20k": "ADE20K",
     "cityscapes": "Cityscapes",
@@ -147,7 +147,7 @@ def leaves() -> list[Path]:
 
 
 def parse(config: Path) -> tuple[str, str, str]:
-    """The key in METHODS of a config, its arch and its data set, all from its name."""
+    """The key in METHODS of a config, its arch and its dataset, all from its name."""
     name = NAME.fullmatch(config.stem)
     if not name or name["data"] not in DATA:
         raise ValueError(f"{config}: a config is METHOD_fcvit_ARCH[_MORE]_DATA.py; see DATA")

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from conftest import ROOT, free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_infer import picture
 from test_inferencers import CONFIGS, saved
 from test_tools import assert_sentence
 
@@ -94,18 +93,18 @@ def page(browser, address) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    cv2.imwrite(str(folder / "a.png"), picture(0, 64, 64))
-    cv2.imwrite(str(folder / "one.png"), picture(0, 64, 64)[:1, :1])
-    (folder / "text.jpg").write_text("no picture\n")
+    cv2.imwrite(str(folder / "a.png"), image(0, 64, 64))
+    cv2.imwrite(str(folder / "one.png"), image(0, 64, 64)[:1, :1])
+    (folder / "text.jpg").write_text("no image\n")
     return folder
 
 
 def upload(page: Page, path: Path) -> None:
-    page.set_input_files("#picture input[type=file]", path)
+    page.set_input_files("#image input[type=file]", path)
 
 
 def shown(page: Page, where: str) -> np.ndarray:
-    """The picture that the browser has loaded there."""
+    """The image that the browser has loaded there."""
     address = page.locator(f"{where} img").get_attribute("src")
     content = urllib.request.urlopen(address).read()
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
@@ -125,7 +124,7 @@ def test_upload_threshold_and_a_text(page, files):
     expect(page.locator("#table [role=gridcell]").nth(20)).to_be_visible()
     many, all_rows = shown(page, "#drawn"), page.locator("#table").inner_text()
     assert many.shape == (512, 512, 3)
-    assert np.abs(many - cv2.resize(picture(0, 64, 64), (512, 512)).astype(float)).mean() > 5
+    assert np.abs(many - cv2.resize(image(0, 64, 64), (512, 512)).astype(float)).mean() > 5
     maps = shown(page, "#maps")
     assert maps.shape[1] > 1000 and maps.std() > 10
 
@@ -134,18 +133,18 @@ def test_upload_threshold_and_a_text(page, files):
     set_threshold(page, 1)
     expect(page.locator("#drawn img")).not_to_have_attribute("src", before)
     none = shown(page, "#drawn")
-    assert np.abs(none - cv2.resize(picture(0, 64, 64), (512, 512)).astype(float)).mean() < 5
+    assert np.abs(none - cv2.resize(image(0, 64, 64), (512, 512)).astype(float)).mean() < 5
     assert page.locator("#table").inner_text() != all_rows
 
     # a text gives a message, the old prediction does not stay, and the page lives on
-    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#image button[aria-label='Remove Image']").click()
     expect(page.locator("#drawn img")).to_have_count(0)
     upload(page, files / "text.jpg")
     message = page.locator("[data-testid=toast-body]")
-    expect(message).to_contain_text("text.jpg is not a picture that OpenCV can read")
+    expect(message).to_contain_text("text.jpg is not an image that OpenCV can read")
     assert "/" not in message.inner_text()
     expect(page.locator("#drawn img")).to_have_count(0)
-    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#image button[aria-label='Remove Image']").click()
     upload(page, files / "a.png")
     expect(page.locator("#drawn img")).to_be_visible()
     # nothing comes from another server
@@ -164,7 +163,7 @@ def test_examples_and_the_choice_of_a_block(page):
     assert now.shape == maps.shape and np.abs(now.astype(int) - maps).mean() > 1
 
 
-def test_a_picture_of_one_pixel_has_a_prediction_and_no_maps(page, files):
+def test_an_image_of_one_pixel_has_a_prediction_and_no_maps(page, files):
     upload(page, files / "one.png")
     expect(page.locator("[data-testid=toast-body]")).to_contain_text("single position")
     expect(page.locator("#drawn img")).to_be_visible()

@@ -168,7 +168,7 @@ def test_autocast_is_finite_and_close_to_float32(arch, dtype):
         assert (out.float() - reference).abs().max() <= 2e-2 * reference.abs().max()
 
 
-def test_the_similarity_is_normalised_in_float32():
+def test_the_similarity_is_normalized_in_float32():
     # In half precision the inner products of these values overflow.
     layer = small().network[0][0].token_mixer.gc1.half()
     x = (200 + torch.randn(1, 16, 8, 8)).half()

@@ -112,7 +112,7 @@ def test_results_are_medians_ratios_and_throughput():
     medians = [20, 20, 5] * 2
     assert [r.time.median for r in results] == pytest.approx([1000 * m for m in medians])
     assert [r.ratio for r in results] == pytest.approx([m / 20 for m in medians])
-    assert [r.pictures_per_second for r in results] == pytest.approx([4 / m for m in medians])
+    assert [r.images_per_second for r in results] == pytest.approx([4 / m for m in medians])
     for worker in workers.values():
         assert worker.modes == [(False, False)] * 6 + [(True, True)] * 6
         assert worker.conv.weight.grad is None
@@ -167,7 +167,7 @@ def test_the_tool_prints_what_it_writes(tool, tmp_path):
         median = row["time"]["median"]
         assert len(row["milliseconds"]) == 3 and median == statistics.median(row["milliseconds"])
         assert row["ratio"] == pytest.approx(median / first["time"]["median"])
-        assert row["pictures_per_second"] == pytest.approx(2000 / median)
+        assert row["images_per_second"] == pytest.approx(2000 / median)
         start = [*row["activity"].split(), row["name"]]
         (line,) = [
             line for line in result.stdout.splitlines() if line.split()[: len(start)] == start
@@ -179,12 +179,12 @@ def test_the_tool_prints_what_it_writes(tool, tmp_path):
     assert peaks[0] > peaks[1] and peaks[2] > peaks[0] and peaks[3] > 2 * peaks[1]
     for word in ("machine: ", "threads: 2", f"torch: {torch.__version__}", "dtype: float32"):
         assert word in result.stdout
-    picture = cv2.imread(str(tmp_path / "b.png"))
-    assert picture.std() > 10 and picture.shape[1] == 1100
+    image = cv2.imread(str(tmp_path / "b.png"))
+    assert image.std() > 10 and image.shape[1] == 1100
 
 
 def test_what_does_not_run_is_one_sentence_and_status_2(tool, tmp_path):
-    """A pyramid's 1x1 map has one position, of one picture: too few for BatchNorm."""
+    """A pyramid's 1x1 map has one position, of one image: too few for BatchNorm."""
     config = ROOT / "configs/segmentation/upernet_fcvit_tiny_shapes.py"
     options = ["--train", "--size", 32, 32, "--repeats", 1, "--json", tmp_path / "a.json"]
     result = tool("benchmark.py", config, *options)

@@ -1,4 +1,4 @@
-"""What the pipeline feeds the model, against the data set itself."""
+"""What the pipeline feeds the model, against the dataset itself."""
 
 import json
 import random
@@ -52,7 +52,7 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
             name: expected[name] for name in shapes.CLASSES if name in expected
         }
         file = cv2.imread(found.path)
-        # boxes and masks are drawn over the picture
+        # boxes and masks are drawn over the image
         assert found.drawn.shape == (512, 512, 3)
         assert np.abs(found.drawn - cv2.resize(file, (512, 512)).astype(float)).mean() > 3
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -74,7 +74,7 @@ def test_classes_of_folders(load, tmp_path):
         assert list(found.contents) == [found.path.split("/")[-2]]
 
 
-def test_same_seed_same_pictures(load, tmp_path):
+def test_same_seed_same_images(load, tmp_path):
     """The training pipeline crops and flips."""
     looks = {
         name: browse_dataset.run(load("segmentation"), "train", 6, tmp_path / name, seed)
@@ -95,17 +95,17 @@ def test_the_seed_holds_for_every_generator(load, tmp_path, monkeypatch):
             results["img"][:, :, :] = np.array(drawn) * 255
             return results
 
-    def colour(seed: int) -> list[int]:
+    def color(seed: int) -> list[int]:
         cfg = load("classification")
         cfg.val_dataloader.dataset.pipeline.insert(1, dict(type="Shade", _scope_="mmengine"))
         (found,) = browse_dataset.run(cfg, "val", 1, tmp_path, seed)
         return found.drawn[-1, -1].tolist()
 
-    first, again, other = colour(0), colour(0), colour(1)
+    first, again, other = color(0), color(0), color(1)
     assert first == again and all(a != b for a, b in zip(first, other, strict=True))
 
 
-def test_a_picture_that_needs_no_enlarging(load, tmp_path):
+def test_an_image_that_needs_no_enlarging(load, tmp_path):
     cfg = load("classification")
     cfg.val_dataloader.dataset.pipeline.insert(1, dict(type="Resize", scale=(600, 520)))
     (found,) = browse_dataset.run(cfg, "val", 1, tmp_path)
@@ -114,7 +114,7 @@ def test_a_picture_that_needs_no_enlarging(load, tmp_path):
     assert found.drawn[:40].min() == 0 and found.drawn[:40].max() == 255
 
 
-def test_an_empty_data_set(load, tmp_path, monkeypatch):
+def test_an_empty_dataset(load, tmp_path, monkeypatch):
     cfg = load("classification")
     monkeypatch.setattr(browse_dataset, "build_dataset", lambda cfg, split: [])
     with pytest.raises(ConfigError, match="val_dataloader.dataset has no items"):
@@ -122,13 +122,13 @@ def test_an_empty_data_set(load, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_the_pipeline_has_normalised_is_visible():
+def test_an_image_that_the_pipeline_has_normalized_is_visible():
     inputs = torch.tensor([[[-2.0, 0.0]], [[0.0, 1.0]], [[2.0, 2.0]]])
     assert draw.visible(inputs).tolist() == [[[0, 128, 255], [128, 191, 255]]]
     assert draw.visible(torch.full((3, 1, 1), 7, dtype=torch.uint8)).tolist() == [[[7, 7, 7]]]
 
 
-def test_the_whole_picture_fits_amid_grey():
+def test_the_whole_image_fits_amid_grey():
     cell = browse_dataset.fit(np.zeros((10, 40, 3), np.uint8), 80)
     assert cell.shape == (80, 80, 3)
     assert (cell[30:50] == 0).all() and (cell[:30] == 238).all() and (cell[50:] == 238).all()
@@ -149,14 +149,14 @@ def test_the_tool(tool, tmp_path):
     assert_sentence(result, f"--out {tmp_path / 'file'} can't be written")
 
 
-def test_a_picture_that_is_none(load, example_data, tmp_path):
+def test_an_image_that_is_none(load, example_data, tmp_path):
     cfg = load("detection")
     broken = tmp_path / "data"
     import shutil
 
     shutil.copytree(example_data / "data/shapes", broken)
     for path in (broken / "images/train").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     for _, node in dicts(cfg._cfg_dict):
         if node.get("data_root"):
             node["data_root"] = str(broken)

@@ -90,8 +90,8 @@ def test_figures_plot_and_table(finished):
     for name in ("box mAP", "mask mAP", "mIoU"):
         assert f"| {name} | 5 | 0." in output
     assert "\x1b" not in output and str(work / "chain.png") in output
-    picture = cv2.imread(str(work / "chain.png"))
-    assert min(picture.shape[:2]) > 300 and picture.std() > 20
+    image = cv2.imread(str(work / "chain.png"))
+    assert min(image.shape[:2]) > 300 and image.std() > 20
 
 
 def test_the_table_is_of_the_last_evaluations():

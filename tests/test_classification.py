@@ -41,8 +41,8 @@ def imagenet(tmp_path_factory) -> Path:
         for label in range(1000):
             (root / split / f"n{label:08}").mkdir(parents=True)
         for label in (3, 998):
-            picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            picture.save(root / split / f"n{label:08}/{split}_{label}.JPEG")
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            image.save(root / split / f"n{label:08}/{split}_{label}.JPEG")
     return root
 
 
@@ -98,7 +98,7 @@ def test_root_says_where_it_comes_from_and_siblings_are_a_difference():
     text = config("s12").read_text()
     command = "dist_train.sh configs/classification/fcvit_s12_in1k.py 8"
     published = ("80.9", "74.9", "82.5", "83.6")
-    for fact in ("arXiv 2212.12552", "8 GPUs, 128 pictures", command, "Published:", *published):
+    for fact in ("arXiv 2212.12552", "8 GPUs, 128 images", command, "Published:", *published):
         assert fact in text
     assert text.count('"../_base_/') == 4
     root = Config.fromfile(config("s12"))._cfg_dict
@@ -147,16 +147,16 @@ def test_learning_rate_by_epoch():
 
 @pytest.mark.official
 @pytest.mark.parametrize(("arch", "side"), [("s12", 248), ("s24", 235)])
-def test_a_picture_is_tested_as_pillow_resizes_and_crops_it(imagenet, arch, side):
+def test_an_image_is_tested_as_pillow_resizes_and_crops_it(imagenet, arch, side):
     init_default_scope("mmpretrain")
     results = {"img_path": str(next((imagenet / "val").rglob("*.JPEG")))}
     for step in Config.fromfile(config(arch)).test_dataloader.dataset.pipeline[:-1]:
         results = TRANSFORMS.build(step)(results)
-    picture = Image.open(results["img_path"])
-    height = int(side * picture.height / picture.width)
+    image = Image.open(results["img_path"])
+    height = int(side * image.height / image.width)
     left, top = round((side - 224) / 2), round((height - 224) / 2)
-    picture = picture.resize((side, height), Image.Resampling.BICUBIC)
-    expected = np.asarray(picture.crop((left, top, left + 224, top + 224)))
+    image = image.resize((side, height), Image.Resampling.BICUBIC)
+    expected = np.asarray(image.crop((left, top, left + 224, top + 224)))
     # decoders of JPEG differ by a few grey levels
     difference = results["img"][..., ::-1].astype(int) - expected
     assert results["img"].shape == (224, 224, 3) and abs(difference).mean() < 1.0

@@ -1,4 +1,4 @@
-"""The data set of coins: all 24, training apart from test, tiles that hold each coin whole."""
+"""The dataset of coins: all 24, training apart from test, tiles that hold each coin whole."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def place(name: str) -> tuple[int, int]:
 
 
 def test_24_coins_row_by_row(labels: np.ndarray) -> None:
-    """Centres that were read off the picture by eye, to within a few pixels."""
+    """Centres that were read off the image by eye, to within a few pixels."""
     columns = [
         (44, 100, 155, 216, 276, 335),
         (46, 103, 154, 206, 271, 337),
@@ -137,7 +137,7 @@ def test_without_scikit_image_it_says_what_to_install(
     assert not list(tmp_path.iterdir())
 
 
-def test_config_names_the_class_and_colour() -> None:
+def test_config_names_the_class_and_color() -> None:
     from mmengine.config import Config
 
     base = Path(__file__).parents[1] / "configs/_base_/datasets/coins_instance.py"

@@ -60,7 +60,7 @@ def load(name: str) -> Config:
 
 
 def test_every_family_is_complete():
-    """Every recipe's configs exist, and each config of a public data set has a recipe."""
+    """Every recipe's configs exist, and each config of a public dataset has a recipe."""
     assert {name for name in LEAVES if not name.endswith(EXAMPLES)} == set(FAMILIES)
 
 
@@ -217,7 +217,7 @@ def crop(cfg: Config) -> dict:
     }
 
 
-# what Mask2Former's recipe spares besides: what it learns whatever the picture, and layer scales
+# what Mask2Former's recipe spares besides: what it learns whatever the image, and layer scales
 SPARED = ["query_embed", "query_feat", "level_embed", "layer_scale_"]
 
 
@@ -281,7 +281,7 @@ def transformer(cfg: Config) -> dict | None:
 
 # what detectors call the same
 CLASSES = ("num_classes", "num_things_classes")
-MAX_PER_PICTURE = ("max_per_img", "max_per_image")
+MAX_PER_IMAGE = ("max_per_img", "max_per_image")
 
 
 def decoder_classes(cfg: Config) -> list[int]:
@@ -305,7 +305,7 @@ READERS: dict[str, Callable[[Config], Any]] = {
     "loss_scale": lambda cfg: cfg.optim_wrapper.get("loss_scale"),
     "clip_grad": lambda cfg: cfg.optim_wrapper.get("clip_grad"),
     "gpus": lambda cfg: cfg.auto_scale_lr.base_batch_size / cfg.train_dataloader.batch_size,
-    "pictures_per_gpu": lambda cfg: cfg.train_dataloader.batch_size,
+    "images_per_gpu": lambda cfg: cfg.train_dataloader.batch_size,
     "backbone_lr_factor": backbone_lr_factor,
     "duration": duration,
     "warmup": warmup,
@@ -313,7 +313,7 @@ READERS: dict[str, Callable[[Config], Any]] = {
     "fpn": fpn,
     "train_resize": lambda cfg: resize(cfg.train_dataloader.dataset.pipeline),
     "test_resize": lambda cfg: resize(cfg.test_dataloader.dataset.pipeline),
-    "pictures_per_gpu_in_test": lambda cfg: cfg.test_dataloader.batch_size,
+    "images_per_gpu_in_test": lambda cfg: cfg.test_dataloader.batch_size,
 }
 DETECTION_READERS = READERS | {
     "num_classes": lambda cfg: values(cfg.model, *CLASSES),
@@ -323,7 +323,7 @@ DETECTION_READERS = READERS | {
     "box_heads": box_heads,
     "positive_overlaps": lambda cfg: values(cfg.model.train_cfg, "pos_iou_thr"),
     "transformer": transformer,
-    "max_per_picture": lambda cfg: values(cfg.model.test_cfg, *MAX_PER_PICTURE)[-1],
+    "max_per_image": lambda cfg: values(cfg.model.test_cfg, *MAX_PER_IMAGE)[-1],
     "metric": lambda cfg: cfg.test_evaluator.metric,
 }
 SEGMENTATION_READERS = READERS | {
@@ -383,7 +383,7 @@ def test_evaluation_is_the_same_in_training_and_test(name):
 
 # Learning rates by iteration. MMEngine's schedulers reach the last value of a phase at its last
 # iteration, so a phase of n iterations has n - 1 steps. An epoch's iterations do not matter as long
-# as the first one holds the warm-up (COCO: 3,665 with 32 pictures each, 7,330 with 16).
+# as the first one holds the warm-up (COCO: 3,665 with 32 images each, 7,330 with 16).
 EPOCH = 1500
 CURVES = {
     "detection/mask_rcnn_fcvit_s12_coco.py": {
@@ -488,7 +488,7 @@ def innermost(dataset: ConfigDict) -> ConfigDict:
 
 
 def shrink(node: Any) -> None:
-    """Scale pictures to 64 pixels, in place: at the recipe's sizes a step would take minutes."""
+    """Scale images to 64 pixels, in place: at the recipe's sizes a step would take minutes."""
     if isinstance(node, dict):
         for key in ("crop_size", "size"):
             if node.get(key) is not None:
@@ -502,7 +502,7 @@ def shrink(node: Any) -> None:
             shrink(child)
 
 
-# what takes seconds at any size of pictures, and how much of it is enough
+# what takes seconds at any size of images, and how much of it is enough
 ENOUGH = {
     "max_per_img": 20,
     "max_per_image": 20,
@@ -527,24 +527,24 @@ def lighten(node: Any) -> None:
             lighten(child)
 
 
-def write_pictures(dataset_cfg: ConfigDict, root: Path, shape: tuple[int, int], n: int) -> None:
-    """Write n pictures of two rectangles where a data set of a config will look for them."""
+def write_images(dataset_cfg: ConfigDict, root: Path, shape: tuple[int, int], n: int) -> None:
+    """Write n images of two rectangles where a dataset of a config will look for them."""
     dataset_cfg.data_root = str(root)
-    # Asking the data set itself where it looks keeps this true for any layout.
+    # Asking the dataset itself where it looks keeps this true for any layout.
     dataset = DATASETS.build(ConfigDict(dataset_cfg, lazy_init=True, pipeline=[]))
     height, width = shape
     boxes = [(4, 6, 24, 30), (30, 20, 20, 24)]  # x, y, width, height
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
     labels = np.zeros((height, width), np.uint8)
     for category, (x, y, w, h) in enumerate(boxes, start=1):
         labels[y : y + h, x : x + w] = category
-        pictures[:, y : y + h, x : x + w] //= 2 * category
+        images[:, y : y + h, x : x + w] //= 2 * category
     suffix = getattr(dataset, "img_suffix", ".jpg")
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         directory = Path(dataset.data_prefix.get("img") or dataset.data_prefix["img_path"])
         directory.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(directory / f"{i}{suffix}")
+        Image.fromarray(image).save(directory / f"{i}{suffix}")
         if "seg_map_path" in dataset.data_prefix:
             directory = Path(dataset.data_prefix["seg_map_path"])
             directory.mkdir(parents=True, exist_ok=True)
@@ -577,7 +577,7 @@ def write_pictures(dataset_cfg: ConfigDict, root: Path, shape: tuple[int, int], 
 
 
 def small_experiment(name: str, root: Path) -> Config:
-    """A config with small pictures of its own instead of its data, and without its weights."""
+    """A config with small images of its own instead of its data, and without its weights."""
     cfg = load(name)
     init_default_scope(cfg.default_scope)
     cfg.work_dir = str(root / "work_dir")
@@ -590,10 +590,10 @@ def small_experiment(name: str, root: Path) -> Config:
     shrink(cfg.get("tta_pipeline", []))
     shrink(cfg.model.data_preprocessor)
     lighten([cfg.model, cfg.get("tta_model", {})])
-    write_pictures(innermost(cfg.train_dataloader.dataset), root / "train", (SIZE, SIZE), 2)
+    write_images(innermost(cfg.train_dataloader.dataset), root / "train", (SIZE, SIZE), 2)
     for task in ("val", "test"):
         dataset = innermost(cfg[f"{task}_dataloader"].dataset)
-        write_pictures(dataset, root / "val", VAL_SHAPE, 1)
+        write_images(dataset, root / "val", VAL_SHAPE, 1)
         if "ann_file" in cfg[f"{task}_evaluator"]:
             cfg[f"{task}_evaluator"].ann_file = str(root / "val" / dataset.ann_file)
     adapt(cfg)
@@ -671,7 +671,7 @@ def test_parameter_groups(experiment):
         factors = {f"backbone.{name}": factor for name, _ in model.backbone.named_parameters()}
     for name, parameter in model.named_parameters():
         kinds = {
-            # the similarity is normalised without a module
+            # the similarity is normalized without a module
             "norms": id(parameter) in norms or "rescale" in name,
             # norms, biases, layer scales, the similarity's scale and shift
             "vectors": parameter.ndim == 1,
@@ -737,7 +737,7 @@ def test_a_batch_without_an_object_or_a_labelled_pixel(experiment):
 
 @with_experiments(LEAVES)
 def test_schedules_and_hooks(experiment):
-    """The schedulers run on the built optimiser, and each hook of the config is at work."""
+    """The schedulers run on the built optimizer, and each hook of the config is at work."""
     cfg, runner = experiment.cfg, experiment.runner
     schedulers = runner.build_param_scheduler(cfg.param_scheduler)
     assert len(schedulers) == len(cfg.param_scheduler)
@@ -753,7 +753,7 @@ def check_prediction(cfg: Config, sample: Any) -> None:
     assert tuple(sample.ori_shape) == VAL_SHAPE
     if cfg.default_scope == "mmdet":
         predicted = sample.pred_instances
-        assert 0 < len(predicted) <= values(cfg.model.test_cfg, *MAX_PER_PICTURE)[-1]
+        assert 0 < len(predicted) <= values(cfg.model.test_cfg, *MAX_PER_IMAGE)[-1]
         if "segm" in cfg.test_evaluator.metric:
             assert tuple(predicted.masks.shape[1:]) == VAL_SHAPE
         assert predicted.bboxes.min() >= 0
@@ -790,8 +790,8 @@ def test_prediction_and_metrics(experiment):
 
 
 @with_experiments(name for name in FAMILIES if name.startswith("segmentation"))
-def test_whole_picture_with_sides_rounded_up(experiment):
-    """A picture of 50 x 60 is enlarged to 64 x 77, in proportion, then to multiples of 32."""
+def test_whole_image_with_sides_rounded_up(experiment):
+    """An image of 50 x 60 is enlarged to 64 x 77, in proportion, then to multiples of 32."""
     (batch,) = experiment.runner.val_loop.dataloader
     assert batch["inputs"][0].shape == (3, 64, 96)
 
@@ -817,24 +817,24 @@ RATIOS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 
 def logits_of(model: nn.Module, view: np.ndarray) -> Tensor:
-    """Logits (1, classes, H / 4, W / 4) of a picture (H, W, 3) as cv2 reads it."""
+    """Logits (1, classes, H / 4, W / 4) of an image (H, W, 3) as cv2 reads it."""
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     pixels = ((view[:, :, ::-1] - mean) / std).transpose(2, 0, 1)
     return model.decode_head(model.backbone(torch.tensor(pixels[None]).float()))
 
 
 def mean_of_views(model: nn.Module, path: str, long: int, short: int) -> Tensor:
-    """Probabilities (classes, H, W) of a picture: the mean over sizes, each as it is and mirrored.
+    """Probabilities (classes, H, W) of an image: the mean over sizes, each as it is and mirrored.
 
     A size is the largest in proportion whose sides are at most `long` and `short` times its ratio.
     """
-    picture = cv2.imread(path)
-    height, width = picture.shape[:2]
+    image = cv2.imread(path)
+    height, width = image.shape[:2]
     total = 0
     for ratio in RATIOS:
         factor = min(long * ratio / max(height, width), short * ratio / min(height, width))
         sides = [int(side * factor + 0.5) for side in (width, height)]
-        resized = cv2.resize(picture, sides)
+        resized = cv2.resize(image, sides)
         resized = cv2.resize(resized, [-(-side // 32) * 32 for side in sides])
         for mirrored in (False, True):
             view = resized[:, ::-1] if mirrored else resized

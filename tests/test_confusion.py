@@ -101,8 +101,8 @@ def test_detections_in_a_crowd_are_no_false_alarms(tmp_path, masks):
     assert confusion_matrix.total(metric.results).tolist() == [[1, 0], [1, 0]]
 
 
-def test_pictures_that_a_sampler_repeats_count_once(tmp_path):
-    """Several processes get as many pictures each; MMEngine cuts off the surplus."""
+def test_images_that_a_sampler_repeats_count_once(tmp_path):
+    """Several processes get as many images each; MMEngine cuts off the surplus."""
     metric = confusion_matrix.ConfusionMatrix(str(tmp_path / "m"))
     metric.dataset_meta = {"classes": ("a", "b")}
     truth = torch.tensor([[[0, 1]]])
@@ -173,8 +173,8 @@ def test_plots_of_few_and_many_classes(tmp_path, n):
     matrix = RANDOM.integers(0, 50, (n, n)) + np.eye(n, dtype=int) * 5000
     content = {"classes": [f"class {i}" for i in range(n)], "matrix": matrix.tolist()}
     confusion_matrix.write(content, tmp_path / "m")
-    picture = cv2.imread(str(tmp_path / "m.png"))
-    assert 400 < picture.shape[0] < 3200 and picture.std() > 10
+    image = cv2.imread(str(tmp_path / "m.png"))
+    assert 400 < image.shape[0] < 3200 and image.std() > 10
     figure = confusion_matrix.draw(matrix, content["classes"])
     # counts are written where they fit
     assert len(figure.axes[0].texts) == (16 if n == 4 else 0)
@@ -192,7 +192,7 @@ def test_segmentation_agrees_with_miou(tool, weights, tmp_path):
     content = json.loads((tmp_path / "m.json").read_text())
     matrix = np.array(content["matrix"])
     assert content["classes"] == list(shapes.SEMANTIC_CLASSES)
-    # every pixel of the four pictures of 64x64
+    # every pixel of the four images of 64x64
     assert matrix.sum() == 4 * 64 * 64
     ious = [row["iou"] for row in content["by_class"]]
     (miou,) = re.findall(r"Iter\(test\).* mIoU: (\d+\.\d+)", result.stdout)

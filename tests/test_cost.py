@@ -211,7 +211,7 @@ def test_what_is_kept_belongs_to_the_part_that_made_it():
 def test_the_peak_of_a_prediction():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 2, 1)).eval()
     found = complexity.peak_in_prediction(model, torch.rand(1, 3, 5, 7), [])
-    # in- and output of a layer are there together, but for the picture
+    # in- and output of a layer are there together, but for the image
     maps = [4 * 35 * channels for channels in (8, 8 + 2, 2 + 2)]
     assert [found.peaks[name] for name in "012"] == maps and found.peak == max(maps)
 
@@ -256,7 +256,7 @@ def test_strides_are_the_backbones(size):
     assert [shapes[f"stage {i}"][0][1] for i in range(1, 5)] == list(model.out_channels)
 
 
-def test_what_is_no_map_of_the_picture_has_no_stride():
+def test_what_is_no_map_of_the_image_has_no_stride():
     assert complexity.stride_of((3, 100), (64, 64)) is None
 
 
@@ -279,7 +279,7 @@ def test_outputs_are_written_with_channels_once():
 @pytest.mark.official
 @pytest.mark.parametrize("scope", CONFIGS)
 def test_a_model_learns_from_the_example(scope):
-    """A loss with a gradient for every part of the model, for two pictures of an odd size."""
+    """A loss with a gradient for every part of the model, for two images of an odd size."""
     model, size = built(scope).train(), (41, 67)
     inputs, samples = torch.rand(2, 3, *size), complexity.example_samples(scope, size, 2, CPU)
     loss = complexity.run_loss(model, inputs, samples)
@@ -347,7 +347,7 @@ def test_sizes_of_a_sweep(size, sizes):
         ("segmentation/upernet_fcvit_tiny_shapes", (128, 128)),
     ],
 )
-def test_the_size_is_that_of_the_data_set(name, size, tmp_path):
+def test_the_size_is_that_of_the_dataset(name, size, tmp_path):
     cfg = load_config(str(ROOT / f"configs/{name}.py"))
     assert complexity.default_size(cfg) == size
     cfg.dump(tmp_path / "mine.py")
@@ -404,8 +404,8 @@ def test_the_tool_prints_what_it_writes(tool, tmp_path):
         for output in row["outputs"]
     ]
     assert maps == [(32, 4), (64, 8), (160, 16), (320, 32)]
-    picture = cv2.imread(str(tmp_path / "cost.png"))
-    assert picture.std() > 10 and picture.shape[1] == 1100
+    image = cv2.imread(str(tmp_path / "cost.png"))
+    assert image.std() > 10 and image.shape[1] == 1100
     sweep = content["sweep"]
     assert sweep["sizes"] == [[32, 32], [64, 64], [96, 96], [128, 128]]
     backbone = sweep["multiply-adds, G"]["backbone"]
@@ -418,15 +418,15 @@ def test_the_tool_prints_what_it_writes(tool, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{picture}"], ["picture.jpg can't be read as a config"]),
+        (["{image}"], ["image.jpg can't be read as a config"]),
         (["{dino}", "--size", "32", "32"], ["32 high and 32 wide", "try a larger --size"]),
     ],
-    ids=["picture", "size"],
+    ids=["image", "size"],
 )
 def test_bad_input_is_one_sentence_and_status_2(tool, tmp_path, arguments, words):
-    (tmp_path / "picture.jpg").write_text("no picture")
+    (tmp_path / "image.jpg").write_text("no image")
     places = {
-        "picture": tmp_path / "picture.jpg",
+        "image": tmp_path / "image.jpg",
         "dino": ROOT / "configs/detection/dino_fcvit_s12_12e_coco.py",
     }
     words_of = [argument.format(**places) for argument in arguments]

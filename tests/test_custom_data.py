@@ -178,19 +178,19 @@ def test_the_sample_output_is_printed(directory, tmp_path):
     text = CONFIGS["parts_detection.py"].replace('"nut"', '"nuts"')
     (directory / "misspelt.py").write_text(text)
     annotations = directory / "data/parts/annotations/train.json"
-    picture = directory / "data/parts/images/train/00003.png"
-    before = annotations.read_text(), picture.read_bytes()
+    image = directory / "data/parts/images/train/00003.png"
+    before = annotations.read_text(), image.read_bytes()
     content = json.loads(before[0])
     content["annotations"][6]["image_id"] = 70
     annotations.write_text(json.dumps(content))
-    picture.write_bytes(before[1][: len(before[1]) // 2])
+    image.write_bytes(before[1][: len(before[1]) // 2])
     try:
         command = commands("check_data", "parts_detection.py")[0]
         command = command.replace("parts_detection.py", "misspelt.py")
         result = run(directory, command, TINY)
     finally:
         annotations.write_text(before[0])
-        picture.write_bytes(before[1])
+        image.write_bytes(before[1])
     assert result.returncode == 2
     printed = [line.strip() for line in (result.stdout + result.stderr).splitlines()]
     assert sample.strip() and all(line.strip() in printed for line in sample.splitlines()), printed

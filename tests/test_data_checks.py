@@ -1,4 +1,4 @@
-"""Damaged data sets: each damage is found, named and given a remedy; sound ones pass."""
+"""Damaged datasets: each damage is found, named and given a remedy; sound ones pass."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from PIL import Image
 from test_tools import assert_sentence
 
 from fcvit_mm.datasets import checks
-from fcvit_mm.datasets.checks import Report, check, picture_size
+from fcvit_mm.datasets.checks import Report, check, image_size
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import innermost, load_config
 from fcvit_mm.utils.errors import ConfigError
@@ -59,7 +59,7 @@ def test_sound_data_pass(data, task):
     train, val = reports(task)
     assert (train.errors, val.errors) == ([], [])
     assert (train.name, val.name) == ("train", "val, test")
-    assert (train.pictures, val.pictures) == (8, 4)
+    assert (train.images, val.images) == (8, 4)
     if task == "detection":
         annotations = json.loads((data / "annotations/instances_train.json").read_text())
         assert train.labelled == len(annotations["annotations"]) and train.classes == 4
@@ -107,9 +107,9 @@ DAMAGES: dict[str, tuple[Callable[[dict], Any], list[str]]] = {
         ["categories of the same name: 'star'"],
     ),
     "category id": (put("category_id", 77), ["id 4 (category_id 77)", "correct the ids"]),
-    "image id": (put("image_id", 1234), ["id 4 (image_id 1234)"]),
+    "unknown image": (put("image_id", 1234), ["id 4 (image_id 1234)"]),
     "annotation id": (put("id", 1), ["ids that several of its annotations have", "[3] (id 1)"]),
-    "picture id": (
+    "image id": (
         lambda content: content["images"].append(content["images"][0]),
         ["ids that several of its images have: images[8] (id 1)"],
     ),
@@ -130,9 +130,9 @@ DAMAGES: dict[str, tuple[Callable[[dict], Any], list[str]]] = {
         lambda content: content["images"][0].update(height=60),
         ["another size", "00000.png (64x64, annotated 64x60)"],
     ),
-    "absent picture": (
+    "absent image": (
         lambda content: content["images"][0].update(file_name="absent.png"),
-        ["data/shapes/images/train: pictures that do not exist: absent.png"],
+        ["data/shapes/images/train: images that do not exist: absent.png"],
     ),
     "entries": (lambda content: content["annotations"].append(5), ["no objects: annotations["]),
 }
@@ -147,7 +147,7 @@ def test_damage_of_an_annotation_file_is_named(data, damage):
     change(content)
     path.write_text(json.dumps(content))
     errors = reports()[0].errors
-    # a picture that is lost takes its annotations with it
+    # an image that is lost takes its annotations with it
     rest = errors[1:]
     assert all("image_id" in error for error in rest)
     assert all(word in errors[0] for word in words), errors[0]
@@ -164,12 +164,12 @@ def test_classes_that_fit_no_category_are_said_and_what_they_would_lead_to(data)
     assert "'circle', 'square', 'triangle' and 1 more" in errors[0]
     assert "metainfo=dict(classes=('bolt', 'nut', 'pin', 'cap'))" in errors[0]
     assert any("nothing of any class" in error for error in errors[1:])
-    assert any("no pictures are left by the filter_cfg" in error for error in errors[1:])
-    read = mmdet_data_set().load_data_list()
+    assert any("no images are left by the filter_cfg" in error for error in errors[1:])
+    read = mmdet_dataset().load_data_list()
     assert len(read) == 8 and not any(entry["instances"] for entry in read)
 
 
-def mmdet_data_set(**changes: Any) -> Any:
+def mmdet_dataset(**changes: Any) -> Any:
     node = load_config(str(CONFIGS["detection"])).train_dataloader.dataset
     return DATASETS.build(dict(node, _scope_="mmdet", pipeline=[], lazy_init=True) | changes)
 
@@ -201,7 +201,7 @@ def test_what_is_used_and_left_is_what_mmdetection_uses_and_leaves(data, filter_
     annotations[1]["bbox"][0] = -1000
     annotations[-1]["area"] = 0
     path.write_text(json.dumps(content))
-    dataset = mmdet_data_set(filter_cfg=filter_cfg, test_mode=test_mode)
+    dataset = mmdet_dataset(filter_cfg=filter_cfg, test_mode=test_mode)
     dataset.data_list = dataset.load_data_list()
     assert reports()[0].labelled == sum(len(entry["instances"]) for entry in dataset.data_list)
     places = {image["id"]: place for place, image in enumerate(images)}
@@ -251,7 +251,7 @@ def test_heads_of_any_method_are_found(model, wrong):
     assert all(word in report.errors[0] for word in wrong)
 
 
-def test_every_config_has_heads_for_the_classes_of_its_data_set():
+def test_every_config_has_heads_for_the_classes_of_its_dataset():
     """By what is checked in training: it must find the heads of every method, and be content."""
     for path in sorted((ROOT / "configs").glob("[a-z]*/*.py")):
         cfg = load_config(str(path))
@@ -410,16 +410,16 @@ def test_no_damage_of_an_annotation_file_is_a_crash(data):
     assert flawed > 300
 
 
-# ---------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------- images
 
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-PICTURES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "empty": (lambda path: path.write_bytes(b""), "00003.png (not a picture)"),
-    "text": (lambda path: path.write_text("<html>404</html>"), "00003.png (not a picture)"),
+IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "00003.png (not an image)"),
+    "text": (lambda path: path.write_text("<html>404</html>"), "00003.png (not an image)"),
     "truncated": (truncate, "00003.png (image file is truncated"),
     "absent": (lambda path: path.unlink(), "do not exist: 00003.png"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "00003.png ("),
@@ -428,53 +428,53 @@ PICTURES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.official
 @pytest.mark.parametrize("task", CONFIGS)
-@pytest.mark.parametrize("damage", PICTURES)
-def test_damage_of_a_picture_is_named(data, task, damage):
-    change, words = PICTURES[damage]
+@pytest.mark.parametrize("damage", IMAGES)
+def test_damage_of_an_image_is_named(data, task, damage):
+    change, words = IMAGES[damage]
     change(data / "images/train/00003.png")
     if (task, damage) in (("segmentation", "absent"), ("segmentation", "folder")):
-        # its folder is all that says what pictures there are, but for the label map that is left
-        assert "label maps without picture: 00003.png" in only_error(reports(task))
+        # its folder is all that says what images there are, but for the label map that is left
+        assert "label maps without image: 00003.png" in only_error(reports(task))
         return
     error = only_error(reports(task))
-    assert error.startswith("data/shapes/images/train: pictures that") and words in error
+    assert error.startswith("data/shapes/images/train: images that") and words in error
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
-def test_a_picture_cut_anywhere_is_found(tmp_path, suffix):
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    path = tmp_path / f"picture{suffix}"
-    Image.fromarray(picture).save(path)
+def test_an_image_cut_anywhere_is_found(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"image{suffix}"
+    Image.fromarray(image).save(path)
     content = path.read_bytes()
-    assert picture_size(str(path)) == picture_size(str(path), decode=True) == (64, 48)
+    assert image_size(str(path)) == image_size(str(path), decode=True) == (64, 48)
     for part in (0, 1, 2, 10, 100, len(content) // 2, len(content) * 9 // 10):
         path.write_bytes(content[:part])
         with pytest.raises((OSError, SyntaxError)):
-            picture_size(str(path))
+            image_size(str(path))
     # what follows the end does no harm
     path.write_bytes(content + bytes(10))
-    assert picture_size(str(path)) == (64, 48)
+    assert image_size(str(path)) == (64, 48)
 
 
 def test_damage_inside_is_found_by_decoding(tmp_path):
-    path = tmp_path / "picture.png"
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(path)
+    path = tmp_path / "image.png"
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    assert picture_size(str(path)) == (64, 48)
+    assert image_size(str(path)) == (64, 48)
     with pytest.raises(OSError):
-        picture_size(str(path), decode=True)
+        image_size(str(path), decode=True)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_that_of_the_picture_as_loaded(tmp_path, orientation):
+def test_the_size_is_that_of_the_image_as_loaded(tmp_path, orientation):
     exif = Image.Exif()
     exif[checks.EXIF_ORIENTATION] = orientation
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     Image.new("RGB", (64, 48)).save(path, exif=exif)
-    assert picture_size(str(path)) == cv2.imread(str(path)).shape[1::-1]
+    assert image_size(str(path)) == cv2.imread(str(path)).shape[1::-1]
 
 
 # --------------------------------------------------------------------------------- label maps
@@ -495,14 +495,14 @@ MAPS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "size": (
         lambda path: write_map(path, np.zeros((64, 60), np.uint8)),
-        ["another size", "00003.png (60x64, picture 64x64)"],
+        ["another size", "00003.png (60x64, image 64x64)"],
     ),
-    "colour": (
+    "color": (
         lambda path: write_map(path, np.zeros((64, 64, 3), np.uint8)),
-        ["in colour: 00003.png", "index"],
+        ["in color: 00003.png", "index"],
     ),
     "absent": (lambda path: path.unlink(), ["without label map: 00003.png", "seg_map_suffix"]),
-    "text": (lambda path: path.write_text("no"), ["can't be read: 00003.png (not a picture)"]),
+    "text": (lambda path: path.write_text("no"), ["can't be read: 00003.png (not an image)"]),
     "truncated": (truncate, ["can't be read: 00003.png (image file is truncated"]),
 }
 
@@ -521,15 +521,15 @@ def test_ignored_pixels_and_palettes_are_no_error(data):
     path = data / "label_maps/train/00003.png"
     labels = np.array(Image.open(path))
     labels[:10] = 255
-    picture = Image.fromarray(labels).convert("P")
-    picture.putdata(labels.ravel().tolist())
-    picture.save(path)
+    image = Image.fromarray(labels).convert("P")
+    image.putdata(labels.ravel().tolist())
+    image.save(path)
     train = reports("segmentation")[0]
     assert train.errors == [] and train.labelled == 8 * 64 * 64 - 640
 
 
 def test_classes_that_count_from_1(data):
-    """0 is ignored and 5 is the last class: an error that names the way out, and then none."""
+    """0 is ignored and 5 is the last class: an error that names what to do, and then none."""
     for path in (data / "label_maps").rglob("*.png"):
         write_map(path, cv2.imread(str(path), cv2.IMREAD_UNCHANGED) + 1)
     found = reports("segmentation")
@@ -563,17 +563,17 @@ def test_values_become_classes_as_mmsegmentation_has_it(data):
         assert (table[(loaded >= n) & (loaded != 255)] == -2).all()
 
 
-def test_a_pipeline_that_contradicts_its_data_set_is_named(data):
+def test_a_pipeline_that_contradicts_its_dataset_is_named(data):
     options = {"train_dataloader.dataset.pipeline.1.reduce_zero_label": True}
     error = check(load_config(str(CONFIGS["segmentation"]), options), LOADERS)[0].errors[0]
     assert error.startswith("train_dataloader.dataset.reduce_zero_label: is False, while")
 
 
-def test_a_label_map_without_its_picture_is_named(data):
+def test_a_label_map_without_its_image_is_named(data):
     (data / "images/train/00003.png").unlink()
     (data / "images/train/00005.png").rename(data / "images/train/00005.jpg")
     error = only_error(reports("segmentation"))
-    assert "label_maps/train: label maps without picture: 00003.png, 00005.png;" in error
+    assert "label_maps/train: label maps without image: 00003.png, 00005.png;" in error
     assert "img_suffix" in error
     listed = data / "train.txt"
     listed.write_text("\n".join(f"{i:05}" for i in (0, 1, 2, 4, 6, 7)))
@@ -581,15 +581,15 @@ def test_a_label_map_without_its_picture_is_named(data):
     assert [report.errors for report in found] == [[], []]
 
 
-def test_pictures_of_another_suffix_are_named(data):
+def test_images_of_another_suffix_are_named(data):
     error = reports("segmentation", train_dataloader__dataset__img_suffix=".jpg")[0].errors[0]
-    assert "no pictures that end in '.jpg' (there are: .png)" in error and "img_suffix" in error
+    assert "no images that end in '.jpg' (there are: .png)" in error and "img_suffix" in error
 
 
 # ------------------------------------------------------------------------ configs and training
 
 
-def test_wrapped_data_sets_are_each_checked(data):
+def test_wrapped_datasets_are_each_checked(data):
     cfg = load_config(str(CONFIGS["detection"]))
     node = cfg.train_dataloader.dataset
     other = dict(node, ann_file="annotations/instances_val.json", metainfo=dict(classes=("a",)))
@@ -598,13 +598,13 @@ def test_wrapped_data_sets_are_each_checked(data):
     )
     first, second = check(cfg, ("train_dataloader",))
     assert (first.name, second.name) == ("train.dataset.datasets.0", "train.dataset.datasets.1")
-    assert first.errors == [] and first.pictures == 8
+    assert first.errors == [] and first.images == 8
     assert second.errors[0].startswith("train_dataloader.dataset.dataset.datasets.1: classes that")
 
 
 @pytest.mark.official
 @pytest.mark.parametrize("name", ["CustomDataset", "ImageNet"])
-def test_of_a_folder_a_class_the_pictures_are_checked(data, name):
+def test_of_a_folder_a_class_the_images_are_checked(data, name):
     for path in (data / "images/train").iterdir():
         folder = data / "classes" / ("ab"[int(path.stem) % 2])
         folder.mkdir(parents=True, exist_ok=True)
@@ -620,10 +620,10 @@ def test_of_a_folder_a_class_the_pictures_are_checked(data, name):
         check_files(cfg, ("train_dataloader",))
     assert "model.head.num_classes is 1000" in str(error.value) and "(1 more)" in str(error.value)
     (report,) = check(cfg, ("train_dataloader",))
-    assert report.pictures == 8 and "00002.png (not a picture)" in report.errors[1]
+    assert report.images == 8 and "00002.png (not an image)" in report.errors[1]
 
 
-def test_a_data_set_that_can_not_be_built_is_named(data):
+def test_a_dataset_that_can_not_be_built_is_named(data):
     error = reports(train_dataloader__dataset__type="NoSuchSet")[0].errors[0]
     assert error.startswith("train_dataloader.dataset: can't be built") and "NoSuchSet" in error
     error = reports("segmentation", train_dataloader__dataset__type="ADE20KDataset")[0].errors[0]
@@ -635,11 +635,11 @@ def test_a_data_set_that_can_not_be_built_is_named(data):
 
 @pytest.fixture
 def broken(example_data) -> Iterator[str]:
-    """The example data of the tools with a picture that is no picture; its name."""
+    """The example data of the tools with an image that is no image; its name."""
     path = example_data / "data/shapes/images/train/00003.png"
     content = path.read_bytes()
     path.write_text("<html>404</html>")
-    yield "00003.png (not a picture)"
+    yield "00003.png (not an image)"
     path.write_bytes(content)
 
 
@@ -692,7 +692,7 @@ def test_two_processes_end_each_by_itself_before_training(example_data, broken, 
 def test_the_check_can_be_left_out(data):
     (data / "images/train/00003.png").write_text("no")
     cfg = load_config(str(CONFIGS["detection"]))
-    with pytest.raises(ConfigError, match=r"00003\.png \(not a picture\); replace"):
+    with pytest.raises(ConfigError, match=r"00003\.png \(not an image\); replace"):
         check_files(cfg, LOADERS)
     cfg.check_data = False
     check_files(cfg, LOADERS)

@@ -26,9 +26,9 @@ def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess[str]:
     )
 
 
-def assert_picture(path: str) -> None:
+def assert_image(path: str) -> None:
     image = cv2.imread(str(ROOT / path))
-    assert image is not None, f"{path} is not a picture"
+    assert image is not None, f"{path} is not an image"
     assert min(image.shape[:2]) > 300
     assert image.std() > 20 and len(np.unique(image.reshape(-1, 3), axis=0)) > 100
 
@@ -46,9 +46,9 @@ def assert_picture(path: str) -> None:
     ],
 )
 def test_demo(options: list[str], figures: str, products: list[str], tmp_path: Path) -> None:
-    pictures = [] if "coins" in options else ["--pictures", "8", "3"]
+    images = [] if "coins" in options else ["--images", "8", "3"]
     folders = ["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path / "data")]
-    done = run([*options, *pictures, *folders, "--iterations", "3"])
+    done = run([*options, *images, *folders, "--iterations", "3"])
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
 
@@ -65,7 +65,7 @@ def test_demo(options: list[str], figures: str, products: list[str], tmp_path: P
     for name in products:
         name = "the row" if name == "row" else name
         path = [line.split(maxsplit=name.count(" ") + 1)[-1] for line in ending if name in line][0]
-        assert_picture(path)
+        assert_image(path)
     assert Path(named["weights:"]).is_file()
     (command,) = [line for line in ending if "-m fcvit_mm test" in line]
     config, weights = command.split()[4:6]
@@ -75,7 +75,7 @@ def test_demo(options: list[str], figures: str, products: list[str], tmp_path: P
 
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    options = ["--task", "segmentation", "--iterations", "2", "--pictures", "8", "1"]
+    options = ["--task", "segmentation", "--iterations", "2", "--images", "8", "1"]
     folders = ["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path / "data")]
     process = subprocess.Popen(
         [*COMMAND, *options, *folders],
@@ -108,7 +108,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
         (["--task", "segmentation", "--data", "coins"], "no demonstration of segmentation with"),
         (["--iterations", "0"], "0 must be a whole number of at least 1"),
         (["--seed", "-1"], "-1 must be a whole number of at least 0"),
-        (["--data", "coins", "--pictures", "3", "1"], "the number of pictures is fixed"),
+        (["--data", "coins", "--images", "3", "1"], "the number of images is fixed"),
     ],
 )
 def test_bad_options(options: list[str], said: str, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_data_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     done = run(["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path)])
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "something other than a generated data set" in done.stderr
+    assert "something other than a generated dataset" in done.stderr
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 

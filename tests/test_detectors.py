@@ -1,6 +1,6 @@
 """MMDetection's and MMSegmentation's own configs on the stand-in for mmcv's compiled operators.
 
-Each model is as its config says, with its own backbone and random weights; pictures are small,
+Each model is as its config says, with its own backbone and random weights; images are small,
 proposals, queries and samples few. What can't be trained or tested for want of an operator is
 checked, too: docs/operators.md has the list. `DETECTORS=all python -m pytest
 tests/test_detectors.py` tries many more configs.
@@ -85,13 +85,13 @@ def built(name: str) -> Any:
     return model
 
 
-def inputs(name: str, pictures: int) -> dict:
+def inputs(name: str, images: int) -> dict:
     """A batch as a data loader collates it."""
     if name.startswith("mmdet"):
         data = demo_mm_inputs(
-            pictures,
+            images,
             (3, HEIGHT, WIDTH),
-            num_items=[3, 2][:pictures],
+            num_items=[3, 2][:images],
             num_classes=3,
             with_mask=True,
             with_semantic=True,
@@ -101,7 +101,7 @@ def inputs(name: str, pictures: int) -> dict:
             sample.set_metainfo({"scale_factor": (1.0, 1.0)})
         return data
     batch = []
-    for i in range(pictures):
+    for i in range(images):
         generator = torch.Generator().manual_seed(i)
         sample = SegDataSample(
             metainfo={
@@ -269,7 +269,7 @@ def test_what_cannot_be_done_is_said(name: str) -> None:
             predict(model, name)
 
 
-def test_mmcvs_own_synchronised_normalisation_cannot_be_trained() -> None:
+def test_mmcvs_own_synchronised_normalization_cannot_be_trained() -> None:
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )

@@ -271,7 +271,7 @@ RECIPES = re.findall(
 )
 
 
-def test_every_family_of_a_public_data_set_has_its_row():
+def test_every_family_of_a_public_dataset_has_its_row():
     public = {
         path.stem
         for path in (ROOT / "configs").glob("[!_]*/*_s12_*.py")
@@ -293,7 +293,7 @@ def test_the_rows_of_recipes_are_the_configs(name, lr, decay, batch, length, uni
     if "max_epochs" in cfg.train_cfg:
         assert (length, unit) == (str(cfg.train_cfg.max_epochs), " epochs")
     elif unit == " epochs":
-        # COCO's 118,000 pictures, counted in iterations
+        # COCO's 118,000 images, counted in iterations
         assert cfg.train_cfg.max_iters * 8 * int(batch) // 118000 == int(length)
     else:
         assert (length, unit) == (str(cfg.train_cfg.max_iters // 1000), "k iterations")

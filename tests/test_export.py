@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_infer import picture
 from test_tools import assert_sentence
 from torch import nn
 
@@ -111,12 +110,12 @@ def test_adaptive_pool_is_pytorchs(bins, size):
     torch.testing.assert_close(export.AdaptivePool(bins)(x), expected)
 
 
-def test_normalise_takes_rgb(predictors):
+def test_normalize_takes_rgb(predictors):
     model = predictors["mask_rcnn"].model
-    pictures = torch.rand(1, 3, 40, 70) * 255
-    bgr = pictures[0].flip(0)
+    images = torch.rand(1, 3, 40, 70) * 255
+    bgr = images[0].flip(0)
     expected = model.data_preprocessor({"inputs": [bgr], "data_samples": None}, False)["inputs"]
-    given = export.Normalise(model.data_preprocessor, 32)(pictures)
+    given = export.Normalize(model.data_preprocessor, 32)(images)
     assert given.shape == (1, 3, 64, 96)
     torch.testing.assert_close(given, expected)
 
@@ -125,7 +124,7 @@ def test_normalise_takes_rgb(predictors):
 @pytest.mark.parametrize("size", [(64, 64), (50, 90), (33, 128)])
 def test_mask_rcnn_in_one_graph_predicts_what_mmdetection_does(predictors, size):
     predictor, (height, width) = predictors["mask_rcnn"], size
-    image = picture(0, width, height)
+    image = make_image(0, width, height)
     (sample,) = predictor([image])
     expected = sample.pred_instances
     module = export.MaskRCNN(predictor.model).eval()
@@ -154,7 +153,7 @@ def test_no_detections_at_all(predictors):
 
 
 def test_proposals_without_extent_are_none(predictors):
-    """All anchors are moved out of the picture, where nothing is left of them."""
+    """All anchors are moved out of the image, where nothing is left of them."""
     predictor = predictors["mask_rcnn"]
     bias = predictor.model.rpn_head.rpn_reg.bias
     before = bias.detach().clone()
@@ -189,7 +188,7 @@ def script():
 def test_the_script_resizes_as_mmcv_does(steps, expected):
     from mmcv.transforms import Resize
 
-    image = picture(0)
+    image = make_image(0)
     resized = script().resize(image, steps)
     assert resized.shape[1::-1] == expected
     if len(steps) == 1:
@@ -204,7 +203,7 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
 
 
 def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
-    image = picture(0, 64, 64)
+    image = make_image(0, 64, 64)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     result = run_script(exported["mask_rcnn"], tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
@@ -220,18 +219,18 @@ def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
 
 @pytest.mark.parametrize("method", ["semantic_fpn", "upernet"])
 def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method):
-    cv2.imwrite(str(tmp_path / "a.png"), picture(1, 72, 56))
+    cv2.imwrite(str(tmp_path / "a.png"), make_image(1, 72, 56))
     result = run_script(exported[method], tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
-    (sample,) = predictors[method]([picture(1, 72, 56)])
+    (sample,) = predictors[method]([make_image(1, 72, 56)])
     labels = sample.pred_sem_seg.data.numpy()
     expected = [
-        f"{name}: {(labels == i).mean():.1%} of the picture"
+        f"{name}: {(labels == i).mean():.1%} of the image"
         for i, name in enumerate(shapes.SEMANTIC_CLASSES)
         if (labels == i).any()
     ]
     assert result.stdout.splitlines() == expected
-    assert not np.array_equal(cv2.imread(str(tmp_path / "out.png")), picture(1, 72, 56))
+    assert not np.array_equal(cv2.imread(str(tmp_path / "out.png")), make_image(1, 72, 56))
 
 
 def test_features_and_torch_export(predictors, tmp_path):
@@ -242,19 +241,19 @@ def test_features_and_torch_export(predictors, tmp_path):
 
     session = onnxruntime.InferenceSession(str(tmp_path / "f.onnx"))
     # larger than the last level's stride, and of another number of positions than in the trace
-    pictures = torch.rand(3, 3, 96, 224) * 255
+    images = torch.rand(3, 3, 96, 224) * 255
     model = predictors["mask_rcnn"].model
     with torch.no_grad():
         expected = model.extract_feat(
-            model.data_preprocessor(
-                {"inputs": list(pictures.flip(1)), "data_samples": None}, False
-            )["inputs"]
+            model.data_preprocessor({"inputs": list(images.flip(1)), "data_samples": None}, False)[
+                "inputs"
+            ]
         )
     about = {export.ABOUT: ""}
     loaded = torch.export.load(tmp_path / "f.pt2", extra_files=about).module()
     assert json.loads(about[export.ABOUT])["kind"] == "features"
-    outputs = session.run(None, {"pictures": pictures.numpy()})
-    for given, other, wanted in zip(outputs, loaded(pictures), expected, strict=True):
+    outputs = session.run(None, {"images": images.numpy()})
+    for given, other, wanted in zip(outputs, loaded(images), expected, strict=True):
         scale = float(wanted.abs().max())
         assert np.abs(given - wanted.numpy()).max() < 1e-4 * scale
         assert (other - wanted).abs().max() < 1e-4 * scale
@@ -268,7 +267,7 @@ def test_features_and_torch_export(predictors, tmp_path):
     ],
 )
 def test_features_of_other_models(tmp_path, name, stride):
-    """Maps of one position in small pictures, and MMPretrain's own preprocessor."""
+    """Maps of one position in small images, and MMPretrain's own preprocessor."""
 
     def config():
         cfg = load_config(str(ROOT / "configs" / name))
@@ -304,7 +303,7 @@ def test_roi_align_is_torchvisions(predictors, monkeypatch):
 # ------------------------------------------------------------------------------- the check
 
 
-def test_own_predictions_are_of_the_size_of_the_picture(predictors, monkeypatch):
+def test_own_predictions_are_of_the_size_of_the_image(predictors, monkeypatch):
     """A pipeline that resizes notes sizes of its own in the sample."""
     from mmengine.dataset import Compose
     from mmengine.registry import TRANSFORMS, init_default_scope
@@ -315,7 +314,7 @@ def test_own_predictions_are_of_the_size_of_the_picture(predictors, monkeypatch)
     steps = [s for s in steps.test_pipeline if not s["type"].startswith("Load")]
     monkeypatch.setattr(predictor, "pipeline", Compose([TRANSFORMS.build(s) for s in steps]))
     with torch.no_grad():
-        (logits,) = export.own_predictions(predictor, "segmentor", picture(0, 64, 96))
+        (logits,) = export.own_predictions(predictor, "segmentor", make_image(0, 64, 96))
     assert logits.shape == (1, 5, 96, 64)
 
 
@@ -324,9 +323,9 @@ def test_masks_and_labels_that_differ_are_refused(predictors):
     module = export.MaskRCNN(predictor.model).eval()
     probabilities = module.masks
 
-    def run(pictures: torch.Tensor) -> list[torch.Tensor]:
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            return list(module(pictures))
+            return list(module(images))
 
     assert export.check(predictor, "mask_rcnn", module, run) < 1e-5
     # the file agrees with the module, and neither with the model
@@ -361,9 +360,9 @@ def test_a_file_that_differs_is_refused(predictors):
     predictor = predictors["semantic_fpn"]
     module = export.Segmentor(export.with_open_size(predictor.model)).eval()
 
-    def run(share: float, pictures: torch.Tensor) -> list[torch.Tensor]:
+    def run(share: float, images: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            logits = module(pictures)
+            logits = module(images)
         return [logits + share * logits.abs().max()]
 
     assert export.check(predictor, "segmentor", module, lambda x: run(5e-5, x)) > 4e-5
@@ -379,11 +378,11 @@ def test_a_graph_that_is_not_the_models_is_refused(predictors):
     """The module and the file agree with each other, but not with the model's predictions."""
     predictor = predictors["semantic_fpn"]
     module = export.Segmentor(export.with_open_size(predictor.model)).eval()
-    module.features.normalise.mean += 1
+    module.features.normalize.mean += 1
 
-    def run(pictures: torch.Tensor) -> list[torch.Tensor]:
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            return [module(pictures)]
+            return [module(images)]
 
     with pytest.raises(ConfigError, match="differs from PyTorch"):
         export.check(predictor, "segmentor", module, run)
@@ -414,8 +413,8 @@ def test_wrong_input_is_one_sentence(tool, small, tmp_path):
 
 
 def test_what_cannot_be_traced_is_one_sentence(predictors, tmp_path, monkeypatch):
-    def forward(self, pictures):
-        return (pictures[pictures.sum() > 0],)
+    def forward(self, images):
+        return (images[images.sum() > 0],)
 
     monkeypatch.setattr(export.Features, "forward", forward)
     for ending in ("onnx", "pt2"):
@@ -432,15 +431,15 @@ def test_missing_packages_are_named(predictors, tmp_path, monkeypatch):
 
 
 def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     result = run_script(exported["upernet"], tmp_path / "text.jpg", tmp_path / "out.png")
-    assert_sentence(result, "text.jpg is not a picture")
-    cv2.imwrite(str(tmp_path / "a.png"), picture(0))
+    assert_sentence(result, "text.jpg is not an image")
+    cv2.imwrite(str(tmp_path / "a.png"), make_image(0))
     result = run_script(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
     assert_sentence(result, "can't be run as a model of tools/export.py")
     result = run_script(exported["upernet"], tmp_path / "a.png", tmp_path / "out.txt")
     assert_sentence(result, "out.txt can't be written")
-    # a picture of one pixel is one for it as well
-    cv2.imwrite(str(tmp_path / "one.png"), picture(0)[:1, :1])
+    # an image of one pixel is one for it as well
+    cv2.imwrite(str(tmp_path / "one.png"), make_image(0)[:1, :1])
     result = run_script(exported["mask_rcnn"], tmp_path / "one.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr

@@ -28,7 +28,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
-# One strip for several pictures, one a picture, strips of some rows and of one.
+# One strip for several images, one an image, strips of some rows and of one.
 @pytest.mark.parametrize("strip_bytes", [2**20, 2**15, 2**13, 1])
 @pytest.mark.parametrize("size", [(64, 64), (33, 61), (32, 100), (97, 40)], ids=str)
 def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, monkeypatch):
@@ -49,16 +49,16 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, mo
 
 
 def test_strips_cover_every_row_once_with_their_neighbours():
-    for pictures, height, strip_bytes in ((1, 17, 4096), (5, 3, 4096), (2, 40, 1), (1, 1, 1)):
-        x = torch.zeros(pictures, 8, height, 6)
+    for images, height, strip_bytes in ((1, 17, 4096), (5, 3, 4096), (2, 40, 1), (1, 1, 1)):
+        x = torch.zeros(images, 8, height, 6)
         found = list(row_tiling._strips(x, hidden=16, halo=2, strip_bytes=strip_bytes))
         for strip in found:
-            x[strip.pictures, :, strip.rows] += 1
-            above, below = strip.neighbours
+            x[strip.images, :, strip.rows] += 1
+            above, below = strip.neighbors
             assert above == min(2, strip.rows.start)
             assert below == min(2, height - strip.rows.stop)
             rows = strip.rows.stop - strip.rows.start
-            held = x[strip.pictures, :, strip.rows].shape[0] * rows * 6 * 16 * 4
+            held = x[strip.images, :, strip.rows].shape[0] * rows * 6 * 16 * 4
             assert held <= strip_bytes or rows == 1 or strip_bytes == 1
         assert (x == 1).all()
 

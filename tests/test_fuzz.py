@@ -1,4 +1,4 @@
-"""Annotation files, pictures and label maps at random: the data checks report them, or say why not.
+"""Annotation files, images and label maps at random: the data checks report them, or say why not.
 
 FUZZ=10000 sets how many are tried, FUZZ_SEED with which one begins; 150 a test by default.
 """
@@ -25,7 +25,7 @@ from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, summary
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
-from fcvit_mm.visualization.images import read_picture
+from fcvit_mm.visualization.images import read_image
 
 NUMBER = int(os.environ.get("FUZZ", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -42,7 +42,7 @@ JUNK: list[Any] = [
 
 
 def looked_at(cfg: Config) -> Report:
-    """The report of the only data set, and all that a tool would print of it."""
+    """The report of the only dataset, and all that a tool would print of it."""
     start = time.monotonic()
     (report,) = check(cfg, ("val_dataloader",))
     Console(file=io.StringIO()).print(summary([report]))
@@ -142,13 +142,13 @@ def test_annotation_files(data):  # noqa: F811
     assert flawed > 0.5 * NUMBER
 
 
-# ---------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------- images
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "ICO", "TGA", "JPEG2000")
 
 
-def pictures() -> list[bytes]:
-    """A picture in each format, in colour, grey and with a palette where it has these."""
+def images() -> list[bytes]:
+    """An image in each format, in color, grey and with a palette where it has these."""
     values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     found = []
     for format in FORMATS:
@@ -170,8 +170,8 @@ def pictures() -> list[bytes]:
 
 @pytest.mark.official
 @pytest.mark.parametrize("task", CONFIGS)
-def test_pictures_and_label_maps(data, task):  # noqa: F811
-    originals = pictures()
+def test_images_and_label_maps(data, task):  # noqa: F811
+    originals = images()
     assert len(originals) > 30
     cfg = load_config(str(CONFIGS[task]))
     paths = sorted((data / "images/val").iterdir())
@@ -188,7 +188,7 @@ def test_pictures_and_label_maps(data, task):  # noqa: F811
     assert flawed > 0.9 * NUMBER
 
 
-# -------------------------------------------------------------- what else a picture may be
+# -------------------------------------------------------------- what else an image may be
 
 
 def eps(path: Path) -> None:
@@ -199,18 +199,18 @@ def eps(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(eps, "not a picture"), (os.mkfifo, "not a file"),
+    [(eps, "not an image"), (os.mkfifo, "not a file"),
      (lambda path: path.symlink_to("/dev/zero"), "not a file")],
     ids=["a program for Ghostscript", "a pipe", "a device"],
 )  # fmt: skip
 @pytest.mark.parametrize("task", CONFIGS)
-def test_what_would_start_a_program_or_wait_is_no_picture(data, task, make, words):  # noqa: F811
+def test_what_would_start_a_program_or_wait_is_no_image(data, task, make, words):  # noqa: F811
     path = data / "images/val/00001.png"
     path.unlink()
     make(path)
-    # of a segmentation's pictures those that are no files are not even listed
+    # of a segmentation's images those that are no files are not even listed
     (error,) = looked_at(load_config(str(CONFIGS[task]))).errors
-    assert f"00001.png ({words})" in error or "without picture: 00001.png" in error
+    assert f"00001.png ({words})" in error or "without image: 00001.png" in error
     if task == "segmentation":
         path = data / "label_maps/val/00002.png"
         path.unlink()
@@ -220,7 +220,7 @@ def test_what_would_start_a_program_or_wait_is_no_picture(data, task, make, word
 
 
 class Slow:
-    """A picture that takes long to decode, and says how many do at the same time."""
+    """An image that takes long to decode, and says how many do at the same time."""
 
     at_work = most = 0
 
@@ -234,7 +234,7 @@ class Slow:
         Slow.at_work -= 1
 
 
-def test_large_pictures_are_decoded_one_at_a_time():
+def test_large_images_are_decoded_one_at_a_time():
     with ThreadPool(4) as pool:
         for side, is_alone in ((10_000, True), (1000, False)):
             Slow.most = 0
@@ -249,16 +249,16 @@ def test_a_small_file_of_too_many_pixels_is_named(data):  # noqa: F811
     assert "decompression bomb" in report.errors[0]
 
 
-def test_a_picture_at_random_is_one_or_a_sentence(tmp_path):
+def test_an_image_at_random_is_one_or_a_sentence(tmp_path):
     """As infer reads it, with OpenCV."""
-    originals = [*pictures(), b"P5 60000 60000 255\n" + bytes(10)]
+    originals = [*images(), b"P5 60000 60000 255\n" + bytes(10)]
     read = 0
     for seed in range(SEED, SEED + NUMBER * 4):
         rng = random.Random(seed)
         content = rng.choice(originals)
         (tmp_path / "a.png").write_bytes(damage(content, rng) if seed % 2 else content)
         try:
-            read += read_picture(tmp_path / "a.png").ndim == 3
+            read += read_image(tmp_path / "a.png").ndim == 3
         except ConfigError as error:
             assert "a.png is " in str(error)
     assert 0.3 * NUMBER * 4 < read < 0.9 * NUMBER * 4

@@ -331,8 +331,8 @@ def test_every_route_refuses_them(tmp_path, route, make, words):
 
 def test_infer_ends_with_status_2(tool, example_data, tmp_path):
     flipped(tmp_path / "a.pth")
-    picture = example_data / "data/shapes/images/val/00001.png"
-    result = tool("infer.py", CONFIG, tmp_path / "a.pth", picture, "--out", tmp_path / "out")
+    image = example_data / "data/shapes/images/val/00001.png"
+    result = tool("infer.py", CONFIG, tmp_path / "a.pth", image, "--out", tmp_path / "out")
     assert_sentence(result, "a.pth", "checksum")
     assert not (tmp_path / "out").exists()
 
@@ -366,7 +366,7 @@ def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
     model = load_model(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
     classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
     assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
-    assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) < 256 for colour in palette)
+    assert all(len(color) == 3 and 0 <= min(color) <= max(color) < 256 for color in palette)
 
 
 def test_mmengine_gets_the_names_alone_and_the_versions_of_modules(tmp_path):
@@ -394,7 +394,7 @@ def test_weights_of_another_type_or_that_are_no_numbers(tmp_path, caplog):
 
 
 def write_onnx(path: Path, about: object, location: str | None = None) -> Path:
-    """A segmentor of three classes whose logits are the picture, with a weight at `location`."""
+    """A segmentor of three classes whose logits are the image, with a weight at `location`."""
     from onnx import TensorProto, helper
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 1, 1], [1.0, 1.0, 1.0])
@@ -402,11 +402,11 @@ def write_onnx(path: Path, about: object, location: str | None = None) -> Path:
         weight.ClearField("float_data")
         weight.data_location = TensorProto.EXTERNAL
         weight.external_data.add(key="location", value=location)
-    names = ("pictures", "logits")
+    names = ("images", "logits")
     given, found = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "h", "w"]) for name in names
     )
-    node = helper.make_node("Mul", ["pictures", "w"], ["logits"])
+    node = helper.make_node("Mul", ["images", "w"], ["logits"])
     graph = helper.make_graph([node], "segmentor", [given], [found], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     texts = {"fcvit_mm.json": json.dumps(about), files.SEAL: files.UNSEALED}
@@ -537,7 +537,7 @@ def test_an_option_with_odd_brackets_is_a_sentence(capsys, word):
     assert end.value.code == 2 and "its brackets are no list" in capsys.readouterr().err
 
 
-def test_a_data_set_that_is_a_pickle_is_refused():
+def test_a_dataset_that_is_a_pickle_is_refused():
     cfg = load_config(str(CONFIG))
     cfg.train_dataloader.dataset.ann_file = "annotations.pkl"
     with pytest.raises(ConfigError, match=r"annotations\.pkl is a pickle.*JSON"):

@@ -1,4 +1,4 @@
-"""Pictures and videos through models: Predictor, and tools/infer.py as a user runs it."""
+"""Images and videos through models: Predictor, and tools/infer.py as a user runs it."""
 
 import json
 from contextlib import ExitStack
@@ -22,28 +22,28 @@ from fcvit_mm.engine.build import IGNORED
 from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
-from fcvit_mm.visualization.images import read_picture, write_picture
+from fcvit_mm.visualization.images import read_image, write_image
 
 # an untrained head scores each class alike
 ALL = "model.test_cfg.rcnn.score_thr=0.0"
 
 
-def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
-    return shapes.picture(3, "val", index, (width, height)).image[..., ::-1].copy()
+def make_image(index: int, width: int = 64, height: int = 48) -> np.ndarray:
+    return shapes.make_sample(3, "val", index, (width, height)).image[..., ::-1].copy()
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """A folder with two pictures of the same name, a clip of three frames, and a text."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    """A folder with two images of the same name, a clip of three frames, and a text."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "below").mkdir()
-    cv2.imwrite(str(folder / "a.png"), picture(0))
-    cv2.imwrite(str(folder / "below/a.jpg"), picture(1, 40, 56))
+    cv2.imwrite(str(folder / "a.png"), make_image(0))
+    cv2.imwrite(str(folder / "below/a.jpg"), make_image(1, 40, 56))
     clip = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
     for index in range(3):
-        clip.write(picture(index))
+        clip.write(make_image(index))
     clip.release()
-    (folder / "text.jpg").write_text("no picture\n")
+    (folder / "text.jpg").write_text("no image\n")
     return folder
 
 
@@ -69,7 +69,7 @@ def test_what_openmmlabs_inferencer_predicts(predictors, weights, scope):
     theirs = inferencer(scope, Path(weights[scope]))
     if scope == "mmdet":
         theirs.model.roi_head.test_cfg.score_thr = 0.0
-    image = picture(0)
+    image = make_image(0)
     (sample,) = predictors[scope]([image])
     result = theirs(image)
     if scope == "mmdet":
@@ -91,7 +91,7 @@ def test_what_openmmlabs_inferencer_predicts(predictors, weights, scope):
 @pytest.mark.official
 @pytest.mark.parametrize("scope", CONFIGS)
 def test_a_prediction_does_not_depend_on_the_batch(predictors, scope):
-    images = [picture(0), picture(1, 40, 56), picture(2), picture(3, 90, 33)]
+    images = [make_image(0), make_image(1, 40, 56), make_image(2), make_image(3, 90, 33)]
     together = predictors[scope](images)
     for image, sample in zip(images, together, strict=True):
         (alone,) = predictors[scope]([image])
@@ -104,7 +104,7 @@ def test_a_prediction_does_not_depend_on_the_batch(predictors, scope):
 
 @pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
 def test_selecting_and_drawing_leave_the_prediction_as_it_is(predictors, scope):
-    predictor, image = predictors[scope], picture(0)
+    predictor, image = predictors[scope], make_image(0)
     (sample,) = predictor([image])
     before = [value.clone() for value in values_of(sample)]
     selected = predictor.select(sample, 0.0, [1, 2])
@@ -128,7 +128,7 @@ def test_selecting_and_drawing_leave_the_prediction_as_it_is(predictors, scope):
 
 
 def test_boxes_and_masks_are_drawn_where_they_are(predictors):
-    """A mask over the left half, enlarged eight times, colours the left half alone."""
+    """A mask over the left half, enlarged eight times, colors the left half alone."""
     predictor, image = predictors["mmdet"], np.full((48, 64, 3), 128, np.uint8)
     (sample,) = predictor([image])
     found = sample.pred_instances[:1]
@@ -150,48 +150,48 @@ def test_rotation_by_exif_is_applied(tmp_path):
 
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(picture(0)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").shape == (64, 48, 3)
+    Image.fromarray(make_image(0)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (64, 48, 3)
 
 
-def test_a_file_without_classes_takes_those_of_the_data_set(tmp_path):
+def test_a_file_without_classes_takes_those_of_the_dataset(tmp_path):
     saved("mmdet", tmp_path / "bare.pth", with_classes=False)
     cfg = load_config(str(CONFIGS["mmdet"]))
     predictor = Predictor(cfg, str(tmp_path / "bare.pth"))
     assert predictor.classes == shapes.CLASSES
-    assert predictor.palette == [tuple(colour) for colour in shapes.PALETTE]
+    assert predictor.palette == [tuple(color) for color in shapes.PALETTE]
 
 
 # --------------------------------------------------------------------------- what is read
 
 
-def test_sources_of_folders_globs_and_numbers(pictures, tmp_path):
+def test_sources_of_folders_globs_and_numbers(images, tmp_path):
     out = tmp_path / "out"
-    found = inference.find_sources([str(pictures)], out)
+    found = inference.find_sources([str(images)], out)
     assert [(str(s.name), s.moving) for s in found] == [
         ("a.png", False), ("below/a.jpg", False), ("clip.avi", True), ("text.jpg", False)
     ]  # fmt: skip
-    found = inference.find_sources([f"{pictures}/**/a.*", f"{pictures}/a.png", "0"], out)
+    found = inference.find_sources([f"{images}/**/a.*", f"{images}/a.png", "0"], out)
     assert [str(s.name) for s in found] == ["a.png", "a_2.jpg", "a_3.png", "webcam0.mp4"]
     assert found[3].path == 0 and found[3].moving
 
 
-def test_earlier_results_are_not_read_again(pictures):
-    out = pictures / "below"
-    names = [str(s.name) for s in inference.find_sources([str(pictures)], out)]
+def test_earlier_results_are_not_read_again(images):
+    out = images / "below"
+    names = [str(s.name) for s in inference.find_sources([str(images)], out)]
     assert names == ["a.png", "clip.avi", "text.jpg"]
     with pytest.raises(ConfigError, match="lies in --out"):
-        inference.find_sources([str(pictures / "below/a.jpg")], out)
+        inference.find_sources([str(images / "below/a.jpg")], out)
 
 
-def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(pictures, tmp_path):
-    content = (pictures / "clip.avi").read_bytes()
+def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(images, tmp_path):
+    content = (images / "clip.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
     (source,) = inference.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
     frames = []
     with pytest.raises(ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
         frames += inference.read_frames(source)
-    (source,) = inference.find_sources([str(pictures / "clip.avi")], tmp_path / "out")
+    (source,) = inference.find_sources([str(images / "clip.avi")], tmp_path / "out")
     assert [frame.number for frame in inference.read_frames(source)] == [0, 1, 2]
     assert [frame.number for frame in inference.read_frames(source, most=2)] == [0, 1]
 
@@ -234,7 +234,7 @@ class Camera:
         self.frames += 1
         if self.frames > 3:
             raise KeyboardInterrupt
-        return True, picture(self.frames)
+        return True, make_image(self.frames)
 
     def release(self) -> None:
         Camera.in_use = False
@@ -251,8 +251,8 @@ def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
     assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 12)
 
 
-def test_what_was_predicted_before_an_interrupt_is_written(predictors, pictures, tmp_path):
-    sources = inference.find_sources([str(pictures / "clip.avi")], tmp_path)
+def test_what_was_predicted_before_an_interrupt_is_written(predictors, images, tmp_path):
+    sources = inference.find_sources([str(images / "clip.avi")], tmp_path)
     stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
     _, problems = inference.run(stopped, sources, tmp_path)
     assert problems == ["interrupted: what was predicted before is written"]
@@ -261,20 +261,20 @@ def test_what_was_predicted_before_an_interrupt_is_written(predictors, pictures,
     assert video.read()[0] and not video.read()[0]
 
 
-def test_a_fault_leaves_nothing_half_written(predictors, pictures, tmp_path):
-    sources = inference.find_sources([str(pictures / "clip.avi")], tmp_path)
+def test_a_fault_leaves_nothing_half_written(predictors, images, tmp_path):
+    sources = inference.find_sources([str(images / "clip.avi")], tmp_path)
     with pytest.raises(ZeroDivisionError):
         inference.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), sources, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_names_of_results_without_an_ending_of_a_picture(tmp_path):
-    write_picture(tmp_path / "a.unknown", picture(0))
-    assert np.array_equal(read_picture(tmp_path / "a.unknown.png"), picture(0))
+def test_names_of_results_without_an_ending_of_an_image(tmp_path):
+    write_image(tmp_path / "a.unknown", make_image(0))
+    assert np.array_equal(read_image(tmp_path / "a.unknown.png"), make_image(0))
 
 
-def test_one_video_is_open_at_a_time(predictors, pictures, tmp_path):
-    twice = inference.find_sources([str(pictures / "clip.avi")] * 2, tmp_path)
+def test_one_video_is_open_at_a_time(predictors, images, tmp_path):
+    twice = inference.find_sources([str(images / "clip.avi")] * 2, tmp_path)
     with ExitStack() as stack:
         results = inference.Results(predictors["mmseg"], tmp_path, stack)
         for source in twice:
@@ -288,23 +288,23 @@ def test_one_video_is_open_at_a_time(predictors, pictures, tmp_path):
 
 
 @pytest.mark.official
-def test_detections(tool, predictors, weights, pictures, tmp_path):
+def test_detections(tool, predictors, weights, images, tmp_path):
     result = tool(
-        "infer.py", CONFIGS["mmdet"], weights["mmdet"], pictures, "--out", tmp_path,
+        "infer.py", CONFIGS["mmdet"], weights["mmdet"], images, "--out", tmp_path,
         "--score-threshold", 0, "--batch-size", 2, "--classes", "star", "circle",
         "--cfg-options", ALL,
     )  # fmt: skip
     # the text is reported, and did not stop the others
-    assert_sentence(result, "text.jpg is not a picture")
+    assert_sentence(result, "text.jpg is not an image")
     found = COCO(str(tmp_path / "detections.json"))
     assert [tuple(image.values())[1:] for image in found.imgs.values()] == [
-        (str(pictures / "a.png"), 64, 48),
-        (str(pictures / "below/a.jpg"), 40, 56),
-        *((str(pictures / "clip.avi"), 64, 48, frame) for frame in range(3)),
+        (str(images / "a.png"), 64, 48),
+        (str(images / "below/a.jpg"), 40, 56),
+        *((str(images / "clip.avi"), 64, 48, frame) for frame in range(3)),
     ]  # fmt: skip
     predictor = predictors["mmdet"]
     for image_id, path in ((1, "a.png"), (2, "below/a.jpg")):
-        (sample,) = predictor([read_picture(pictures / path)])
+        (sample,) = predictor([read_image(images / path)])
         expected = predictor.select(sample, 0.0, predictor.labels_of(["star", "circle"]))
         expected = expected.pred_instances
         annotations = found.imgToAnns[image_id]
@@ -324,14 +324,14 @@ def test_detections(tool, predictors, weights, pictures, tmp_path):
 
 
 @pytest.mark.official
-def test_label_maps(tool, predictors, weights, pictures, tmp_path):
+def test_label_maps(tool, predictors, weights, images, tmp_path):
     result = tool(
-        "infer.py", CONFIGS["mmseg"], weights["mmseg"], pictures / "a.png", pictures / "clip.avi",
+        "infer.py", CONFIGS["mmseg"], weights["mmseg"], images / "a.png", images / "clip.avi",
         "--out", tmp_path, "--max-frames", 2, "--classes", "ground", "star", "square",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     labels = cv2.imread(str(tmp_path / "labels/a.png"), cv2.IMREAD_UNCHANGED)
-    (sample,) = predictors["mmseg"]([read_picture(pictures / "a.png")])
+    (sample,) = predictors["mmseg"]([read_image(images / "a.png")])
     expected = sample.pred_sem_seg.data[0].numpy()
     expected = np.where(np.isin(expected, [0, 2, 4]), expected, IGNORED)
     assert labels.dtype == np.uint8
@@ -339,27 +339,27 @@ def test_label_maps(tool, predictors, weights, pictures, tmp_path):
     assert sorted(p.name for p in (tmp_path / "labels/clip").iterdir()) == [
         "000000.png", "000001.png"
     ]  # fmt: skip
-    assert "label maps of 3 pictures" in result.stdout
+    assert "label maps of 3 images" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nowhere.jpg"], ["nowhere.jpg", "no such file"]),
-        (["text.jpg"], ["text.jpg is not a picture"]),
+        (["text.jpg"], ["text.jpg is not an image"]),
         (["a.png", "--classes", "sqare"], ["no class 'sqare'", "'square'"]),
         (["a.png", "--device", "nonsense"], ["--device nonsense can't be used"]),
-        (["empty"], ["the folder has no pictures"]),
+        (["empty"], ["the folder has no images"]),
         (["a.png", "--out", "text.jpg"], ["--out text.jpg can't be written"]),
         (["7"], ["webcam 7 can't be opened"]),
     ],
 )
 def test_wrong_input_is_one_sentence(
-    weights, pictures, tmp_path, monkeypatch, capsys, arguments, words
+    weights, images, tmp_path, monkeypatch, capsys, arguments, words
 ):
     """By the main function of the tool, which would start anew for a second each."""
-    (pictures / "empty").mkdir(exist_ok=True)
-    monkeypatch.chdir(pictures)
+    (images / "empty").mkdir(exist_ok=True)
+    monkeypatch.chdir(images)
     command = ["infer.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path, *arguments]
     monkeypatch.setattr("sys.argv", [str(word) for word in command])
     with pytest.raises(SystemExit) as ended:
@@ -380,19 +380,19 @@ def main_of(name: str):
     return module.main
 
 
-def test_a_picture_of_one_pixel(predictors, tmp_path):
+def test_an_image_of_one_pixel(predictors, tmp_path):
     cv2.imwrite(str(tmp_path / "one.png"), np.full((1, 1, 3), 200, np.uint8))
     for scope in ("mmdet", "mmseg"):
         sources = inference.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
         lines, problems = inference.run(predictors[scope], sources, tmp_path / scope)
-        assert problems == [] and "1 picture" in lines[1]
-        assert read_picture(tmp_path / scope / "drawn/one.png").shape == (512, 512, 3)
+        assert problems == [] and "1 image" in lines[1]
+        assert read_image(tmp_path / scope / "drawn/one.png").shape == (512, 512, 3)
     assert cv2.imread(str(tmp_path / "mmseg/labels/one.png"), cv2.IMREAD_UNCHANGED).shape == (1, 1)
 
 
-def test_a_checkpoint_of_another_arch_and_a_classifier(tool, weights, pictures):
+def test_a_checkpoint_of_another_arch_and_a_classifier(tool, weights, images):
     config = ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"
-    result = tool("infer.py", config, weights["mmdet"], pictures / "a.png")
+    result = tool("infer.py", config, weights["mmdet"], images / "a.png")
     assert_sentence(result, "mmdet.pth does not fit the model", "arch='tiny'")
-    result = tool("infer.py", CONFIGS["mmpretrain"], weights["mmpretrain"], pictures / "a.png")
+    result = tool("infer.py", CONFIGS["mmpretrain"], weights["mmpretrain"], images / "a.png")
     assert_sentence(result, "is a classifier", "similarity_map")

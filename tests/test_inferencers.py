@@ -61,12 +61,12 @@ def assert_loaded(found: BaseInferencer, weights: dict, said: str) -> None:
 
 
 @pytest.fixture
-def picture(example_data) -> str:
+def image(example_data) -> str:
     return str(min((example_data / "data/shapes").rglob("*.png")))
 
 
 @pytest.mark.official
-def test_detection(tmp_path, picture, capfd):
+def test_detection(tmp_path, image, capfd):
     weights = saved("mmdet", tmp_path / "weights.pth")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(classes|palette)")
@@ -75,7 +75,7 @@ def test_detection(tmp_path, picture, capfd):
     assert found.model.dataset_meta["classes"] == shapes.CLASSES
     # an untrained head scores each class alike
     found.model.roi_head.test_cfg.score_thr = 0.0
-    result = found(picture, return_vis=True)
+    result = found(image, return_vis=True)
     (prediction,) = result["predictions"]
     assert len(prediction["labels"]) == len(prediction["scores"]) > 0
     assert np.shape(prediction["bboxes"]) == (len(prediction["labels"]), 4)
@@ -84,29 +84,29 @@ def test_detection(tmp_path, picture, capfd):
 
 
 @pytest.mark.official
-def test_segmentation(tmp_path, picture, capfd):
+def test_segmentation(tmp_path, image, capfd):
     weights = saved("mmseg", tmp_path / "weights.pth")
     found = inferencer("mmseg", tmp_path / "weights.pth")
     assert_loaded(found, weights, "".join(capfd.readouterr()))
     assert found.model.dataset_meta["classes"] == shapes.SEMANTIC_CLASSES
-    result = found(picture, return_vis=True)
+    result = found(image, return_vis=True)
     assert result["predictions"].shape == (64, 64) and result["predictions"].max() < 5
     assert result["visualization"].shape == (64, 64, 3)
 
 
 @pytest.mark.official
-def test_classification(tmp_path, picture, capfd):
+def test_classification(tmp_path, image, capfd):
     weights = saved("mmpretrain", tmp_path / "weights.pth")
     found = inferencer("mmpretrain", tmp_path / "weights.pth")
     assert_loaded(found, weights, "".join(capfd.readouterr()))
-    (result,) = found(picture)
+    (result,) = found(image)
     assert len(result["pred_scores"]) == 4 and sum(result["pred_scores"]) == pytest.approx(1)
     assert result["pred_class"] == shapes.CLASSES[np.argmax(result["pred_scores"])]
 
 
 @pytest.mark.parametrize(("scope", "classes"), [("mmdet", "COCO"), ("mmseg", "Cityscapes")])
 def test_a_file_without_class_names_is_warned_of(tmp_path, scope, classes):
-    """OpenMMLab then takes those of a data set of its own, and says so."""
+    """OpenMMLab then takes those of a dataset of its own, and says so."""
     saved(scope, tmp_path / "weights.pth", with_classes=False)
     with pytest.warns(UserWarning, match=f"class names are not saved.* {classes}"):
         inferencer(scope, tmp_path / "weights.pth")

@@ -17,7 +17,7 @@ def gelu(v: float) -> float:
 
 
 def loop_conv(x, conv: nn.Conv2d):
-    """Convolution of one picture, tap by tap; x is a nested list [channel][row][column]."""
+    """Convolution of one image, tap by tap; x is a nested list [channel][row][column]."""
     rows, columns, groups = len(x[0]), len(x[0][0]), conv.groups
     k, pad, stride = conv.kernel_size[0], conv.padding[0], conv.stride[0]
     weight, bias = conv.weight.tolist(), conv.bias.tolist()
@@ -158,7 +158,7 @@ def randomized(layer: nn.Module) -> nn.Module:
 def test_layer_equals_plain_loops(layer, channels, loop):
     randomized(layer)
     x = torch.randn(2, channels, 5, 6, dtype=torch.float64)
-    expected = torch.tensor([loop(picture.tolist(), layer) for picture in x], dtype=x.dtype)
+    expected = torch.tensor([loop(image.tolist(), layer) for image in x], dtype=x.dtype)
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 

@@ -129,7 +129,7 @@ def test_keys(tmp_path):
 
 
 def test_lines_of_a_plot_differ(tmp_path, monkeypatch):
-    """By colour or style, and in the legend, also for runs of one name."""
+    """By color or style, and in the legend, also for runs of one name."""
     terms = {f"loss_{i}": float(i) for i in range(9)}
     runs = []
     for folder in ("a", "b"):
@@ -181,6 +181,6 @@ def test_the_tool_on_a_training(tool, tmp_path):
     assert 0 <= run["keys"]["mIoU"]["last"] <= run["keys"]["mIoU"]["best"] <= 100
     assert found[str(tmp_path / "other")]["keys"]["mIoU"]["best"] == 7.0
     assert "mIoU" in result.stdout and "7 (best 7 at 1)" in result.stdout
-    picture = cv2.imread(str(out))
-    assert picture.shape[1] > 3 * picture.shape[0] * 0.9 and picture.std() > 10
+    image = cv2.imread(str(out))
+    assert image.shape[1] > 3 * image.shape[0] * 0.9 and image.std() > 10
     assert_sentence(tool("analyze_logs.py", tmp_path / "nowhere"), "no such work directory")

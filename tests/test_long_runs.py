@@ -1,4 +1,4 @@
-"""Memory does not rise with iterations and pictures; a dead loader process is named.
+"""Memory does not rise with iterations and images; a dead loader process is named.
 
 Here in a short form, by the number of Python's objects, which a leak of any size changes; in the
 long one, `make test-long`, by the bytes that a process takes.
@@ -23,7 +23,7 @@ from test_tools import SHORT, assert_sentence
 from fcvit_mm.datasets import shapes
 
 memory = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory.py")))
-TOTAL, SAMPLES = 48, 12  # iterations, and pictures
+TOTAL, SAMPLES = 48, 12  # iterations, and images
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> Path:
 
 
 class Leak(Hook):
-    """What a leak is: something that is kept of every iteration and picture."""
+    """What a leak is: something that is kept of every iteration and image."""
 
     def __init__(self) -> None:
         self.kept: list[Any] = []
@@ -48,7 +48,7 @@ class Leak(Hook):
 
 @pytest.mark.official
 @pytest.mark.parametrize("task", memory.CONFIGS)
-def test_nothing_is_kept_of_iterations_and_pictures(data, tmp_path, task):
+def test_nothing_is_kept_of_iterations_and_images(data, tmp_path, task):
     for phase in ("training", "evaluation"):
         curve = memory.measure(task, phase, data, tmp_path, TOTAL, SAMPLES)
         assert len(curve.steps) == SAMPLES and min(curve.memory) > 1e8
@@ -96,7 +96,7 @@ class Die:
         ("test.py", "SIGBUS", "was killed by the signal 'Bus error'"),
     ],
 )
-def test_a_process_that_dies_loading_pictures_is_named(example_data, tmp_path, script, way, words):
+def test_a_process_that_dies_loading_images_is_named(example_data, tmp_path, script, way, words):
     config = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py"
     (tmp_path / "killer.py").write_text(KILLER)
     split = "train" if script == "train.py" else "test"

@@ -27,7 +27,7 @@ FAULTS = ("nan", "constant", "gradient")
 
 @MODELS.register_module()
 class Toy(BaseModel):
-    """Two losses of a normalised product; the picture's name says what is wrong with it."""
+    """Two losses of a normalized product; the image's name says what is wrong with it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Toy(BaseModel):
 
 
 def batches(*names: str) -> list[dict[str, Any]]:
-    """Two pictures a batch, the second of each with that name."""
+    """Two images a batch, the second of each with that name."""
     draw = torch.Generator().manual_seed(0)
     return [
         dict(
@@ -128,7 +128,7 @@ def test_a_training_stops_before_the_weights_are_spoiled(tmp_path, fault):
         "fc.bias is not",
     }
     assert message.startswith(f"iteration 3: {words[fault]}") and "\n" not in message
-    assert f"for the pictures 2.png, {fault}.png; written to {tmp_path}/run/" in message
+    assert f"for the images 2.png, {fault}.png; written to {tmp_path}/run/" in message
     for parameter, expected in zip(
         Newest.runner.model.parameters(), before.model.parameters(), strict=True
     ):
@@ -137,7 +137,7 @@ def test_a_training_stops_before_the_weights_are_spoiled(tmp_path, fault):
     content = written(tmp_path / "run")
     (batch,) = content["batches"]
     assert content["iteration"] == batch["iteration"] == 3 and content["lr"]["lr"] == 0.1
-    assert batch["pictures"][1] == {"img_path": f"{fault}.png", "img_id": 2}
+    assert batch["images"][1] == {"img_path": f"{fault}.png", "img_id": 2}
     assert {"loss", "loss_square", "loss_size", "acc"} == set(batch["losses"])
     assert bool(content["non_finite_gradients"]) == (fault == "gradient")
     assert content["grad_norm"] == "nan"
@@ -199,7 +199,7 @@ def test_an_overflow_of_mixed_precision_is_told_and_left_to_its_scaler(tmp_path,
 
 
 def process(rank: int, port: int, work_dir: str) -> None:
-    """One of two, of which the second has the picture that is wrong in its second batch."""
+    """One of two, of which the second has the image that is wrong in its second batch."""
     os.environ |= dict(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -223,10 +223,10 @@ def test_two_processes_decide_alike(tmp_path):
     )
     (first, message), (second, other) = (torch.load(tmp_path / f"{i}.pth") for i in (0, 1))
     assert message == other
-    assert message.startswith("iteration 2: loss_square is nan, loss_size is nan, for the pictures "
+    assert message.startswith("iteration 2: loss_square is nan, loss_size is nan, for the images "
                               "nan.png, c.png; written to ")  # fmt: skip
     assert all(value.isfinite().all() for value in (*first.values(), *second.values()))
-    assert_same(first, second, but="running")  # which each has of its own pictures
+    assert_same(first, second, but="running")  # which each has of its own images
     (batch,) = written(tmp_path / "stopped")["batches"]
     assert batch["rank"] == 1
 
@@ -236,7 +236,7 @@ def test_two_processes_decide_alike(tmp_path):
 
 @TRANSFORMS.register_module()
 class NotANumber:
-    """Makes one picture of the example data NaN, which uint8 can't hold."""
+    """Makes one image of the example data NaN, which uint8 can't hold."""
 
     def __call__(self, results: dict) -> dict:
         if results["img_path"].endswith("00003.png"):
@@ -244,15 +244,15 @@ class NotANumber:
         return results
 
 
-# The beginning of the sentence, and the pictures of the batch.
+# The beginning of the sentence, and the images of the batch.
 METHODS = {
     "detection/mask_rcnn_fcvit_tiny_shapes.py": ("iteration 2: loss_", ["00002", "00003"]),
     "segmentation/semantic_fpn_fcvit_tiny_shapes.py": (
-        "iteration 2: decode.loss_ce is nan, for the pictures ",
+        "iteration 2: decode.loss_ce is nan, for the images ",
         ["00002", "00003"],
     ),
     "classification/fcvit_tiny_shapes.py": (
-        "iteration 1: loss is nan, for the pictures ",
+        "iteration 1: loss is nan, for the images ",
         ["00003", "00004"],
     ),
 }
@@ -270,7 +270,7 @@ SMALL = {
 
 @pytest.mark.official
 @pytest.mark.parametrize("name", METHODS)
-def test_every_task_of_openmmlab_names_loss_and_pictures(
+def test_every_task_of_openmmlab_names_loss_and_images(
     example_data, tmp_path, monkeypatch, capsys, recwarn, name
 ):
     monkeypatch.chdir(example_data)
@@ -281,10 +281,10 @@ def test_every_task_of_openmmlab_names_loss_and_pictures(
         run_tool(lambda: engine.train(cfg))
     assert end.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    # MMEngine's schedulers miss their mark on an optimiser's step that somebody has replaced
+    # MMEngine's schedulers miss their mark on an optimizer's step that somebody has replaced
     assert not [one for one in recwarn if "has been overridden" in str(one.message)]
     beginning, wanted = METHODS[name]
     assert line.startswith(f"error: {beginning}")
-    pictures = [picture["img_path"] for picture in written(tmp_path)["batches"][0]["pictures"]]
-    assert ", ".join(pictures) in line
-    assert [Path(picture).stem for picture in pictures] == wanted
+    images = [image["img_path"] for image in written(tmp_path)["batches"][0]["images"]]
+    assert ", ".join(images) in line
+    assert [Path(image).stem for image in images] == wanted

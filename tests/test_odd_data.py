@@ -1,4 +1,4 @@
-"""Pictures and annotations that are odd but no mistake: each is trained on and tested, or refused.
+"""Images and annotations that are odd but no mistake: each is trained on and tested, or refused.
 
 The table of docs/trust.md has a row for each.
 """
@@ -41,7 +41,7 @@ SMALL = {
         for key, value in {"num_workers": 0, "persistent_workers": False}.items()
     },
 }
-# Of the padding of a segmentor's pictures.
+# Of the padding of a segmentor's images.
 SIZE = {"detection": {}, "segmentation": {"model.data_preprocessor.size": (64, 64)}}
 KEEP = {"train_dataloader.dataset.filter_cfg": None}
 MAIN = {"detection": "coco/segm_mAP", "segmentation": "mIoU"}
@@ -49,7 +49,7 @@ MAIN = {"detection": "coco/segm_mAP", "segmentation": "mIoU"}
 
 @pytest.fixture
 def data(example_data, tmp_path, monkeypatch) -> Path:
-    """A copy of four pictures to train on and two to test, in the current directory."""
+    """A copy of four images to train on and two to test, in the current directory."""
     source = example_data / "data/shapes"
     folder = tmp_path / "data/shapes"
     for split, number in ("train", 4), ("val", 2):
@@ -115,8 +115,8 @@ def without_objects(*images: int) -> Callable[[dict], None]:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("images", [(1,), (1, 2)], ids=["picture", "batch"])
-def test_pictures_without_objects(data, images):
+@pytest.mark.parametrize("images", [(1,), (1, 2)], ids=["image", "batch"])
+def test_images_without_objects(data, images):
     """They are left out where the config filters them, and trained on as ground elsewhere."""
     edit(data, without_objects(*images), ("train",))
     edit(data, without_objects(1), ("val",))
@@ -124,8 +124,8 @@ def test_pictures_without_objects(data, images):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("images", [(0,), (0, 1)], ids=["picture", "batch"])
-def test_pictures_without_a_labelled_pixel(data, images):
+@pytest.mark.parametrize("images", [(0,), (0, 1)], ids=["image", "batch"])
+def test_images_without_a_labelled_pixel(data, images):
     for split in ("train", "val"):
         for i in images[: 1 if split == "val" else None]:
             Image.fromarray(np.full((64, 64), 255, np.uint8)).save(
@@ -172,7 +172,7 @@ def box(content: dict, index: int, values: list[float], area: float | None = Non
 
 
 @pytest.mark.official
-def test_boxes_outside_of_the_picture_or_without_area(data):
+def test_boxes_outside_of_the_image_or_without_area(data):
     def change(content: dict) -> None:
         box(content, 0, [-20, -20, 50, 50])
         box(content, 1, [200, 200, 10, 10])
@@ -182,7 +182,7 @@ def test_boxes_outside_of_the_picture_or_without_area(data):
     edit(data, change)
     found = [warning for warning in warnings("detection") if "outside" in warning]
     assert len(found) == 2
-    assert "smaller than a pixel or wholly outside of their picture: id 2 (bbox" in found[0]
+    assert "smaller than a pixel or wholly outside of their image: id 2 (bbox" in found[0]
     assert "id 3" in found[0] and "id 4" in found[0] and "id 1 " not in found[0]
     assert train_and_test("detection") >= 0
 
@@ -191,7 +191,7 @@ def test_boxes_outside_of_the_picture_or_without_area(data):
 
 
 def crowd(form: str, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
-    """A crowd over a quarter of a picture."""
+    """A crowd over a quarter of an image."""
     mask = np.zeros(size[::-1], bool)
     mask[10:42, 20:52] = True
     one = coco_writer.annotation(mask, 1, "polygon")
@@ -206,7 +206,7 @@ def crowd(form: str, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
 @pytest.mark.official
 @pytest.mark.parametrize("form", ["polygon", "uncompressed", "compressed"])
 def test_crowds(data, form):
-    """One among objects, and a picture with nothing else."""
+    """One among objects, and an image with nothing else."""
 
     def change(content: dict) -> None:
         without_objects(1)(content)
@@ -254,20 +254,20 @@ def test_the_runs_of_a_compressed_mask_are_those_that_were_written():
         assert checks._runs(rle["counts"].decode()) == runs and sum(runs) == mask.size
 
 
-# ---------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------- images
 
 
-def replace(data: Path, picture: Any, suffix: str = ".png", **save: Any) -> None:
-    """Put a picture in the place of the first of both splits, with one object all over it."""
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    size = picture.size
+def replace(data: Path, image: Any, suffix: str = ".png", **save: Any) -> None:
+    """Put an image in the place of the first of both splits, with one object all over it."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    size = image.size
     if save.get("exif") and save["exif"][checks.EXIF_ORIENTATION] in checks.SIDEWAYS:
         size = size[::-1]
     mask = np.ones(size[::-1], bool)
     for split in ("train", "val"):
         old = data / f"images/{split}/00000.png"
         old.unlink()
-        picture.save(old.with_suffix(suffix), **save)
+        image.save(old.with_suffix(suffix), **save)
         Image.fromarray(mask.astype(np.uint8)).save(data / f"label_maps/{split}/00000.png")
 
     def change(content: dict) -> None:
@@ -279,7 +279,7 @@ def replace(data: Path, picture: Any, suffix: str = ".png", **save: Any) -> None
 
 
 def others(data: Path, suffix: str) -> dict[str, Any]:
-    """A segmentor's pictures are all of one kind; says so in its config."""
+    """A segmentor's images are all of one kind; says so in its config."""
     for path in [*(data / "images").rglob("*.png")]:
         Image.open(path).convert("RGB").save(path.with_suffix(suffix))
         path.unlink()
@@ -295,7 +295,7 @@ THIN = [(1, 1), (2000, 1), (1, 2000)]
 
 @pytest.mark.official
 @pytest.mark.parametrize("size", THIN, ids=str)
-def test_a_detector_is_tested_on_pictures_of_one_pixel_and_one_row(data, size):
+def test_a_detector_is_tested_on_images_of_one_pixel_and_one_row(data, size):
     """And trained without them, by our configs' filter_cfg."""
     replace(data, noise(*size[::-1], 3))
     assert train_and_test("detection") >= 0
@@ -304,12 +304,12 @@ def test_a_detector_is_tested_on_pictures_of_one_pixel_and_one_row(data, size):
 @pytest.mark.official
 @pytest.mark.parametrize("task", CONFIGS)
 @pytest.mark.parametrize("size", THIN, ids=str)
-def test_training_on_pictures_of_one_pixel_and_one_row_is_refused(data, task, size):
+def test_training_on_images_of_one_pixel_and_one_row_is_refused(data, task, size):
     """They would be flipped half of the time, and then be an array that PyTorch refuses."""
     replace(data, noise(*size[::-1], 3))
     with pytest.raises(ConfigError) as error:
         train_and_test(task, **(KEEP if task == "detection" else {}))
-    assert "data/shapes/images/train: pictures of which the pipeline makes a side of one pixel" in (
+    assert "data/shapes/images/train: images of which the pipeline makes a side of one pixel" in (
         str(error.value)
     )
     assert ": 00000.png ({}x{}); crop or remove them".format(*size) in str(error.value)
@@ -321,7 +321,7 @@ def test_testing_on_label_maps_of_one_row_is_refused(data):
     (report,) = checks.check(config("segmentation", "run", {}), ("val_dataloader",))
     (error,) = report.errors
     assert error.startswith("data/shapes/label_maps/val: label maps with a side of one pixel")
-    assert error.endswith(": 00000.png; enlarge or remove them and their pictures")
+    assert error.endswith(": 00000.png; enlarge or remove them and their images")
 
 
 @pytest.mark.parametrize(
@@ -338,19 +338,19 @@ def test_testing_on_label_maps_of_one_row_is_refused(data):
          False, (1, 200), False),
     ],
 )  # fmt: skip
-def test_what_a_pipeline_leaves_of_a_picture(step, flip, size, suits):
+def test_what_a_pipeline_leaves_of_an_image(step, flip, size, suits):
     """As its own resizing has it."""
     steps = [step, *([dict(type="RandomFlip", prob=0.5)] if flip else [])]
     assert checks._Pipeline.of(steps).suits(size) == suits
     init_default_scope("mmdet")
     if step["type"] == "Resize" and not flip:
         resize = TRANSFORMS.build(dict(step, _scope_="mmdet"))
-        picture = np.zeros((size[1], size[0], 3), np.uint8)
+        image = np.zeros((size[1], size[0], 3), np.uint8)
         if suits:
-            assert min(resize(dict(img=picture))["img"].shape[:2]) >= 1
+            assert min(resize(dict(img=image))["img"].shape[:2]) >= 1
         else:
             with pytest.raises(cv2.error):
-                resize(dict(img=picture))
+                resize(dict(img=image))
 
 
 def rotated() -> dict[str, Any]:
@@ -360,15 +360,15 @@ def rotated() -> dict[str, Any]:
 
 
 def transparent() -> np.ndarray:
-    picture = noise(64, 64, 4)
-    picture[:32, :, 3] = 0
-    return picture
+    image = noise(64, 64, 4)
+    image[:32, :, 3] = 0
+    return image
 
 
-# picture, suffix of its file, how it is saved, what the check warns of, and the RGB that is loaded
+# image, suffix of its file, how it is saved, what the check warns of, and the RGB that is loaded
 GREY, DEEP, ALPHA = noise(64, 64), noise(64, 64, dtype=np.uint16), transparent()
 SMOOTH = cv2.resize(noise(4, 4, 3), (64, 64), interpolation=cv2.INTER_CUBIC)
-PICTURES: dict[str, tuple[Any, str, dict, str, np.ndarray]] = {
+IMAGES: dict[str, tuple[Any, str, dict, str, np.ndarray]] = {
     "grey": (GREY, ".png", {}, "", np.dstack([GREY] * 3)),
     "16 bits": (DEEP, ".png", {}, "of which the upper 8 are used", np.dstack([DEEP >> 8] * 3)),
     "alpha": (ALPHA, ".png", {}, "with transparency, which is ignored", ALPHA[..., :3]),
@@ -381,12 +381,12 @@ PICTURES: dict[str, tuple[Any, str, dict, str, np.ndarray]] = {
 
 @pytest.mark.official
 @pytest.mark.parametrize("task", CONFIGS)
-@pytest.mark.parametrize("kind", PICTURES)
-def test_pictures_of_other_kinds(data, task, kind):
-    picture, suffix, save, words, expected = PICTURES[kind]
-    replace(data, picture, suffix, **save)
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_of_other_kinds(data, task, kind):
+    image, suffix, save, words, expected = IMAGES[kind]
+    replace(data, image, suffix, **save)
     options = others(data, suffix) if task == "segmentation" and suffix != ".png" else {}
-    found = [warning for warning in warnings(task, **options) if "pictures" in warning]
+    found = [warning for warning in warnings(task, **options) if "images" in warning]
     assert len(found) == (2 if words else 0)
     assert all(f"{words}: 00000{suffix};" in warning for warning in found)
     cfg = config(task, "run", options)
@@ -400,11 +400,11 @@ def test_pictures_of_other_kinds(data, task, kind):
 
 @pytest.mark.official
 @pytest.mark.parametrize("damage", ["size before the rotation", "32 bits"])
-def test_pictures_that_are_refused(data, damage):
+def test_images_that_are_refused(data, damage):
     if damage == "32 bits":
         replace(data, noise(64, 64).astype(np.float32), ".tif")
     else:
-        replace(data, *PICTURES["rotated"][:2], **rotated())
+        replace(data, *IMAGES["rotated"][:2], **rotated())
         edit(data, lambda content: content["images"][0].update(width=64, height=48), ("train",))
     words = {
         "32 bits": r"OpenCV does not read: 00000\.tif; store 8 bits",

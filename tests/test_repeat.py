@@ -37,7 +37,7 @@ def test_same_seed_same_losses(example_data, tmp_path, method):
 
 
 class Draws:
-    """A data set of what the three generators draw for an item."""
+    """A dataset of what the three generators draw for an item."""
 
     def __len__(self) -> int:
         return 6
@@ -104,8 +104,8 @@ def test_a_worker_is_silent_when_its_batch_is_no_longer_taken(tmp_path):
 # --------------------------------------------------------------- two processes in one's place
 
 # What makes a half of a batch another thing than the half of a batch, and is left out: BatchNorm
-# that computes statistics of a process's pictures (SyncBN needs GPUs), dropout, and of detection
-# what is normalised or padded in each process by itself. DINO is normalised over all processes.
+# that computes statistics of a process's images (SyncBN needs GPUs), dropout, and of detection
+# what is normalized or padded in each process by itself. DINO is normalized over all processes.
 HALVES = {
     "detection": """
 _base_ = ["{base}/models/dino_fcvit.py", "{base}/datasets/shapes_instance.py",
@@ -144,7 +144,7 @@ randomness = dict(seed=5)
 
 @pytest.fixture(scope="module")
 def one_object(example_data) -> None:
-    """The detection data with one object a picture: DINO pads to the most of a process's."""
+    """The detection data with one object an image: DINO pads to the most of a process's."""
     folder = example_data / "data/shapes/annotations"
     content = json.loads((folder / "instances_train.json").read_text())
     first = {note["image_id"]: note for note in reversed(content["annotations"])}
@@ -155,7 +155,7 @@ def one_object(example_data) -> None:
 @pytest.mark.usefixtures("one_object")
 @pytest.mark.parametrize("method", HALVES)
 def test_two_processes_with_half_the_batch_have_the_curve_of_one(example_data, tmp_path, method):
-    """Pictures are flipped at random, and a picture alike in either."""
+    """Images are flipped at random, and an image alike in either."""
     config = tmp_path / "config.py"
     config.write_text(HALVES[method].format(base=ROOT / "configs/_base_") + COMMON)
     curves = []

@@ -32,7 +32,7 @@ SEGMENTATION = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_ema_shapes.p
 KILLS = int(os.environ.get("KILLS", "2"))
 ITERATIONS = 8
 # A checkpoint after every second iteration, an evaluation after every fourth; paths are dropped and
-# pictures flipped at random.
+# images flipped at random.
 OPTIONS = [
     f"train_cfg.max_iters={ITERATIONS}",
     "train_cfg.val_interval=4",

@@ -1,4 +1,4 @@
-"""The generated pictures: what follows from a seed, masks against files, overlaps, bad input."""
+"""The generated images: what follows from a seed, masks against files, overlaps, bad input."""
 
 import colorsys
 import json
@@ -37,7 +37,7 @@ def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path) -> No
         assert other[name] != held, f"{name} does not depend on the seed"
 
 
-def test_a_picture_depends_on_neither_their_number_nor_the_other_split(
+def test_an_image_depends_on_neither_their_number_nor_the_other_split(
     folder: Path, tmp_path: Path
 ) -> None:
     shapes.generate(tmp_path / "few", train=2, val=7, size=SIZE, seed=3)
@@ -47,14 +47,14 @@ def test_a_picture_depends_on_neither_their_number_nor_the_other_split(
     assert all(few[name] == many[name] for name in shared)
 
 
-def test_no_picture_is_in_both_splits_or_twice(folder: Path) -> None:
-    pictures = [path.read_bytes() for path in (folder / "images").rglob("*.png")]
-    assert len(pictures) == 10 == len(set(pictures))
+def test_no_image_is_in_both_splits_or_twice(folder: Path) -> None:
+    images = [path.read_bytes() for path in (folder / "images").rglob("*.png")]
+    assert len(images) == 10 == len(set(images))
 
 
 @pytest.mark.parametrize("segmentation", coco_writer.SEGMENTATIONS)
 @pytest.mark.parametrize("split", shapes.SPLITS)
-def test_files_hold_the_pictures_masks_boxes_and_areas(
+def test_files_hold_the_images_masks_boxes_and_areas(
     segmentation: str, split: str, tmp_path: Path
 ) -> None:
     shapes.generate(tmp_path / "set", 5, 5, SIZE, seed=3, segmentation=segmentation)
@@ -63,7 +63,7 @@ def test_files_hold_the_pictures_masks_boxes_and_areas(
     images = held.loadImgs(held.getImgIds())
     assert len(images) == 5
     for index, image in enumerate(images):
-        drawn = shapes.picture(3, split, index, SIZE)
+        drawn = shapes.make_sample(3, split, index, SIZE)
         assert (image["width"], image["height"]) == SIZE
         read = cv2.imread(str(tmp_path / "set/images" / split / image["file_name"]))
         np.testing.assert_array_equal(read[..., ::-1], drawn.image)
@@ -120,7 +120,7 @@ def test_polygons_where_they_can_say_it_else_rle() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (200, 33), (41, 160)])
 def test_any_size(size: tuple[int, int]) -> None:
-    drawn = shapes.picture(0, "train", 0, size)
+    drawn = shapes.make_sample(0, "train", 0, size)
     assert drawn.image.shape == (size[1], size[0], 3) and drawn.image.dtype == np.uint8
     assert drawn.masks.shape == (len(drawn.labels), size[1], size[0])
     assert len(drawn.labels) >= 1 and drawn.masks.any((1, 2)).all()
@@ -128,10 +128,10 @@ def test_any_size(size: tuple[int, int]) -> None:
 
 def test_objects_overlap_and_none_is_hidden() -> None:
     """A circle's visible part is smaller than the circle where another object lies on it."""
-    pictures = [shapes.picture(0, "val", index) for index in range(20)]
-    assert {label for one in pictures for label in one.labels} == set(range(len(shapes.CLASSES)))
+    images = [shapes.make_sample(0, "val", index) for index in range(20)]
+    assert {label for one in images for label in one.labels} == set(range(len(shapes.CLASSES)))
     covered = 0
-    for one in pictures:
+    for one in images:
         assert one.masks.sum(0).max() == 1, "two objects claim a pixel"
         assert one.masks.sum((1, 2)).min() > 50
         boxes = [coco_writer.annotation(mask, 1)["bbox"] for mask in one.masks]
@@ -143,24 +143,24 @@ def test_objects_overlap_and_none_is_hidden() -> None:
 
 
 def test_objects_can_be_seen() -> None:
-    """An object's colours differ from those around it far more than the ground's from its own."""
+    """An object's colors differ from those around it far more than the ground's from its own."""
     for index in range(10):
-        drawn = shapes.picture(1, "val", index)
+        drawn = shapes.make_sample(1, "val", index)
         ground = drawn.image[~drawn.masks.any(0)].astype(float)
         distances = [
             np.abs(drawn.image[mask].mean(0) - ground.mean(0)).sum() for mask in drawn.masks
         ]
-        assert np.median(distances) > 60, f"picture {index}"
-        assert ground.std(0).mean() > 2, f"the ground of picture {index} has no texture"
+        assert np.median(distances) > 60, f"image {index}"
+        assert ground.std(0).mean() > 2, f"the ground of image {index} has no texture"
 
 
-def test_each_class_has_its_colours_and_they_vary() -> None:
+def test_each_class_has_its_colors_and_they_vary() -> None:
     hues: dict[int, list[float]] = {}
     for index in range(100):
-        drawn = shapes.picture(2, "train", index, (64, 64))
+        drawn = shapes.make_sample(2, "train", index, (64, 64))
         for label, mask in zip(drawn.labels, drawn.masks, strict=True):
-            colour = tuple(drawn.image[mask].mean(0) / 255)
-            hues.setdefault(int(label), []).append(2 * np.pi * colorsys.rgb_to_hsv(*colour)[0])
+            color = tuple(drawn.image[mask].mean(0) / 255)
+            hues.setdefault(int(label), []).append(2 * np.pi * colorsys.rgb_to_hsv(*color)[0])
     centres = {label: np.angle(np.exp(1j * np.array(h)).mean()) for label, h in hues.items()}
     for label, of_class in hues.items():
         off = [abs(np.angle(np.exp(1j * (h - centres[label])))) for h in of_class]
@@ -181,7 +181,7 @@ def test_a_complete_set_is_kept_and_an_incomplete_one_written_anew(
     (out / "label_maps/val/00003.png").unlink()
     assert shapes.generate(out, **arguments)
     assert contents(out) == contents(folder)
-    assert list(tmp_path.iterdir()) == [out], "something was left beside the data set"
+    assert list(tmp_path.iterdir()) == [out], "something was left beside the dataset"
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(shapes.DatasetError, match="something other than a generated data set"):
+    with pytest.raises(shapes.DatasetError, match="something other than a generated dataset"):
         shapes.generate(tmp_path, 1, 1, SIZE)
     with pytest.raises(shapes.DatasetError, match="is a file"):
         shapes.generate(tmp_path / "notes.txt", 1, 1, SIZE)
@@ -210,8 +210,8 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--train", "0"], "train is 0: at least 1 picture is needed"),
-        (["--val", "-3"], "val is -3: at least 1 picture is needed"),
+        (["--train", "0"], "train is 0: at least 1 image is needed"),
+        (["--val", "-3"], "val is -3: at least 1 image is needed"),
         (["--size", "20", "64"], "size is 20 x 64: both sides must have at least 32 pixels"),
         (["--seed", "-1"], "seed is -1: it must be 0 or more"),
         (["--segmentation", "contour"], "invalid choice: 'contour'"),
@@ -246,12 +246,12 @@ def test_command_line(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == "2 + 1 pictures written to set"
+    assert done.stdout.splitlines()[-1] == "2 + 1 images written to set"
     shapes.generate(tmp_path / "same", 2, 1, (64, 32), 5)
     assert contents(tmp_path / "set") == contents(tmp_path / "same")
 
 
-def test_classification_is_a_folder_a_class_with_one_object_a_picture(tmp_path: Path) -> None:
+def test_classification_is_a_folder_a_class_with_one_object_an_image(tmp_path: Path) -> None:
     arguments = ["--task", "classification", "--train", "9", "--val", "5", "--seed", "5"]
     assert shapes.main([str(tmp_path / "set"), *arguments]) == 0
     for split, number in (("train", 9), ("val", 5)):
@@ -260,20 +260,20 @@ def test_classification_is_a_folder_a_class_with_one_object_a_picture(tmp_path: 
         files = {path.name: path for path in folder.rglob("*.png")}
         assert sorted(files) == [f"{index:05}.png" for index in range(number)]
         for index, path in enumerate(sorted(files.values(), key=lambda path: path.name)):
-            drawn = shapes.picture(5, split, index, (64, 64), "classification")
+            drawn = shapes.make_sample(5, split, index, (64, 64), "classification")
             (label,) = drawn.labels
             assert path.parent.name == shapes.CLASSES[label]
             np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], drawn.image)
-            # as large in pixels as in pictures of 128 for detection; some are cut by a side
+            # as large in pixels as in images of 128 for detection; some are cut by a side
             rows, columns = np.nonzero(drawn.masks[0])
             assert 12 < max(np.ptp(rows), np.ptp(columns)) + 1 <= 64
     with pytest.raises(shapes.DatasetError, match="task is 'poetry': it must be one of dense, c"):
         shapes.generate(tmp_path / "other", task="poetry")
 
 
-def test_what_a_classifier_sees_is_in_no_picture_for_detection() -> None:
+def test_what_a_classifier_sees_is_in_no_image_for_detection() -> None:
     seen = {
-        shapes.picture(0, split, index, (64, 64), task).image.tobytes()
+        shapes.make_sample(0, split, index, (64, 64), task).image.tobytes()
         for task in shapes.TASKS
         for split in shapes.SPLITS
         for index in range(5)
@@ -281,7 +281,7 @@ def test_what_a_classifier_sees_is_in_no_picture_for_detection() -> None:
     assert len(seen) == 20
 
 
-def test_configs_name_the_classes_and_colours() -> None:
+def test_configs_name_the_classes_and_colors() -> None:
     from mmengine.config import Config
 
     base = Path(__file__).parents[1] / "configs/_base_/datasets"

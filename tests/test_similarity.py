@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_infer import picture
 from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 
@@ -69,7 +68,7 @@ def test_maps_are_what_the_network_adds(predictors, scope):
         module.rescale_weight.data.copy_(torch.randn(HEADS, generator=generator))
         module.rescale_bias.data.copy_(torch.randn(HEADS, generator=generator))
     try:
-        shown, found = similarity.contexts_of(predictor, picture(0, 64, 64))
+        shown, found = similarity.contexts_of(predictor, image(0, 64, 64))
     finally:
         for handle in handles:
             handle.remove()
@@ -110,7 +109,7 @@ def test_difference_of_what_positions_receive(given, expected):
 
 def test_what_was_padded_is_not_shown(predictors):
     """A detector pads 48x80 to 64x96."""
-    shown, found = similarity.contexts_of(predictors["mmdet"], picture(0, 80, 48))
+    shown, found = similarity.contexts_of(predictors["mmdet"], image(0, 80, 48))
     assert shown.shape == (48, 80, 3)
     shapes = [context.similarity.shape[1:] for context in found if context.part == 1]
     expected = [(12, 20)] * 3 + [(6, 10)] * 3 + [(3, 5)] * 5
@@ -121,7 +120,7 @@ def test_what_was_padded_is_not_shown(predictors):
 def test_the_hooks_are_gone_afterwards(predictors):
     predictor = predictors["mmdet"]
     with pytest.raises(ConfigError, match="16x16 is a single position in stage 3"):
-        similarity.contexts_of(predictor, picture(0, 16, 16))
+        similarity.contexts_of(predictor, image(0, 16, 16))
     assert not any(module._forward_hooks for module in predictor.model.modules())
 
 
@@ -155,20 +154,20 @@ def test_one_figure_a_block():
 def test_the_tool(tool, weights, tmp_path, scope):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    cv2.imwrite(str(folder / "a.png"), picture(0))
-    cv2.imwrite(str(folder / "b.png"), picture(1))
+    cv2.imwrite(str(folder / "a.png"), image(0))
+    cv2.imwrite(str(folder / "b.png"), image(1))
     which = {"mmdet": [], "mmseg": ["--stage", 3, "--block", 2], "mmpretrain": ["--all-blocks"]}
     if scope == "mmdet":
-        (folder / "text.jpg").write_text("no picture\n")
+        (folder / "text.jpg").write_text("no image\n")
     result = tool(
         "similarity_map.py", CONFIGS[scope], weights[scope], folder, "--out", out, *which[scope]
     )
     if scope == "mmdet":
-        assert_sentence(result, "text.jpg is not a picture")
+        assert_sentence(result, "text.jpg is not an image")
     else:
         assert result.returncode == 0, result.stderr[-2000:]
     content = json.loads((out / "difference.json").read_text())
-    assert content["pictures"] == 2 and len(content["blocks"]) == 13
+    assert content["images"] == 2 and len(content["blocks"]) == 13
     assert all(0 <= block["difference"] <= 1 for block in content["blocks"])
     blocks = {"mmdet": ["4_block2"], "mmseg": ["3_block2"], "mmpretrain": ["4_block1", "4_block2"]}
     expected = {
@@ -184,7 +183,7 @@ def test_the_tool(tool, weights, tmp_path, scope):
 
 
 def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), picture(0))
+    cv2.imwrite(str(tmp_path / "a.png"), image(0))
     result = tool(
         "similarity_map.py", CONFIGS["mmseg"], weights["mmseg"], tmp_path / "a.png",
         "--block", 3, "--out", tmp_path / "out",

@@ -18,7 +18,7 @@ CONFIGS = {
 }
 METRICS = {"mask_rcnn": ["coco/bbox_mAP", "coco/segm_mAP"], "semantic_fpn": ["mIoU"],
            "upernet": ["mIoU"]}  # fmt: skip
-# Four iterations of two pictures, a checkpoint and an evaluation after the second and the fourth.
+# Four iterations of two images, a checkpoint and an evaluation after the second and the fourth.
 SHORT = [
     "train_cfg.max_iters=4",
     "train_cfg.val_interval=2",
@@ -78,8 +78,8 @@ def test_test_prints_the_metrics_of_the_last_evaluation(tool, trained, tmp_path,
     for metric in METRICS[method]:
         last = re.findall(rf"Iter\(val\).*{metric}: (\d+\.\d+)", output)[-1]
         assert re.findall(rf"Iter\(test\).*{metric}: (\d+\.\d+)", result.stdout) == [last]
-    pictures = [cv2.imread(str(path)) for path in drawn.rglob("*.[jp][pn]g")]
-    assert len(pictures) == 4 and all(picture.std() > 0 for picture in pictures)
+    images = [cv2.imread(str(path)) for path in drawn.rglob("*.[jp][pn]g")]
+    assert len(images) == 4 and all(image.std() > 0 for image in images)
     with dumped.open("rb") as file:
         assert len(pickle.load(file)) == 4
 

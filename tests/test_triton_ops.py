@@ -241,7 +241,7 @@ def test_context_of_other_strides(kernels, layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_context_of_a_constant_picture(kernels, dtype):
+def test_context_of_a_constant_image(kernels, dtype):
     """Every similarity equal: their deviation is 0, and its slope is not infinite."""
     check_context(torch.ones(2, 64, 3, 5, dtype=dtype, device=DEVICE), 16)
 

@@ -1,4 +1,4 @@
-"""Merging the views of a picture into one instance segmentation."""
+"""Merging the views of an image into one instance segmentation."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def instance(box: tuple[int, int, int, int], score: float, label: int = 0) -> In
 
 
 def flipped(instances: InstanceData, direction: str) -> InstanceData:
-    """What a detector that makes no mistakes says about the flipped picture."""
+    """What a detector that makes no mistakes says about the flipped image."""
     x1, y1, x2, y2 = instances.bboxes.unbind(1)
     masks = instances.masks
     if direction in ("horizontal", "diagonal"):
@@ -102,7 +102,7 @@ def test_keeps_the_best():
 
 @pytest.mark.parametrize("direction", [None, "horizontal", "vertical", "diagonal"])
 def test_a_detector_is_not_told_of_the_flip(direction):
-    """It predicts as for any picture, and what it predicts is flipped back all the same."""
+    """It predicts as for any image, and what it predicts is flipped back all the same."""
     found = instance((1, 2, 6, 9), 0.5)
     views = [[view([found], direction)], [view([found[:0]])]]
     (merged,) = InstanceSegTTAModel(TTA_CFG, module=Detector()).test_step({"data_samples": views})

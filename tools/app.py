@@ -10,7 +10,7 @@ from fcvit_mm.utils.config import load_config
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="A page in the browser: what a model finds in a picture, and where it looks."
+        description="A page in the browser: what a model finds in an image, and where it looks."
     )
     add_arguments(parser)
     parser.add_argument("--port", type=whole_number(1), default=7860)

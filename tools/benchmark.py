@@ -28,9 +28,9 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=positive,
         metavar=("HEIGHT", "WIDTH"),
-        help="of the pictures (default: as the first config's data set needs)",
+        help="of the images (default: as the first config's dataset needs)",
     )
-    parser.add_argument("--batch", type=positive, default=1, help="pictures (default: 1)")
+    parser.add_argument("--batch", type=positive, default=1, help="images (default: 1)")
     parser.add_argument("--repeats", type=positive, default=7, help="rounds (default: 7)")
     parser.add_argument("--threads", type=positive, help="of PyTorch on the CPU")
     parser.add_argument("--device", default="cpu", help="such as cuda:1 (default: cpu)")

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--number", type=whole_number(1), default=8, help="default: 8")
-    parser.add_argument("--out", metavar="DIR", help="pictures (default: work_dirs/CONFIG/data)")
+    parser.add_argument("--out", metavar="DIR", help="images (default: work_dirs/CONFIG/data)")
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the augmentations")
     add_cfg_options(parser)
     return parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
         ", ".join(f"{name} {count / n:.1f} each" for name, count in total.most_common()),
     )
     Console().print(table)
-    print(f"pictures: {out}")
+    print(f"images: {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Check the data sets of a config: python tools/check_data.py CONFIG."""
+"""Check the datasets of a config: python tools/check_data.py CONFIG."""
 
 import argparse
 
@@ -8,12 +8,12 @@ from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Check the data sets of a config.")
+    parser = argparse.ArgumentParser(description="Check the datasets of a config.")
     parser.add_argument("config", help="path of a config file")
     parser.add_argument(
         "--decode",
         action="store_true",
-        help="decode every picture, where otherwise its beginning and end are read",
+        help="decode every image, where otherwise its beginning and end are read",
     )
     add_cfg_options(parser)
     return parser.parse_args()

@@ -11,16 +11,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generate data, train on them, draw predictions.")
     parser.add_argument("--task", choices=demo.TASKS, default=demo.TASKS[0])
     parser.add_argument("--data", choices=demo.DATA, default=demo.DATA[0])
-    parser.add_argument("--work-dir", help="log, weights, pictures (default: work_dirs/demo_...)")
+    parser.add_argument("--work-dir", help="log, weights, images (default: work_dirs/demo_...)")
     parser.add_argument("--data-root", help="folder of the data (default: data/shapes, data/coins)")
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the training")
     parser.add_argument("--iterations", type=whole_number(1), help="default: the config's")
     parser.add_argument(
-        "--pictures",
+        "--images",
         type=whole_number(1),
         nargs=2,
         metavar=("TRAIN", "VAL"),
-        help="numbers of generated pictures; others than usual need a --data-root of their own",
+        help="numbers of generated images; others than usual need a --data-root of their own",
     )
     return parser.parse_args()
 

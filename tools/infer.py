@@ -1,4 +1,4 @@
-"""What a model finds in pictures and videos: python tools/infer.py CONFIG CHECKPOINT INPUT..."""
+"""What a model finds in images and videos: python tools/infer.py CONFIG CHECKPOINT INPUT..."""
 
 import argparse
 from pathlib import Path
@@ -13,13 +13,13 @@ from fcvit_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What a model finds in pictures and videos.")
+    parser = argparse.ArgumentParser(description="What a model finds in images and videos.")
     add_arguments(parser)
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a picture, a video, a folder, a glob, or the number of a webcam",
+        help="an image, a video, a folder, a glob, or the number of a webcam",
     )
     parser.add_argument("--out", metavar="DIR", help="results (default: work_dirs/CONFIG/infer)")
     parser.add_argument("--batch-size", type=whole_number(1), default=1)

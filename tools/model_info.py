@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=whole_number(1),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the picture (default: as the config's data set needs)",
+        help="of the image (default: as the config's dataset needs)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures to this .json file")
     parser.add_argument(

@@ -1,6 +1,6 @@
-"""Run an exported model on a picture and draw what it finds, without PyTorch and OpenMMLab.
+"""Run an exported model on an image and draw what it finds, without PyTorch and OpenMMLab.
 
-    python tools/run_onnx.py MODEL.onnx PICTURE OUT.png
+    python tools/run_onnx.py MODEL.onnx IMAGE OUT.png
 
 needs numpy, opencv-python and onnxruntime alone; take it as a start for programs of your own.
 """
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
-# The longest side of a picture that a file may ask for.
+# The longest side of an image that a file may ask for.
 LONGEST = 16384
 # Where a file has its SHA-256, and what stood there when it was computed.
 SEAL, UNSEALED = re.compile(rb"fcvit_mm\.sha256..([0-9a-f]{64})", re.DOTALL), b"0" * 64
@@ -57,13 +57,13 @@ def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
         else:
             size = step["scale"]
         if max(size) > LONGEST:
-            raise ValueError(f"its pictures would have sides of {size}")
+            raise ValueError(f"its images would have sides of {size}")
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     return image
 
 
 def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask over its box (h, w), 0 to 1 -> over the picture (height, width), bool."""
+    """A mask over its box (h, w), 0 to 1 -> over the image (height, width), bool."""
     left, top, right, bottom = box
     x = (np.arange(width) + 0.5 - left) / max(right - left, 1e-6) * mask.shape[1] - 0.5
     y = (np.arange(height) + 0.5 - top) / max(bottom - top, 1e-6) * mask.shape[0] - 0.5
@@ -72,9 +72,9 @@ def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndar
     return cv2.remap(mask, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) >= 0.5
 
 
-def shade(image: np.ndarray, where: np.ndarray, colour: list[int]) -> None:
-    """Lay half a colour, RGB, over a part of a picture, BGR, in place."""
-    image[where] = image[where] // 2 + np.array(colour[::-1], np.uint8) // 2
+def shade(image: np.ndarray, where: np.ndarray, color: list[int]) -> None:
+    """Lay half a color, RGB, over a part of an image, BGR, in place."""
+    image[where] = image[where] // 2 + np.array(color[::-1], np.uint8) // 2
 
 
 def fail(sentence: str) -> NoReturn:
@@ -88,10 +88,10 @@ def draw(
     image: np.ndarray,
     threshold: float,
 ) -> None:
-    """Run a model on a picture (H, W, 3), BGR, print what it finds and draw it, in place."""
+    """Run a model on an image (H, W, 3), BGR, print what it finds and draw it, in place."""
     resized = resize(image, about["resize"])
-    pictures = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-    outputs = session.run(None, {"pictures": np.ascontiguousarray(pictures)})
+    images = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+    outputs = session.run(None, {"images": np.ascontiguousarray(images)})
 
     height, width = image.shape[:2]
     if about["kind"] == "segmentor":
@@ -99,16 +99,16 @@ def draw(
         labels = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR).argmax(2)
         for label in np.unique(labels):
             shade(image, labels == label, about["palette"][label])
-            print(f"{about['classes'][label]}: {(labels == label).mean():.1%} of the picture")
+            print(f"{about['classes'][label]}: {(labels == label).mean():.1%} of the image")
     elif about["kind"] == "mask_rcnn":
         scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2)
         for box, score, label, mask in reversed(list(zip(*outputs, strict=True))):
             if score < threshold:
                 continue
-            box, colour = box * scale, about["palette"][label]
-            shade(image, paste(mask, box, height, width), colour)
+            box, color = box * scale, about["palette"][label]
+            shade(image, paste(mask, box, height, width), color)
             left, top, right, bottom = (int(n) for n in box)
-            cv2.rectangle(image, (left, top), (right, bottom), colour[::-1], 1)
+            cv2.rectangle(image, (left, top), (right, bottom), color[::-1], 1)
             print(f"{about['classes'][label]} {score:.3f} at {left}, {top}, {right}, {bottom}")
     else:
         raise ValueError(f"it gives features, of shapes {[o.shape for o in outputs]}")
@@ -121,8 +121,8 @@ def first_line(error: Exception) -> str:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="of tools/export.py")
-    parser.add_argument("picture")
-    parser.add_argument("out", help="the picture with what was found")
+    parser.add_argument("image")
+    parser.add_argument("out", help="the image with what was found")
     parser.add_argument("--score-threshold", type=float, default=0.5)
     return parser.parse_args()
 
@@ -130,11 +130,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        image = cv2.imread(args.picture)
+        image = cv2.imread(args.image)
     except cv2.error:  # where its header asks for more than 2**30 pixels
         image = None
     if image is None:
-        fail(f"{args.picture} is not a picture that OpenCV can read")
+        fail(f"{args.image} is not an image that OpenCV can read")
     try:
         draw(*open_model(args.model), image, args.score_threshold)
     except Exception as error:  # a file may hold anything, and ONNX Runtime has no class of errors

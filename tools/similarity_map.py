@@ -1,4 +1,4 @@
-"""Where FCViT looks: python tools/similarity_map.py CONFIG CHECKPOINT PICTURE..."""
+"""Where FCViT looks: python tools/similarity_map.py CONFIG CHECKPOINT IMAGE..."""
 
 import argparse
 from pathlib import Path
@@ -20,11 +20,9 @@ def parse_args() -> argparse.Namespace:
         "measure how much the contexts that positions receive differ."
     )
     add_arguments(parser)
+    parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="an image, a folder or a glob")
     parser.add_argument(
-        "inputs", nargs="+", metavar="PICTURE", help="a picture, a folder or a glob"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", help="pictures (default: work_dirs/CONFIG/similarity)"
+        "--out", metavar="DIR", help="images (default: work_dirs/CONFIG/similarity)"
     )
     parser.add_argument("--stage", type=int, choices=(1, 2, 3, 4), default=4)
     which = parser.add_mutually_exclusive_group()
@@ -49,7 +47,7 @@ def main() -> None:
         for row in rows:
             table.add_row(str(row["stage"]), str(row["block"]), f"{row['difference']:.3f}")
         Console().print(table)
-        print(f"pictures: {out}")
+        print(f"images: {out}")
     inference.report(problems)
 
 

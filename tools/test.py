@@ -35,7 +35,7 @@ def main() -> None:
         draw_predictions(cfg, args.show_dir)
     engine.test(cfg)
     if args.show_dir and is_main_process():
-        print(f"pictures: {args.show_dir}")
+        print(f"images: {args.show_dir}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ default_hooks = dict(
     # max_skips: how many steps may be left out before a training stops
     nonfinite=dict(type="NonFiniteLossHook", max_skips=0),
 )
-# FCViT's BatchNorms are trained, each GPU on its own pictures: averaging their running statistics
+# FCViT's BatchNorms are trained, each GPU on its own images: averaging their running statistics
 # before an evaluation makes all GPUs evaluate one and the same model.
 custom_hooks = [dict(type="SyncBuffersHook")]
 

@@ -1,4 +1,4 @@
-"""FCViT-tiny as a classifier of generated pictures: what `make chain` pretrains with."""
+"""FCViT-tiny as a classifier of generated images: what `make chain` pretrains with."""
 
 _base_ = [
     "../_base_/models/classifier_fcvit.py",

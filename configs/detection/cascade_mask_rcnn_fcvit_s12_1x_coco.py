@@ -1,7 +1,7 @@
 """Cascade Mask R-CNN with an FCViT-S12 backbone on COCO, the 1x schedule.
 
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
-Hardware:  8 GPUs, 4 pictures each
+Hardware:  8 GPUs, 4 images each
 Run:       tools/dist_train.sh configs/detection/cascade_mask_rcnn_fcvit_s12_1x_coco.py 8
 Published: none; this is FCViT's recipe for Mask R-CNN with MMDetection's Cascade Mask R-CNN,
            untried with FCViT's weights

@@ -1,7 +1,7 @@
 """Cascade Mask R-CNN with an FCViT-S12 backbone on COCO, the 3x schedule with multi-scale training.
 
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
-Hardware:  8 GPUs, 2 pictures each
+Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/detection/cascade_mask_rcnn_fcvit_s12_3x_coco.py 8
 Published: none; this is ConvNeXt's recipe, layer-wise decay of the learning rate included, untried
            with FCViT's weights

@@ -1,9 +1,9 @@
 """Mask2Former with an FCViT-S12 backbone on ADE20K, 160k iterations.
 
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
-Hardware:  8 GPUs, 2 pictures each
+Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/mask2former_fcvit_s12_160k_ade20k.py 8
-Published: none; this is Mask2Former's recipe (arXiv 2112.01527) with the pictures resized and
+Published: none; this is Mask2Former's recipe (arXiv 2112.01527) with the images resized and
            distorted as in our other configs of ADE20K, untried with FCViT's weights
 """
 

@@ -1,9 +1,9 @@
 """Semantic FPN with an FCViT-S12 backbone on Cityscapes, 80k iterations with batches of 16.
 
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
-Hardware:  8 GPUs, 2 pictures each
+Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/semantic_fpn_fcvit_s12_80k_cityscapes.py 8
-Published: none; crops and duration are MMSegmentation's on Cityscapes, the optimiser is PVT's of
+Published: none; crops and duration are MMSegmentation's on Cityscapes, the optimizer is PVT's of
            Semantic FPN (arXiv 2102.12122), the whole untried with FCViT's weights
 """
 

@@ -1,4 +1,4 @@
-"""Semantic FPN with FCViT-tiny on generated pictures, from random weights: what
+"""Semantic FPN with FCViT-tiny on generated images, from random weights: what
 `make demo TASK=segmentation` runs."""
 
 _base_ = [

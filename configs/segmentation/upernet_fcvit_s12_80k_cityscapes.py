@@ -1,9 +1,9 @@
 """UperNet with an FCViT-S12 backbone on Cityscapes, 80k iterations.
 
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
-Hardware:  8 GPUs, 2 pictures each
+Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/upernet_fcvit_s12_80k_cityscapes.py 8
-Published: none; crops and duration are MMSegmentation's on Cityscapes, the optimiser is the one of
+Published: none; crops and duration are MMSegmentation's on Cityscapes, the optimizer is the one of
            peers' UperNet on ADE20K, the whole untried with FCViT's weights
 """
 

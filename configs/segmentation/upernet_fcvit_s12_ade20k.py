@@ -1,7 +1,7 @@
 """UperNet with an FCViT-S12 backbone on ADE20K, 160k iterations.
 
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
-Hardware:  8 GPUs, 2 pictures each
+Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/upernet_fcvit_s12_ade20k.py 8
 Published: none; this is the recipe of peers of these sizes, untried with FCViT's weights
 """

@@ -1,4 +1,4 @@
-"""UperNet with FCViT-tiny on generated pictures, from random weights."""
+"""UperNet with FCViT-tiny on generated images, from random weights."""
 
 _base_ = [
     "../_base_/models/upernet_fcvit.py",

@@ -1,8 +1,8 @@
 """How fast models are side by side: latency, throughput, peak memory, a training step.
 
-All run in one process with random weights on the same pictures of noise, and take turns, so that a
+All run in one process with random weights on the same images of noise, and take turns, so that a
 machine that becomes slower does so for all. Post-processing belongs to a whole model's prediction,
-reading and preparing pictures does not.
+reading and preparing images does not.
 """
 
 import os
@@ -108,7 +108,7 @@ def medians(calls: dict[str, Call], repeats: int) -> dict[str, float]:
 
 @dataclass
 class Subject:
-    """A model to measure, with pictures and data samples for it."""
+    """A model to measure, with images and data samples for it."""
 
     name: str
     model: nn.Module
@@ -139,8 +139,8 @@ def subjects(
         configs: names of configs, see `runtime.load_config`.
         backbones: of the configs' models take the backbones alone.
         peers: add `PEERS`.
-        size: height and width of the pictures.
-        batch: number of pictures.
+        size: height and width of the images.
+        batch: number of images.
         device: to measure on.
 
     Raises:
@@ -196,7 +196,7 @@ class Result:
     """A model in one activity.
 
     milliseconds: of each round. time: their spread. ratio: of the medians, to the first model.
-    pictures_per_second: at the median. peak_bytes: see `peak_memory`.
+    images_per_second: at the median. peak_bytes: see `peak_memory`.
     """
 
     name: str
@@ -204,7 +204,7 @@ class Result:
     milliseconds: list[float]
     time: Spread
     ratio: float
-    pictures_per_second: float
+    images_per_second: float
     peak_bytes: int
 
 
@@ -217,7 +217,7 @@ def measure(
     """Time predictions, and training steps if wanted, of all models in turn.
 
     Raises:
-        ConfigError: a model does not run on its pictures.
+        ConfigError: a model does not run on its images.
     """
     batch, _, height, width = models[0].inputs.shape
     device = models[0].inputs.device
@@ -299,7 +299,7 @@ def table(results: Sequence[Result], title: str, caption: str) -> Table:
     )
     found.add_column("activity", no_wrap=True)
     found.add_column("model", no_wrap=True)
-    for column in ("median, ms", "quartiles, ms", "ratio", "pictures/s", "peak, MB"):
+    for column in ("median, ms", "quartiles, ms", "ratio", "images/s", "peak, MB"):
         found.add_column(column, justify="right")
     for activity in dict.fromkeys(result.activity for result in results):
         for result in results:
@@ -310,7 +310,7 @@ def table(results: Sequence[Result], title: str, caption: str) -> Table:
                     f"{result.time.median:.1f}",
                     f"{result.time.lower:.1f} to {result.time.upper:.1f}",
                     f"{result.ratio:.2f}",
-                    f"{result.pictures_per_second:.2f}",
+                    f"{result.images_per_second:.2f}",
                     f"{result.peak_bytes / 1e6:.1f}",
                 )
         found.add_section()
@@ -331,13 +331,13 @@ def draw(results: Sequence[Result], title: str) -> Any:
     )
     for (left, right), activity in zip(grid, activities, strict=True):
         shown = [result for result in results if result.activity == activity]
-        colours = ["#1f4e79"] + ["#9bb7d4"] * (len(shown) - 1)
+        colors = ["#1f4e79"] + ["#9bb7d4"] * (len(shown) - 1)
         spreads = [result.time for result in shown]
         middle = np.array([s.median for s in spreads])
         errors = [middle - [s.lower for s in spreads], [s.upper for s in spreads] - middle]
-        left.barh(names, middle, xerr=errors, color=colours, error_kw=dict(capsize=3, lw=1))
+        left.barh(names, middle, xerr=errors, color=colors, error_kw=dict(capsize=3, lw=1))
         left.set(xlabel=f"{activity}: median and quartiles, ms")
-        right.barh(names, [result.peak_bytes / 1e6 for result in shown], color=colours)
+        right.barh(names, [result.peak_bytes / 1e6 for result in shown], color=colors)
         right.set(xlabel=f"{activity}: peak memory, MB")
         for axes in (left, right):
             axes.grid(axis="x", alpha=0.3)
@@ -366,8 +366,8 @@ def run(
 
     Args:
         configs: names of configs, see `runtime.load_config`.
-        size: height and width of the pictures (default: the first config's, `cost.default_size`).
-        batch: number of pictures.
+        size: height and width of the images (default: the first config's, `cost.default_size`).
+        batch: number of images.
         repeats: number of rounds.
         backbones: measure the backbones alone.
         peers: add `PEERS`, and measure the backbones alone.

@@ -1,4 +1,4 @@
-"""What the pipeline of a config feeds the model: pictures with boxes, masks and label maps."""
+"""What the pipeline of a config feeds the model: images with boxes, masks and label maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,19 +19,19 @@ from ..utils.cli import writing
 from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer, draw, enlarge, enlargement, visible
-from ..visualization.images import read_picture, write_picture
+from ..visualization.images import read_image, write_image
 
 Array = np.ndarray
-# Of a picture in the grid, its longer side in pixels.
+# Of an image in the grid, its longer side in pixels.
 CELL = 256
 
 
 @dataclass
 class Look:
-    """One item of a data set as the model gets it.
+    """One item of a dataset as the model gets it.
 
-    index: in the data set. path: of the file it comes from; None for one that is mixed of several.
-    size: width and height. contents: number of objects a class, or of pixels. drawn: the picture
+    index: in the dataset. path: of the file it comes from; None for one that is mixed of several.
+    size: width and height. contents: number of objects a class, or of pixels. drawn: the image
     with its annotations, (H, W, 3), BGR.
     """
 
@@ -43,7 +43,7 @@ class Look:
 
 
 def build_dataset(cfg: Config, split: str) -> Any:
-    """The data set of a split, train, val or test, with its pipeline.
+    """The dataset of a split, train, val or test, with its pipeline.
 
     Raises:
         ConfigError: the config has none, files are missing, or it can't be built.
@@ -81,9 +81,9 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
         contents = {names[label]: 1 for label in sample.gt_label.tolist()}
         # OpenCV writes on whole arrays alone
         drawn = np.ascontiguousarray(enlarge(image, k))
-        for colour, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+        for color, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
             cv2.putText(
-                drawn, ", ".join(contents), (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, colour, width
+                drawn, ", ".join(contents), (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, color, width
             )
     else:
         drawn = draw(visualizer, image, sample, truth=True)
@@ -98,7 +98,7 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
 
 
 def fit(image: Array, side: int) -> Array:
-    """(H, W, 3) -> (side, side, 3), the whole picture amid grey."""
+    """(H, W, 3) -> (side, side, 3), the whole image amid grey."""
     scale = side / max(image.shape[:2])
     width, height = (max(1, round(n * scale)) for n in image.shape[1::-1])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -114,7 +114,7 @@ def draw_grid(looks: Sequence[Look]) -> Array:
     for found in looks:
         file = np.full((CELL, CELL, 3), 238, np.uint8)
         if found.path is not None:
-            file = fit(read_picture(found.path), CELL)
+            file = fit(read_image(found.path), CELL)
         cells.append(np.hstack([file, fit(found.drawn, CELL)]))
     if len(cells) % 2:
         cells.append(np.full_like(cells[0], 255))
@@ -124,7 +124,7 @@ def draw_grid(looks: Sequence[Look]) -> Array:
 
 
 def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[Look]:
-    """Draw the first items of a data set as its pipeline gives them to the model.
+    """Draw the first items of a dataset as its pipeline gives them to the model.
 
     Below `out`: INDEX_NAME.png each, and grid.png with all beside their files.
 
@@ -136,7 +136,7 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
         seed: of the augmentations.
 
     Raises:
-        ConfigError: see `build_dataset` and `look`; or the data set is empty, or `out` can't be
+        ConfigError: see `build_dataset` and `look`; or the dataset is empty, or `out` can't be
             written.
     """
     set_random_seed(seed)
@@ -151,6 +151,6 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
         looks = [look(cfg, dataset, i, visualizer) for i in range(min(number, len(dataset)))]
         for found in looks:
             name = Path(found.path).stem if found.path is not None else "mixed"
-            write_picture(out / f"{found.index:05}_{name}.png", found.drawn)
-        write_picture(out / "grid.png", draw_grid(looks))
+            write_image(out / f"{found.index:05}_{name}.png", found.drawn)
+        write_image(out / "grid.png", draw_grid(looks))
     return looks

@@ -1,6 +1,6 @@
 """What a model costs at an input size: parameters, multiply-adds and activation memory, by part.
 
-A model with random weights sees one picture of noise. Multiply-adds are those of convolutions and
+A model with random weights sees one image of noise. Multiply-adds are those of convolutions and
 matrix products in a prediction; rows that FCViT's strips compute twice count once. Memory is what
 the model needs on the device at hand, strips included: `Memory` says of what.
 """
@@ -44,7 +44,7 @@ from matplotlib import pyplot  # noqa: E402
 Size = tuple[int, int]  # height, width
 Parts = dict[str, list[nn.Module]]
 
-# Height and width of a picture, by the end of a config's name ...
+# Height and width of an image, by the end of a config's name ...
 SIZES: dict[str, Size] = {
     "ade20k": (512, 512),
     "cityscapes": (512, 1024),
@@ -61,14 +61,14 @@ SCOPE_SIZES: dict[str, Size] = {
 }
 # What belongs to no part: resizing, losses.
 REST = "rest"
-# Of the size of a sweep's largest picture, along each side.
+# Of the size of a sweep's largest image, along each side.
 SWEEP = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 # The coarsest stride: sizes of a sweep are its multiples, so that no stage rounds.
 COARSEST = 32
 
 
 def default_size(cfg: Config) -> Size:
-    """Height and width of the pictures that a config is for.
+    """Height and width of the images that a config is for.
 
     Raises:
         ConfigError: its default_scope is none of OpenMMLab's.
@@ -105,7 +105,7 @@ def build(cfg: Config) -> Any:
 def example_samples(scope: str, size: Size, batch: int, device: torch.device) -> list[Any]:
     """Data samples of OpenMMLab with a truth to train on, of class 0.
 
-    For detection four objects, boxes and masks, in the quarters of the picture; for segmentation
+    For detection four objects, boxes and masks, in the quarters of the image; for segmentation
     the class everywhere.
     """
     return [_example_sample(scope, size).to(device) for _ in range(batch)]
@@ -170,7 +170,7 @@ def saying_what_fails(name: str, size: Size, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(
-            f"{name} does not run on pictures {size[0]} high and {size[1]} wide: "
+            f"{name} does not run on images {size[0]} high and {size[1]} wide: "
             f"{first_line(error)}; try {remedy}"
         ) from error
 
@@ -304,7 +304,7 @@ def count(model: nn.Module, scope: str, size: Size) -> Watch:
     Args:
         model: in evaluation mode.
         scope: mmdet, mmseg or mmpretrain.
-        size: height and width of the picture.
+        size: height and width of the image.
     """
     device = next(model.parameters()).device
     inputs = torch.zeros(1, 3, *size, device=device)
@@ -431,7 +431,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Row:
-    """A part's cost, for one picture.
+    """A part's cost, for one image.
 
     parameters: numbers. multiply_adds: of a prediction. kept_bytes: from the forward to the
     backward pass of a training step. peak_bytes: most that was there at once in a prediction, all
@@ -484,12 +484,12 @@ def sum_of(name: str, rows: Sequence[Row]) -> Row:
 
 
 def measure(model: Any, scope: str, size: Size) -> Cost:
-    """What a model costs on one picture, on the device where it is.
+    """What a model costs on one image, on the device where it is.
 
     Args:
         model: of OpenMMLab, in evaluation mode.
         scope: mmdet, mmseg or mmpretrain.
-        size: height and width of the picture.
+        size: height and width of the image.
     """
     device = next(model.parameters()).device
     inputs = torch.rand(1, 3, *size, device=device)
@@ -647,14 +647,14 @@ def draw_sweep(costs: Sequence[Cost], title: str) -> Any:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     pixels = np.array([math.prod(cost.size) for cost in costs])
     for axes, (axis, series) in zip(panels, lines_of(costs).items(), strict=True):
-        for (name, (values, line)), colour in zip(
+        for (name, (values, line)), color in zip(
             series.items(), ("#1f4e79", "#c0392b", "#27ae60"), strict=False
         ):
-            axes.plot(pixels / 1e3, values, "o", color=colour, markersize=5)
+            axes.plot(pixels / 1e3, values, "o", color=color, markersize=5)
             axes.plot(
                 pixels / 1e3,
                 line.at(pixels),
-                color=colour,
+                color=color,
                 linewidth=1,
                 label=f"{name}, off the line by {line.residual:.1%} at most",
             )
@@ -699,7 +699,7 @@ def run(
 
     Args:
         cfg: of a detector, a segmentor or a classifier.
-        size: height and width of the picture (default: `default_size`).
+        size: height and width of the image (default: `default_size`).
         device: where memory is measured (default: the CPU).
         json_file: path for the figures.
         sweep_file: path for a plot of cost against size.
@@ -721,10 +721,10 @@ def run(
 
     cost, costs = measured(size), [measured(size) for size in sizes]
     where = f"float32 on {device}, PyTorch {torch.__version__}"
-    title = f"{name}, one picture of {size[0]}x{size[1]} (height x width), {where}"
+    title = f"{name}, one image of {size[0]}x{size[1]} (height x width), {where}"
     content = {"config": name, "device": str(device), "torch": torch.__version__, **asdict(cost)}
     if sweep_path:
-        save_figure(draw_sweep(costs, f"{name}: one picture, {where}"), sweep_path)
+        save_figure(draw_sweep(costs, f"{name}: one image, {where}"), sweep_path)
         content["sweep"] = {
             "sizes": sizes,
             **{

@@ -26,7 +26,7 @@ from matplotlib import pyplot  # noqa: E402
 # Figures of an evaluation that are shown where none are chosen.
 MAIN = re.compile(r"(mAP|mIoU|mAcc|aAcc|top1|top5)$")
 LOG = "vis_data/scalars.json"
-# of lines that share a panel and a colour
+# of lines that share a panel and a color
 STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 Record = dict[str, float]
 
@@ -248,12 +248,12 @@ def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
                 points = series[key, run.name]
                 if not points:
                     continue
-                # there are more colours than styles: they go to keys or runs, whichever are more
-                colour, style = (i, j) if len(wanted) > len(runs) else (j, i)
+                # there are more colors than styles: they go to keys or runs, whichever are more
+                color, style = (i, j) if len(wanted) > len(runs) else (j, i)
                 axes.plot(
                     *zip(*points, strict=True),
                     label=key if len(runs) == 1 else f"{key}, {names[j]}",
-                    color=f"C{colour % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
+                    color=f"C{color % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
                     marker="o" if key in evaluated or len(points) == 1 else "", markersize=3,
                 )  # fmt: skip
         axes.set(xlabel="iteration", title=title)

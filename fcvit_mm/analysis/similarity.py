@@ -31,7 +31,7 @@ from ..utils.cli import writing
 from ..utils.errors import ConfigError
 from ..utils.files import make_folder, whole_file
 from ..visualization.draw import enlarge, enlargement, save_figure, visible
-from ..visualization.images import read_picture, write_picture
+from ..visualization.images import read_image, write_image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -42,7 +42,7 @@ COLOURS = matplotlib.colormaps["RdBu_r"]
 
 @dataclass
 class Context:
-    """What one global context gave to the positions of one picture.
+    """What one global context gave to the positions of one image.
 
     stage, block: from 1 on. part: 1 or 2, which of the two in the block. similarity: S', (8, H, W).
     difference: see the module's docstring, 0 to 1.
@@ -94,18 +94,18 @@ def mean_difference(given: Tensor) -> float:
 
 
 def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context]]:
-    """Run the backbone on a picture and look at its global contexts.
+    """Run the backbone on an image and look at its global contexts.
 
     Args:
         predictor: of any task, with an FCViT.
         image: (H, W, 3), BGR, 0 to 255.
 
     Returns:
-        The picture as it reached the network, resized or cropped by the pipeline, (h, w, 3), BGR,
+        The image as it reached the network, resized or cropped by the pipeline, (h, w, 3), BGR,
         0 to 255; and a `Context` for each of the network's, in its order, whose maps cover it.
 
     Raises:
-        ConfigError: the model has no such maps, or the picture is a single position in a stage.
+        ConfigError: the model has no such maps, or the image is a single position in a stage.
     """
     backbone = find_backbone(predictor.model, str(predictor.cfg.filename))
     data = predictor.prepare(image)
@@ -121,7 +121,7 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
         height, width = (max(1, round(n)) for n in np.array(x.shape[2:]) * share)
         if height * width < 2:
             raise ConfigError(
-                f"a picture of {image.shape[1]}x{image.shape[0]} is a single position in stage "
+                f"an image of {image.shape[1]}x{image.shape[0]} is a single position in stage "
                 f"{stage}; take a larger one"
             )
         similarity = similarity[0, :, :height, :width]
@@ -148,43 +148,43 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
     return visible(data["inputs"]), found
 
 
-# -------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------- images
 
 
 def limit_of(context: Context) -> float:
-    """The value that gets the strongest colour in all maps; one in a hundred lies beyond."""
+    """The value that gets the strongest color in all maps; one in a hundred lies beyond."""
     return max(float(np.quantile(np.abs(context.similarity), 0.99)), 1e-12)
 
 
-def overlay(picture: Array, values: Array, limit: float) -> Array:
-    """Lay a map over a picture: red where the context is added, blue where it is taken away.
+def overlay(image: Array, values: Array, limit: float) -> Array:
+    """Lay a map over an image: red where the context is added, blue where it is taken away.
 
     Args:
-        picture: (h, w, 3), BGR, 0 to 255.
-        values: (H, W), stretched over the picture.
-        limit: of the colours, see `common_limit`.
+        image: (h, w, 3), BGR, 0 to 255.
+        values: (H, W), stretched over the image.
+        limit: of the colors, see `common_limit`.
 
     Returns:
-        (h, w, 3), BGR, 0 to 255; enlarged if the picture is small.
+        (h, w, 3), BGR, 0 to 255; enlarged if the image is small.
     """
-    picture = enlarge(picture, enlargement(picture))
-    values = cv2.resize(values.astype(np.float32), picture.shape[1::-1])
+    image = enlarge(image, enlargement(image))
+    values = cv2.resize(values.astype(np.float32), image.shape[1::-1])
     shade = COLOURS(np.clip(values / limit, -1, 1) / 2 + 0.5)[..., 2::-1] * 255
-    grey = picture.mean(2, keepdims=True)
+    grey = image.mean(2, keepdims=True)
     return (0.45 * grey + 0.55 * shade).round().astype(np.uint8)
 
 
-def draw_grid(picture: Array, contexts: Sequence[Context]) -> Any:
-    """A row a context: the picture, then the overlays of the heads; a matplotlib figure."""
-    height = 1.35 * picture.shape[0] / picture.shape[1] + 0.3
+def draw_grid(image: Array, contexts: Sequence[Context]) -> Any:
+    """A row a context: the image, then the overlays of the heads; a matplotlib figure."""
+    height = 1.35 * image.shape[0] / image.shape[1] + 0.3
     figure = pyplot.figure(figsize=(13.4, height * len(contexts)), layout="constrained")
     rows = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
     for row, context in zip(rows, contexts, strict=True):
         first, *places = row.subplots(1, NUM_HEADS + 1)
-        first.imshow(picture[..., ::-1])
+        first.imshow(image[..., ::-1])
         limit = limit_of(context)
         for head, (place, values) in enumerate(zip(places, context.similarity, strict=True), 1):
-            place.imshow(overlay(picture, values, limit)[..., ::-1])
+            place.imshow(overlay(image, values, limit)[..., ::-1])
             place.set_title(f"head {head}", fontsize=8)
         first.set_title(context.name, fontsize=8, loc="left")
         for place in (first, *places):
@@ -197,7 +197,7 @@ def draw_grid(picture: Array, contexts: Sequence[Context]) -> Any:
 
 
 def differences(looks: Sequence[Sequence[Context]]) -> list[dict[str, Any]]:
-    """One figure a block, averaged over its contexts and all pictures, with each context's."""
+    """One figure a block, averaged over its contexts and all images, with each context's."""
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for contexts in zip(*looks, strict=True):
         first = contexts[0]
@@ -247,24 +247,24 @@ def run(
     block: int | None = None,
     whole_stage: bool = False,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Draw the maps of pictures, and measure how much the contexts of positions differ.
+    """Draw the maps of images, and measure how much the contexts of positions differ.
 
     Below `out`: NAME.png, the grid; NAME/ with an overlay a map; difference.png and
-    difference.json, over all pictures.
+    difference.json, over all images.
 
     Args:
         predictor: see `contexts_of`.
-        sources: pictures, see `infer.find_sources`.
+        sources: images, see `infer.find_sources`.
         out: folder, made if it is missing.
         stage: 1 to 4.
         block: from 1 on (default: the last).
         whole_stage: all blocks of the stage.
 
     Returns:
-        (see `differences`, a sentence for each picture that could not be read).
+        (see `differences`, a sentence for each image that could not be read).
 
     Raises:
-        ConfigError: see `contexts_of` and `choose`; no picture could be read; `out` can't be
+        ConfigError: see `contexts_of` and `choose`; no image could be read; `out` can't be
             written.
     """
     looks, problems = [], []
@@ -273,31 +273,31 @@ def run(
         for source in sources:
             try:
                 if source.moving:
-                    raise ConfigError(f"{source.path} is a video; give pictures")
-                picture, contexts = contexts_of(predictor, read_picture(str(source.path)))
+                    raise ConfigError(f"{source.path} is a video; give images")
+                image, contexts = contexts_of(predictor, read_image(str(source.path)))
             except ConfigError as error:
                 problems.append(str(error))
                 continue
             if block is None and not whole_stage:
                 block = max(context.block for context in contexts if context.stage == stage)
             looks.append(contexts)
-            _write(out / source.name.with_suffix(""), picture, choose(contexts, stage, block))
+            _write(out / source.name.with_suffix(""), image, choose(contexts, stage, block))
         if not looks:
             return [], problems
         rows = differences(looks)
         save_figure(draw_differences(rows), out / "difference.png")
         with whole_file(out / "difference.json") as partial:
-            partial.write_text(json.dumps({"pictures": len(looks), "blocks": rows}, indent=1))
+            partial.write_text(json.dumps({"images": len(looks), "blocks": rows}, indent=1))
     return rows, problems
 
 
-def _write(name: Path, picture: Array, contexts: Sequence[Context]) -> None:
-    save_figure(draw_grid(picture, contexts), name.with_name(f"{name.name}.png"))
+def _write(name: Path, image: Array, contexts: Sequence[Context]) -> None:
+    save_figure(draw_grid(image, contexts), name.with_name(f"{name.name}.png"))
     for context in contexts:
         limit = limit_of(context)
         for head, values in enumerate(context.similarity, 1):
-            write_picture(
+            write_image(
                 name / f"stage{context.stage}_block{context.block}_context{context.part}"
                 f"_head{head}.png",
-                overlay(picture, values, limit),
+                overlay(image, values, limit),
             )

@@ -1,6 +1,6 @@
 """Models outside of Python: ONNX and torch.export, checked on the spot.
 
-What is exported takes pictures as they are, (B, 3, H, W), RGB, 0 to 255, of any size; normalising
+What is exported takes images as they are, (B, 3, H, W), RGB, 0 to 255, of any size; normalizing
 and padding are inside. `EXPORTS` says what comes out. What cannot be traced with a size that is
 left open, or needs a loop over detections, is written here a second time with the trained layers of
 the model; `check` compares the file with the model's own predictions.
@@ -91,9 +91,9 @@ def with_open_size(model: nn.Module) -> nn.Module:
     return model
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """What a model's data preprocessor does to a batch: (B, 3, H, W), RGB, 0 to 255, to the same,
-    normalised, padded with 0 on the right and below to a multiple of `divisor`."""
+    normalized, padded with 0 on the right and below to a multiple of `divisor`."""
 
     mean: Tensor
     std: Tensor
@@ -107,8 +107,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", preprocessor.std.view(3, 1, 1).clone())
         self.divisor = divisor
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = pictures.flip(1) if self.reverse else pictures
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flip(1) if self.reverse else images
         x = (x - self.mean) / self.std
         if self.divisor > 1:
             height, width = x.shape[2:]
@@ -120,41 +120,41 @@ class Normalise(nn.Module):
 
 
 class Features(nn.Module):
-    """Backbone and neck: pictures -> one map (B, d, ceil(H / s), ceil(W / s)) a stride s."""
+    """Backbone and neck: images -> one map (B, d, ceil(H / s), ceil(W / s)) a stride s."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.normalise = Normalise(model.data_preprocessor, 1)
+        self.normalize = Normalize(model.data_preprocessor, 1)
         self.backbone = model.backbone
         # a classifier's neck is its pooling
         classifier = hasattr(model, "head")
         neck = None if classifier else getattr(model, "neck", None)
         self.neck = nn.Identity() if neck is None else neck
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.neck(self.backbone(self.normalise(pictures))))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.neck(self.backbone(self.normalize(images))))
 
 
 class Segmentor(nn.Module):
-    """Semantic FPN, UperNet: pictures -> logits (B, classes, H, W)."""
+    """Semantic FPN, UperNet: images -> logits (B, classes, H, W)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.features = Features(model)
         self.decode_head = model.decode_head
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        logits = self.decode_head(self.features(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.decode_head(self.features(images))
         return functional.interpolate(
             logits,
-            size=pictures.shape[2:],
+            size=images.shape[2:],
             mode="bilinear",
             align_corners=self.decode_head.align_corners,
         )
 
 
 class MaskRCNN(nn.Module):
-    """Mask R-CNN: a picture (1, 3, H, W) -> its detections, best first.
+    """Mask R-CNN: an image (1, 3, H, W) -> its detections, best first.
 
     boxes (N, 4), left, top, right, bottom in pixels; scores (N,), 0 to 1; labels (N,); masks
     (N, 28, 28), probabilities over the box.
@@ -162,7 +162,7 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.normalise = Normalise(
+        self.normalize = Normalize(
             model.data_preprocessor, model.data_preprocessor.pad_size_divisor
         )
         self.backbone, self.neck = model.backbone, model.neck
@@ -172,9 +172,9 @@ class MaskRCNN(nn.Module):
             if hasattr(module, "use_torchvision"):
                 module.use_torchvision = True
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        height, width = picture.shape[2:]
-        maps = self.neck(self.backbone(self.normalise(picture)))
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        height, width = image.shape[2:]
+        maps = self.neck(self.backbone(self.normalize(image)))
         proposals, there = self.propose(maps, height, width)
         boxes, scores, labels = self.classify(maps, proposals, there, height, width)
         probabilities = self.masks(maps, boxes, labels)
@@ -268,7 +268,7 @@ class Export:
     """A way to export.
 
     build: makes the module of a model. outputs: their names; of features, one a stride. batch:
-    whether the number of pictures is open too.
+    whether the number of images is open too.
     """
 
     build: Callable[[Any], nn.Module]
@@ -304,11 +304,11 @@ def kind_of(cfg: Config, part: str) -> str:
     if (model.get("test_cfg") or {}).get("mode", "whole") != "whole":
         raise ConfigError(
             f"{cfg.filename}: model.test_cfg.mode is {model.test_cfg.mode!r}, and a file predicts "
-            "whole pictures: add --cfg-options model.test_cfg.mode=whole, or --part features"
+            "whole images: add --cfg-options model.test_cfg.mode=whole, or --part features"
         )
     if model.get("data_preprocessor", {}).get("test_cfg"):
         raise ConfigError(
-            f"{cfg.filename}: model.data_preprocessor.test_cfg pads pictures, which a file does "
+            f"{cfg.filename}: model.data_preprocessor.test_cfg pads images, which a file does "
             "not; take it out and add ResizeToMultiple to the test pipeline, or --part features"
         )
     if model.type in WHOLE:
@@ -325,7 +325,7 @@ def kind_of(cfg: Config, part: str) -> str:
 
 
 def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
-    """What the file says of itself: kind, classes, palette, how a picture is resized before.
+    """What the file says of itself: kind, classes, palette, how an image is resized before.
 
     Raises:
         ConfigError: the test pipeline does more than to resize.
@@ -351,7 +351,7 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "classes": list(predictor.classes),
-        "palette": [list(colour) for colour in predictor.palette],
+        "palette": [list(color) for color in predictor.palette],
         "resize": resize,
     }
 
@@ -359,25 +359,25 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ and the check
 
 
-def own_predictions(predictor: Predictor, kind: str, picture: np.ndarray) -> list[Tensor]:
+def own_predictions(predictor: Predictor, kind: str, image: np.ndarray) -> list[Tensor]:
     """What OpenMMLab's model itself predicts, in the form of the file's outputs.
 
     Args:
-        picture: (H, W, 3), RGB, 0 to 255, sides that are multiples of 32.
+        image: (H, W, 3), RGB, 0 to 255, sides that are multiples of 32.
     """
     model = predictor.model
-    sample = predictor.prepare(picture)["data_samples"]
-    size = picture.shape[:2]
+    sample = predictor.prepare(image)["data_samples"]
+    size = image.shape[:2]
     sizes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), size)
     sample.set_metainfo({**sizes, "scale_factor": (1.0, 1.0)})
     # OpenMMLab's pipelines hand on BGR
-    inputs = torch.from_numpy(picture[..., ::-1].transpose(2, 0, 1).copy())
+    inputs = torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())
     batch = {"inputs": [inputs], "data_samples": [sample]}
     data = model.data_preprocessor(batch, False)
     if kind == "mask_rcnn":
         (sample,) = model.predict(data["inputs"], data["data_samples"], rescale=False)
         found = sample.pred_instances
-        # before they are pasted into the picture
+        # before they are pasted into the image
         features, rois = model.extract_feat(data["inputs"]), functional.pad(found.bboxes, (1, 0))
         logits = model.roi_head._mask_forward(features, rois)["mask_preds"]
         labels = found.labels * (logits.shape[1] > 1)
@@ -434,13 +434,13 @@ def in_order(expected: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor
 def check(
     predictor: Predictor, kind: str, module: nn.Module, run: Callable[[Tensor], list[Tensor]]
 ) -> float:
-    """Compare an exported model with PyTorch, on pictures of sizes that it was not exported with.
+    """Compare an exported model with PyTorch, on images of sizes that it was not exported with.
 
     Args:
         predictor: whose own predictions are compared too.
         kind: of `EXPORTS`.
         module: what was exported.
-        run: the exported model, pictures -> outputs.
+        run: the exported model, images -> outputs.
 
     Returns:
         The largest relative difference, see `difference`.
@@ -452,12 +452,12 @@ def check(
     pairs = 2 if EXPORTS[kind].batch else 1
     # larger than any stride
     for seed, (number, height, width) in enumerate([(1, 192, 160), (pairs, 136, 200)]):
-        drawn = [shapes.picture(seed, "val", i, (width, height)).image for i in range(number)]
-        pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float().contiguous()
+        drawn = [shapes.make_sample(seed, "val", i, (width, height)).image for i in range(number)]
+        images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float().contiguous()
         with torch.no_grad():
-            expected = as_list(module(pictures))
+            expected = as_list(module(images))
             own = own_predictions(predictor, kind, drawn[0]) if seed == 0 else expected
-        given = run(pictures)
+        given = run(images)
         names = EXPORTS[kind].outputs or [f"map {i}" for i in range(len(expected))]
         for wanted in (expected, own):
             ordered = in_order(wanted, given) if kind == "mask_rcnn" else given
@@ -512,7 +512,7 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
         for package in ("onnx", "onnxruntime", "onnxscript"):
             require(package, "export")
     module = export.build(with_open_size(fuse(copy.deepcopy(predictor.model)))).eval()
-    # of a map of one position, as of RetinaNet's last one of a smaller picture, one is assumed
+    # of a map of one position, as of RetinaNet's last one of a smaller image, one is assumed
     example = torch.rand(2 if export.batch else 1, 3, 160, 288) * 255
     axes = {2: "height", 3: "width"} | ({0: "batch"} if export.batch else {})
     with writing(path), whole_file(path) as partial, warnings.catch_warnings(), torch.no_grad():
@@ -532,7 +532,7 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
                 dynamo=True,
                 verbose=False,
                 dynamic_shapes=(axes,),
-                input_names=["pictures"],
+                input_names=["images"],
                 output_names=list(export.outputs) or None,
             )
         onnx.model.metadata_props[ABOUT] = about
@@ -543,8 +543,8 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
 
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
 
-        def run_onnx(pictures: Tensor) -> list[Tensor]:
-            outputs = session.run(None, {"pictures": pictures.numpy()})
+        def run_onnx(images: Tensor) -> list[Tensor]:
+            outputs = session.run(None, {"images": images.numpy()})
             return [torch.from_numpy(output) for output in outputs]
 
         return check(predictor, kind, module, run_onnx)

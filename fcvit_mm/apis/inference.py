@@ -1,4 +1,4 @@
-"""Pictures, folders and videos through a model: annotated copies, and a result for programs.
+"""Images, folders and videos through a model: annotated copies, and a result for programs.
 
 Detections are written in COCO's format (https://cocodataset.org/#format-data), each with a score;
 a segmentation as label maps, PNG files whose values are the numbers of classes.
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
 from ..utils.files import make_folder, whole_file
-from ..visualization.images import PICTURES, read_picture, write_picture
+from ..visualization.images import IMAGES, read_image, write_image
 from .predictor import Predictor
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -31,7 +31,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 @dataclass(frozen=True)
 class Source:
-    """A picture, a video or a webcam.
+    """An image, a video or a webcam.
 
     path: of the file; the number of a webcam. name: where results lie below the output folder,
     with an ending.
@@ -44,7 +44,7 @@ class Source:
 
 @dataclass
 class Frame:
-    """A picture, or one of a video, with its number from 0 on and how many a second has."""
+    """An image, or one of a video, with its number from 0 on and how many a second has."""
 
     source: Source
     image: np.ndarray
@@ -56,10 +56,10 @@ def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     """Resolve files, folders, globs and numbers of webcams, in this order and each by name.
 
     A file that is named is taken whatever its ending; of a folder, and of those below it, what ends
-    as a picture or a video does. What lies below `out` is an earlier result and never read.
+    as an image or a video does. What lies below `out` is an earlier result and never read.
 
     Raises:
-        ConfigError: one does not exist, or has no pictures and no videos.
+        ConfigError: one does not exist, or has no images and no videos.
     """
     sources = []
     for text in inputs:
@@ -68,10 +68,10 @@ def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
             found = [
                 p
                 for p in sorted(path.rglob("*"))
-                if p.suffix.lower() in PICTURES + VIDEOS and not _is_below(p, out)
+                if p.suffix.lower() in IMAGES + VIDEOS and not _is_below(p, out)
             ]
             if not found:
-                raise ConfigError(f"{text}: the folder has no pictures ({' '.join(PICTURES)}) "
+                raise ConfigError(f"{text}: the folder has no images ({' '.join(IMAGES)}) "
                                   f"and no videos ({' '.join(VIDEOS)})")  # fmt: skip
             sources += [_file(p, p.relative_to(path)) for p in found]
         elif path.exists() and _is_below(path, out):
@@ -122,7 +122,7 @@ def _open_video(source: Source) -> cv2.VideoCapture:
 
 
 def count_frames(source: Source) -> int | None:
-    """How many pictures a source has, as far as is known."""
+    """How many images a source has, as far as is known."""
     if not source.moving:
         return 1
     if isinstance(source.path, int):
@@ -137,13 +137,13 @@ def count_frames(source: Source) -> int | None:
 
 
 def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
-    """The picture, or the first `most` frames of a video.
+    """The image, or the first `most` frames of a video.
 
     Raises:
         ConfigError: it can't be read, or a video not to its end, after the frames before.
     """
     if not source.moving:
-        yield Frame(source, read_picture(str(source.path)))
+        yield Frame(source, read_image(str(source.path)))
         return
     video = _open_video(source)
     total, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS)
@@ -163,7 +163,7 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
 
 @contextmanager
 def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
-    """A video of pictures (width, height), `rate` a second, that is there once it is closed.
+    """A video of images (width, height), `rate` a second, that is there once it is closed.
 
     Raises:
         OSError: OpenCV can't write it.
@@ -240,12 +240,12 @@ class Results:
         self.source: Source | None = None
 
     def add(self, frame: Frame, sample: Any) -> None:
-        """Write one picture or frame; `sample` holds what is to be shown."""
+        """Write one image or frame; `sample` holds what is to be shown."""
         self.frames += 1
         source, drawn = frame.source, self.predictor.draw(frame.image, sample)
         path = self.out / "drawn" / source.name
         if not source.moving:
-            write_picture(path, drawn)
+            write_image(path, drawn)
         else:
             if source is not self.source:
                 self.stack.close()
@@ -262,20 +262,20 @@ class Results:
         name = source.name.with_suffix("" if source.moving else ".png")
         if source.moving:
             name /= f"{frame.number:06}.png"
-        write_picture(self.out / "labels" / name, labels.astype(kind))
+        write_image(self.out / "labels" / name, labels.astype(kind))
 
     def close(self) -> list[str]:
         """Finish what is open; returns lines that say where results lie."""
         self.stack.close()
-        lines = [f"pictures: {self.out / 'drawn'}"]
+        lines = [f"images: {self.out / 'drawn'}"]
         if self.predictor.task == "detection":
             path = self.out / "detections.json"
             with whole_file(path) as partial:
                 partial.write_text(json.dumps(self.detections.content()))
             n = len(self.detections.annotations)
-            lines.append(f"{n} detections in {self.frames} pictures: {path}")
+            lines.append(f"{n} detections in {self.frames} images: {path}")
         else:
-            lines.append(f"label maps of {self.frames} pictures: {self.out / 'labels'}")
+            lines.append(f"label maps of {self.frames} images: {self.out / 'labels'}")
         return lines
 
 
@@ -289,17 +289,17 @@ def run(
     max_frames: int | None = None,
     console: Console | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Predict for all pictures and frames and write what was found below `out`.
+    """Predict for all images and frames and write what was found below `out`.
 
     drawn/ has annotated copies, enlarged where they are small, videos as .mp4; a detector writes
-    detections.json, a segmentor labels/. A picture that can't be read does not stop the others;
+    detections.json, a segmentor labels/. An image that can't be read does not stop the others;
     Ctrl-C ends the reading, and what was predicted until then is written.
 
     Args:
         predictor: a detector or segmentor.
         sources: see `find_sources`.
         out: folder, made if it is missing.
-        batch_size: pictures that the model gets at once, if they have the same size.
+        batch_size: images that the model gets at once, if they have the same size.
         threshold: least score of a detection, 0 to 1.
         classes: names of those to show (default: all).
         max_frames: of each video.
@@ -335,7 +335,7 @@ def run(
     with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
         results = Results(predictor, out, stack)
-        bar = progress.add_task("pictures", total=total)
+        bar = progress.add_task("images", total=total)
         stream = frames()
         try:
             while batch := list(islice(stream, batch_size)):

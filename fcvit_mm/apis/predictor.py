@@ -1,4 +1,4 @@
-"""A trained model that takes pictures: what infer, similarity_map, export and the page share.
+"""A trained model that takes images: what infer, similarity_map, export and the page share.
 
 `load_model` builds what a config says and fills it completely from a checkpoint, or says why not;
 a `Predictor` adds the config's test pipeline and gives data samples of OpenMMLab.
@@ -35,7 +35,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
         device: see `find_device`.
 
     Returns:
-        The model, with `dataset_meta` of the data set that it was trained on: classes, palette.
+        The model, with `dataset_meta` of the dataset that it was trained on: classes, palette.
 
     Raises:
         ConfigError: the config can't be built.
@@ -53,7 +53,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
 
 def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
     """Classes and palette: the file's, whose names OpenMMLab 1 and 2 write differently, or else
-    those of the config's data set."""
+    those of the config's dataset."""
     # what a file says of itself may be anything
     meta = _as_dict(content.get("meta"))
     meta = _as_dict(meta.get("dataset_meta")) or meta
@@ -86,25 +86,25 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, str) or (is_list and all(isinstance(name, str) for name in value))
 
 
-def _are_colours(value: Any, number: int) -> bool:
-    """Whether a palette has this many colours, RGB, 0 to 255, or more."""
+def _are_colors(value: Any, number: int) -> bool:
+    """Whether a palette has this many colors, RGB, 0 to 255, or more."""
     try:
-        colours = np.asarray(value, np.float64)
+        colors = np.asarray(value, np.float64)
     except (TypeError, ValueError, OverflowError):
         return False
-    is_table = colours.ndim == 2 and colours.shape[1] == 3 and len(colours) >= number
-    return is_table and bool(((colours >= 0) & (colours <= 255)).all())
+    is_table = colors.ndim == 2 and colors.shape[1] == 3 and len(colors) >= number
+    return is_table and bool(((colors >= 0) & (colors <= 255)).all())
 
 
 def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:
-    """Classes and a colour each; others than given where there is none for each class."""
-    if not _are_colours(palette, len(classes)):
-        palette = distinct_colours(len(classes))
-    return {"classes": classes, "palette": [tuple(map(int, colour)) for colour in palette]}
+    """Classes and a color each; others than given where there is none for each class."""
+    if not _are_colors(palette, len(classes)):
+        palette = distinct_colors(len(classes))
+    return {"classes": classes, "palette": [tuple(map(int, color)) for color in palette]}
 
 
-def distinct_colours(n: int) -> list[tuple[int, ...]]:
-    """n colours, RGB, 0 to 255, that lie apart: hues by the golden ratio, the same each time."""
+def distinct_colors(n: int) -> list[tuple[int, ...]]:
+    """n colors, RGB, 0 to 255, that lie apart: hues by the golden ratio, the same each time."""
     hues = (np.arange(n) * 0.618034 * 180 % 180).astype(np.uint8)
     hsv = np.stack([hues, np.full(n, 190, np.uint8), np.full(n, 230, np.uint8)], 1)[None]
     return [tuple(map(int, c)) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Predictor:
-    """A model with the test pipeline of its config, for pictures in memory.
+    """A model with the test pipeline of its config, for images in memory.
 
     Args:
         cfg, checkpoint, device: see `load_model`.
@@ -127,7 +127,7 @@ class Predictor:
     Attributes:
         task: detection, segmentation or classification.
         classes: names, in the order of labels.
-        palette: a colour a class, RGB, 0 to 255.
+        palette: a color a class, RGB, 0 to 255.
     """
 
     def __init__(self, cfg: Config, checkpoint: str, device: torch.device | None = None) -> None:
@@ -140,7 +140,7 @@ class Predictor:
         self.visualizer = build_visualizer(cfg, self.model.dataset_meta)
 
     def _pipeline(self) -> Compose:
-        """The test pipeline, but for a picture in memory that has no annotations."""
+        """The test pipeline, but for an image in memory that has no annotations."""
         _, dataset = next(innermost(self.cfg.test_dataloader.dataset, "test_dataloader.dataset"))
         steps = [
             step
@@ -150,10 +150,10 @@ class Predictor:
         return Compose([TRANSFORMS.build(step) for step in steps])
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """What the pipeline makes of a picture (H, W, 3), BGR: inputs (3, h, w), data_samples.
+        """What the pipeline makes of an image (H, W, 3), BGR: inputs (3, h, w), data_samples.
 
         Raises:
-            ConfigError: the pipeline does not take this picture.
+            ConfigError: the pipeline does not take this image.
         """
         try:
             # as OpenMMLab's step that reads a file would hand it on
@@ -162,19 +162,19 @@ class Predictor:
         except Exception as error:  # a pipeline is made of arbitrary classes
             height, width = image.shape[:2]
             raise ConfigError(
-                f"the pipeline of {self.cfg.filename} does not take a picture of {width}x{height}: "
+                f"the pipeline of {self.cfg.filename} does not take an image of {width}x{height}: "
                 f"{first_line(error)}"
             ) from error
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:
-        """Predict for pictures (H, W, 3), BGR, 0 to 255, of any sizes.
+        """Predict for images (H, W, 3), BGR, 0 to 255, of any sizes.
 
         Those that the pipeline brings to one size are a batch, so that none is padded for another
         and each is predicted as if alone.
 
         Returns:
-            A data sample each, on the CPU, at the size of the picture: pred_instances,
+            A data sample each, on the CPU, at the size of the image: pred_instances,
             pred_sem_seg or pred_score.
         """
         groups = defaultdict(list)
@@ -226,5 +226,5 @@ class Predictor:
         return sample
 
     def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw what `select` gave over its picture (H, W, 3), BGR; see `visualization.draw`."""
+        """Draw what `select` gave over its image (H, W, 3), BGR; see `visualization.draw`."""
         return draw(self.visualizer, image, sample)

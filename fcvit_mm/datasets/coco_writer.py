@@ -1,6 +1,6 @@
-"""Data sets in COCO format: annotations made from masks, folders written whole or not at all.
+"""Datasets in COCO format: annotations made from masks, folders written whole or not at all.
 
-Shared by the example data sets (`shapes`, `coins`). Coordinates follow COCO: pixels, the origin at
+Shared by the example datasets (`shapes`, `coins`). Coordinates follow COCO: pixels, the origin at
 the top left corner of the top left pixel, boxes as (x, y, width, height). Needs NumPy and OpenCV
 alone. Format: https://cocodataset.org/#format-data.
 """
@@ -36,7 +36,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
-    # A pixel's side is part of the outline where its neighbour there is outside. Directions
+    # A pixel's side is part of the outline where its neighbor there is outside. Directions
     # 0 to 3 are right, down, left, up; the mask lies to the right of the direction of travel.
     sides = (
         (~padded[:-2, 1:-1], (0, 0)),
@@ -124,12 +124,12 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def write_instances(
     path: Path,
     classes: Sequence[str],
-    pictures: Iterable[tuple[str, tuple[int, int], list[dict[str, Any]]]],
+    samples: Iterable[tuple[str, tuple[int, int], list[dict[str, Any]]]],
 ) -> None:
-    """Writes a COCO file of pictures, each (file name, (width, height), annotations)."""
+    """Writes a COCO file of images, each (file name, (width, height), annotations)."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, (file_name, (width, height), found) in enumerate(pictures, start=1):
+    for image_id, (file_name, (width, height), found) in enumerate(samples, start=1):
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for one in found:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **one})
@@ -152,25 +152,25 @@ def write_whole(
             written anew.
 
     Returns:
-        Whether it was written: False where `out` already held the same data set.
+        Whether it was written: False where `out` already held the same dataset.
 
     Raises:
-        DatasetError: `out` is a file, or a folder with something else in it, such as a data set of
+        DatasetError: `out` is a file, or a folder with something else in it, such as a dataset of
             other parameters.
     """
     stamp = json.dumps(parameters, indent=1, sort_keys=True) + "\n"
     if out.exists() and not out.is_dir():
-        raise DatasetError(f"{out} is a file: name a folder to write the data set to")
+        raise DatasetError(f"{out} is a file: name a folder to write the dataset to")
     if out.is_dir() and any(out.iterdir()):
         held = out / STAMP
         if not held.is_file():
             raise DatasetError(
-                f"{out} holds something other than a generated data set (it has no {STAMP}): "
+                f"{out} holds something other than a generated dataset (it has no {STAMP}): "
                 "name a folder that is new or empty"
             )
         if held.read_text() != stamp:
             raise DatasetError(
-                f"{out} holds a data set of other parameters, see {held}: remove it or name "
+                f"{out} holds a dataset of other parameters, see {held}: remove it or name "
                 "another folder"
             )
         if all((out / name).is_file() for name in files):

@@ -1,9 +1,9 @@
-"""A real photograph as a data set: the 24 Greek coins from Pompeii that scikit-image carries.
+"""A real photograph as a dataset: the 24 Greek coins from Pompeii that scikit-image carries.
 
 The light is uneven, so the coins are labelled as scikit-image's documentation labels them ("Label
 image regions": Otsu's threshold, closing, clearing of the border, connected components) after the
 light of the ground has been subtracted. The upper three rows are there to train on and the lowest
-row to test: the picture is parted between the two, so no pixel is in both.
+row to test: the image is parted between the two, so no pixel is in both.
 
 Tiles that overlap are cut from each part; every coin lies whole in at least one of them. A part of
 a coin that is too small to be called one is marked as a crowd, which COCO's evaluation ignores.
@@ -45,7 +45,7 @@ def photograph() -> Array:
         from skimage import data
     except ImportError as error:
         raise DatasetError(
-            "the picture of coins comes with scikit-image, which is not installed: "
+            "the image of coins comes with scikit-image, which is not installed: "
             "pip install scikit-image (or pip install 'fcvit-mm[demo]')"
         ) from error
     return data.coins()
@@ -66,7 +66,7 @@ def label(image: Array) -> Array:
     parts = measure.label(morphology.opening(mask, morphology.disk(3)))
     found = [part for part in measure.regionprops(parts) if part.area >= 500]
     if len(found) != COINS:
-        raise RuntimeError(f"{len(found)} coins found in the picture, not {COINS}")
+        raise RuntimeError(f"{len(found)} coins found in the image, not {COINS}")
 
     by_height = sorted(found, key=lambda part: part.centroid[0])
     rows = [by_height[i : i + 6] for i in range(0, COINS, 6)]
@@ -78,7 +78,7 @@ def label(image: Array) -> Array:
 
 
 def parting(labels: Array) -> int:
-    """The line, a row of pixels, at which the lowest row's part of the picture begins."""
+    """The line, a row of pixels, at which the lowest row's part of the image begins."""
     lowest = labels > COINS - 6
     above = np.flatnonzero(((labels > 0) & ~lowest).any(1))[-1]
     below = np.flatnonzero(lowest.any(1))[0]
@@ -101,14 +101,14 @@ def tiles(region: Box) -> Iterator[Box]:
 
 
 def regions(labels: Array) -> dict[str, Box]:
-    """Where each split lies in the picture."""
+    """Where each split lies in the image."""
     height, width = labels.shape
     line = parting(labels)
     return {"train": (0, 0, width, line), "test": (0, line, width, height)}
 
 
 def generate(out: str | Path) -> bool:
-    """Writes the data set, whole or not at all.
+    """Writes the dataset, whole or not at all.
 
     Returns:
         Whether it was written: False where `out` already held it.
@@ -155,7 +155,7 @@ def generate(out: str | Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m fcvit_mm.datasets.coins", description="Write the data set of coins."
+        prog="python -m fcvit_mm.datasets.coins", description="Write the dataset of coins."
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""Example data: pictures of shapes on textured grounds, with instance masks and label maps.
+"""Example data: images of shapes on textured grounds, with instance masks and label maps.
 
-Every picture follows from (seed, split, index, size) alone, so a set of 10 is the beginning of the
+Every image follows from (seed, split, index, size) alone, so a set of 10 is the beginning of the
 set of 1000 with the same seed, and the same call writes the same bytes. As things in the world do,
-each class has its colours, spread around a hue of its own; patterns and light it shares with all.
+each class has its colors, spread around a hue of its own; patterns and light it shares with all.
 
     python -m fcvit_mm.datasets.shapes data/shapes --train 400 --val 40 --size 128 128 --seed 0
 
@@ -12,7 +12,7 @@ writes
     data/shapes/annotations/instances_{train,val}.json      COCO instances
     data/shapes/label_maps/{train,val}/00000.png            one byte a pixel, as in ADE20K
 
-and with `--task classification`, pictures of one object each, of 64 pixels by default,
+and with `--task classification`, images of one object each, of 64 pixels by default,
 
     data/shapes_classification/{train,val}/{circle,square,star,triangle}/00000.png
 
@@ -46,10 +46,10 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Task:
-    """What pictures a task takes, by default.
+    """What images a task takes, by default.
 
-    train, val: how many. size: (width, height), pixels. objects: how many are in a square picture,
-    from and to. radii: of the objects, as shares of the picture's shorter side, from and to.
+    train, val: how many. size: (width, height), pixels. objects: how many are in a square image,
+    from and to. radii: of the objects, as shares of the image's shorter side, from and to.
     """
 
     train: int
@@ -64,7 +64,7 @@ TASKS = {
     "dense": Task(400, 40, (128, 128), (2, 5), (0.12, 0.25)),
     "classification": Task(4000, 400, (64, 64), (1, 1), (0.2, 0.45)),
 }
-# Part of what a data set follows from: to be raised with every change of the pictures.
+# Part of what a dataset follows from: to be raised with every change of the images.
 VERSION = 1
 MIN_SIDE = 32
 
@@ -73,8 +73,8 @@ Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture and its objects, the later ones in front.
+class Sample:
+    """An image and its objects, the later ones in front.
 
     image: (H, W, 3), uint8, RGB. masks: (N, H, W), bool, the visible part of each object, disjoint.
     labels: (N,), indices into `CLASSES`.
@@ -125,7 +125,7 @@ _DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "star": _regular(10, 1.12, 0.5),
 }
 
-# Patterns. Each gives an (H, W) array of 0 to 1, by which two colours are mixed. x, y: pixels.
+# Patterns. Each gives an (H, W) array of 0 to 1, by which two colors are mixed. x, y: pixels.
 # scale: size of the pattern's largest feature, in pixels.
 
 
@@ -212,7 +212,7 @@ _HUES = {"circle": 0.98, "square": 0.6, "triangle": 0.36, "star": 0.15}
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Array:
-    """An RGB colour, 0 to 1 each, from hue (any number, period 1), saturation and value."""
+    """An RGB color, 0 to 1 each, from hue (any number, period 1), saturation and value."""
     phase = (np.array([5, 3, 1]) + 6 * hue) % 6
     return value * (1 - saturation * np.clip(np.minimum(phase, 4 - phase), 0, 1))
 
@@ -229,7 +229,7 @@ class _Object:
     angle: float
 
     def window(self, height: int, width: int) -> tuple[slice, slice]:
-        """The part of the picture that the object and its shadow can reach."""
+        """The part of the image that the object and its shadow can reach."""
         reach = 1.9 * self.radius + 4
         (cx, cy) = self.centre
         return (
@@ -238,7 +238,7 @@ class _Object:
         )
 
     def distance(self, x: Array, y: Array) -> Array:
-        """Signed distance in pixels at the points (x, y) of the picture."""
+        """Signed distance in pixels at the points (x, y) of the image."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         u, v = (x - self.centre[0]) / self.radius, (y - self.centre[1]) / self.radius
         return self.radius * _DISTANCES[CLASSES[self.label]](c * u + s * v, c * v - s * u)
@@ -295,8 +295,8 @@ def _paint(
     while True:
         hue = _HUES[CLASSES[one.label]] + rng.normal(0, 0.05)
         saturation, value = rng.uniform(0.55, 0.95), rng.uniform(0.55, 1)
-        colour = _rgb(hue, saturation, value)
-        if np.abs(colour - ground).sum() > 0.7:
+        color = _rgb(hue, saturation, value)
+        if np.abs(color - ground).sum() > 0.7:
             break
     other = _rgb(
         hue + rng.normal(0, 0.04),
@@ -304,7 +304,7 @@ def _paint(
         np.clip(value * rng.uniform(0.7, 1.25), 0, 1),
     )
     pattern = _SURFACES[rng.integers(len(_SURFACES))]
-    surface = _mix(pattern(rng, x, y, one.radius * rng.uniform(0.35, 0.8)), colour, other)
+    surface = _mix(pattern(rng, x, y, one.radius * rng.uniform(0.35, 0.8)), color, other)
 
     # A bevel: the surface bends away near the edge, over its whole width where it is a dome.
     bevel = max(one.radius * rng.choice([0.12, 0.3, 0.9]), 1.5)
@@ -319,8 +319,8 @@ def _paint(
     under += coverage[..., None] * (lit - under)
 
 
-def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Picture:
-    """Draws a picture of `width` x `height` pixels; task: one of `TASKS`."""
+def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Sample:
+    """Draws an image of `width` x `height` pixels; task: one of `TASKS`."""
     y, x = np.mgrid[:height, :width] + 0.5
     side = min(height, width)
     objects, masks = _arrange(rng, x, y, task)
@@ -346,14 +346,14 @@ def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Pictur
     canvas *= (1 + rng.uniform(0, 0.4) * fall)[..., None]
     canvas += rng.normal(0, rng.uniform(0.002, 0.015), canvas.shape)
     image = np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-    return Picture(image, masks, np.array([one.label for one in objects], int))
+    return Sample(image, masks, np.array([one.label for one in objects], int))
 
 
-def picture(
+def make_sample(
     seed: int, split: str, index: int, size: tuple[int, int] = (128, 128), task: str = "dense"
-) -> Picture:
-    """Picture `index` of a split; size: (width, height) in pixels; task: one of `TASKS`."""
-    # no picture of one task comes from the random numbers of another's
+) -> Sample:
+    """Image `index` of a split; size: (width, height) in pixels; task: one of `TASKS`."""
+    # no image of one task comes from the random numbers of another's
     stream = [1] if task == "classification" else []
     return draw(np.random.default_rng([seed, SPLITS.index(split), index, *stream]), *size, task)
 
@@ -367,11 +367,11 @@ def generate(
     segmentation: str = "polygon",
     task: str = "dense",
 ) -> bool:
-    """Writes a data set, whole or not at all; the module's head says what lies where.
+    """Writes a dataset, whole or not at all; the module's head says what lies where.
 
     Args:
-        out: the folder: new, empty, or with this very data set.
-        train, val: numbers of pictures.
+        out: the folder: new, empty, or with this very dataset.
+        train, val: numbers of images.
         size: (width, height) in pixels, at least 32 each.
         seed: 0 or more.
         segmentation: 'polygon' or 'rle', see `fcvit_mm.datasets.coco_writer.annotation`.
@@ -393,7 +393,7 @@ def generate(
     }
     for split, number in numbers.items():
         if number < 1:
-            raise DatasetError(f"{split} is {number}: at least 1 picture is needed")
+            raise DatasetError(f"{split} is {number}: at least 1 image is needed")
     if min(size) < MIN_SIDE:
         raise DatasetError(
             f"size is {size[0]} x {size[1]}: both sides must have at least {MIN_SIDE} pixels"
@@ -439,7 +439,7 @@ def _write_scenes(
         maps.mkdir(parents=True)
         content = []
         for index in range(number):
-            one = picture(seed, split, index, size)
+            one = make_sample(seed, split, index, size)
             name = f"{index:05}.png"
             write_image(images / name, one.image)
             write_image(maps / name, one.label_map())
@@ -456,19 +456,19 @@ def _write_classes(folder: Path, numbers: dict[str, int], size: tuple[int, int],
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
         for index in range(number):
-            one = picture(seed, split, index, size, "classification")
+            one = make_sample(seed, split, index, size, "classification")
             write_image(folder / split / CLASSES[one.labels[0]] / f"{index:05}.png", one.image)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fcvit_mm.datasets.shapes",
-        description="Write the example data set of shapes.",
+        description="Write the example dataset of shapes.",
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
     parser.add_argument("--task", choices=TASKS, default="dense", help="what it is for")
-    parser.add_argument("--train", type=int, help="pictures to train on (default: the task's)")
-    parser.add_argument("--val", type=int, help="held-out pictures (default: the task's)")
+    parser.add_argument("--train", type=int, help="images to train on (default: the task's)")
+    parser.add_argument("--val", type=int, help="held-out images (default: the task's)")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("W", "H"), help="pixels (default: the task's)"
     )
@@ -498,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number if number is not None else getattr(TASKS[options.task], split)
         for split, number in (("train", options.train), ("val", options.val))
     ]
-    print(f"{counts[0]} + {counts[1]} pictures {done} {options.out}")
+    print(f"{counts[0]} + {counts[1]} images {done} {options.out}")
     return 0
 
 

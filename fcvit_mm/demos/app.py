@@ -1,4 +1,4 @@
-"""A page in the browser: what a model finds in a picture, and where FCViT looks.
+"""A page in the browser: what a model finds in an image, and where FCViT looks.
 
 Everything stays on this machine: the page is served to it alone, and loads nothing from elsewhere.
 """
@@ -29,8 +29,8 @@ from ..apis.predictor import Predictor
 from ..datasets import shapes  # noqa: E402
 from ..utils.errors import ConfigError  # noqa: E402
 from ..visualization.images import (
-    read_picture,  # noqa: E402
-    write_picture,  # noqa: E402
+    read_image,  # noqa: E402
+    write_image,  # noqa: E402
 )
 
 Array = np.ndarray
@@ -39,7 +39,7 @@ ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 TITLES = {"detection": "objects", "segmentation": "classes", "classification": "best classes"}
 COLUMNS = {
     "detection": ["class", "score", "left", "top", "width", "height"],
-    "segmentation": ["class", "percent of the picture"],
+    "segmentation": ["class", "percent of the image"],
     "classification": ["class", "score"],
 }
 
@@ -54,16 +54,16 @@ def _path_of(component: gr.Image, upload: Any) -> str | None:
 gr.Image.preprocess = _path_of  # type: ignore[assignment, method-assign]
 
 
-def example_pictures(folder: Path) -> list[str]:
-    """Write four generated pictures and two photographs; returns their paths."""
+def example_images(folder: Path) -> list[str]:
+    """Write four generated images and two photographs; returns their paths."""
     paths = []
     for index in range(4):
         path = folder / f"shapes_{index}.png"
-        write_picture(path, shapes.picture(0, "val", index).image[..., ::-1])
+        write_image(path, shapes.make_sample(0, "val", index).image[..., ::-1])
         paths.append(path)
     for name, photograph in (("cat", skimage.data.cat()), ("coffee", skimage.data.coffee())):
         path = folder / f"{name}.jpg"
-        write_picture(path, photograph[..., ::-1])
+        write_image(path, photograph[..., ::-1])
         paths.append(path)
     return [str(path) for path in paths]
 
@@ -93,7 +93,7 @@ def _say(sentence: str) -> None:
     gr.Warning(html.escape(sentence), duration=None)
 
 
-def _as_picture(figure: Any) -> Array:
+def _as_image(figure: Any) -> Array:
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     pyplot.close(figure)
@@ -106,7 +106,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
     Args:
         predictor: of any task; maps are shown if it has an FCViT with weighted contexts.
         title: what the model is.
-        examples: paths of pictures.
+        examples: paths of images.
     """
     blank = np.full((64, 64, 3), 128, np.uint8)
     _, contexts = contexts_of(predictor, cv2.resize(blank, (224, 224)))
@@ -125,7 +125,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
         found = None
         if path is not None:
             try:
-                image = read_picture(path)
+                image = read_image(path)
                 found = (image, *predictor([image]))
             except ConfigError as error:
                 # the folder is Gradio's own
@@ -136,25 +136,23 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
         if found is None:
             return None
         try:
-            picture, contexts = contexts_of(predictor, found[0])
+            image, contexts = contexts_of(predictor, found[0])
         except ConfigError as error:
             _say(f"no maps: {error}")
             return None
-        return _as_picture(draw_grid(picture, choose(contexts, *names[name])))
+        return _as_image(draw_grid(image, choose(contexts, *names[name])))
 
     with gr.Blocks(title="FCViT", analytics_enabled=False) as page:
         gr.Markdown(f"# What FCViT finds, and where it looks\n{title}")
         found = gr.State()
         with gr.Row():
             with gr.Column():
-                picture = gr.Image(
-                    label="picture", sources=["upload", "clipboard"], elem_id="picture"
-                )
+                image = gr.Image(label="image", sources=["upload", "clipboard"], elem_id="image")
                 threshold = gr.Slider(
                     0, 1, value=0.5, step=0.01, label="least score", elem_id="threshold",
                     visible=predictor.task == "detection",
                 )  # fmt: skip
-                gr.Examples([[path] for path in examples], inputs=[picture], label="examples")
+                gr.Examples([[path] for path in examples], inputs=[image], label="examples")
             with gr.Column():
                 drawn = gr.Image(label="prediction", interactive=False, elem_id="drawn")
                 table = gr.Dataframe(
@@ -169,7 +167,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             "blue ones it is taken away."
         )
         maps = gr.Image(show_label=False, interactive=False, elem_id="maps")
-        predicted = picture.change(predict, [picture, threshold], [found, drawn, table], **ALONE)
+        predicted = image.change(predict, [image, threshold], [found, drawn, table], **ALONE)
         predicted.then(look, [found, block], maps, **ALONE)
         block.change(look, [found, block], maps, **ALONE)
         threshold.change(show, [found, threshold], [drawn, table], **ALONE, show_progress="hidden")
@@ -190,7 +188,7 @@ def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None
     with tempfile.TemporaryDirectory() as folder:
         # where Gradio keeps what is sent to it, until the end alone
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(predictor, title, example_pictures(Path(folder)))
+        page = build(predictor, title, example_images(Path(folder)))
         # fonts of the machine: Gradio's own come from another server
         theme = gr.themes.Default(font="sans-serif", font_mono="monospace")
         try:

@@ -2,7 +2,7 @@
 
 It runs a config of the package as tools/train.py does, from random weights, with a progress display
 in the place of MMEngine's log lines, which go to a file. What is drawn are the predictions of the
-last evaluation, the ones that were measured, on held-out pictures.
+last evaluation, the ones that were measured, on held-out images.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ MIN_SCORE = 0.5
 class Demo:
     """What belongs to one demonstration.
 
-    generate: writes the data set into a folder, (folder, (train, val) numbers of pictures or None
+    generate: writes the dataset into a folder, (folder, (train, val) numbers of images or None
         for the usual ones). metrics: MMEngine's names of the figures and ours; the best is 1 after
         division by `full`.
     """
@@ -65,13 +65,13 @@ class Demo:
     full: float = 1.0
 
 
-def _generate_shapes(folder: Path, pictures: tuple[int, int] | None) -> bool:
-    return shapes.generate(folder, *(pictures or ()))
+def _generate_shapes(folder: Path, images: tuple[int, int] | None) -> bool:
+    return shapes.generate(folder, *(images or ()))
 
 
-def _generate_coins(folder: Path, pictures: tuple[int, int] | None) -> bool:
-    if pictures is not None:
-        raise DatasetError("the number of pictures is fixed with the data of coins")
+def _generate_coins(folder: Path, images: tuple[int, int] | None) -> bool:
+    if images is not None:
+        raise DatasetError("the number of images is fixed with the data of coins")
     return coins.generate(folder)
 
 
@@ -119,7 +119,7 @@ def shorten(cfg: Config, iterations: int) -> None:
 
 
 def move_data(cfg: Config, folder: Path) -> None:
-    """Let every loader and evaluator of a config read the data set in `folder`, in place."""
+    """Let every loader and evaluator of a config read the dataset in `folder`, in place."""
     for split in ("train", "val", "test"):
         cfg[f"{split}_dataloader"].dataset.data_root = str(folder)
     for split in ("val", "test"):
@@ -254,7 +254,7 @@ def run_quietly(cfg: Config, output: Path, record: Record, *hooks: Hook) -> None
         record.close()
 
 
-# --------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------- images
 
 
 @dataclass(frozen=True)
@@ -288,10 +288,10 @@ def _boxes(boxes: Any) -> Array:
     return getattr(boxes, "tensor", boxes).numpy()
 
 
-def _picture_of(path: str | Path) -> Array:
+def _image_of(path: str | Path) -> Array:
     image = cv2.imread(str(path))
     if image is None:
-        raise OSError(f"cannot read the picture {path}")
+        raise OSError(f"cannot read the image {path}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -299,12 +299,12 @@ def _draw_objects(axes: Axes, image: Array, objects: Objects, demo: Demo) -> Non
     axes.imshow(image)
     # the best in front
     for i in reversed(range(len(objects.boxes))):
-        colour = np.array(demo.palette[objects.labels[i]]) / 255
+        color = np.array(demo.palette[objects.labels[i]]) / 255
         mask = objects.masks[i]
-        axes.imshow(np.concatenate([np.broadcast_to(colour, (*mask.shape, 3)),
+        axes.imshow(np.concatenate([np.broadcast_to(color, (*mask.shape, 3)),
                                     0.35 * mask[..., None]], axis=2))  # fmt: skip
         if mask.any():
-            axes.contour(mask, [0.5], colors=[colour], linewidths=1.2)
+            axes.contour(mask, [0.5], colors=[color], linewidths=1.2)
         left, top, right, bottom = objects.boxes[i]
         axes.add_patch(
             Rectangle(
@@ -312,7 +312,7 @@ def _draw_objects(axes: Axes, image: Array, objects: Objects, demo: Demo) -> Non
                 right - left,
                 bottom - top,
                 fill=False,
-                edgecolor=colour,
+                edgecolor=color,
                 linewidth=0.8,
             )  # fmt: skip
         )
@@ -321,7 +321,7 @@ def _draw_objects(axes: Axes, image: Array, objects: Objects, demo: Demo) -> Non
             name = f"{name} {objects.scores[i]:.2f}"
         axes.text(
             left, max(top, 5), name, fontsize=6, color="white", va="bottom", clip_on=True,
-            bbox=dict(facecolor=colour * 0.7, edgecolor="none", pad=0.6, alpha=0.85),
+            bbox=dict(facecolor=color * 0.7, edgecolor="none", pad=0.6, alpha=0.85),
         )  # fmt: skip
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
@@ -329,10 +329,10 @@ def _draw_objects(axes: Axes, image: Array, objects: Objects, demo: Demo) -> Non
 def draw_grid(path: Path, demo: Demo, samples: Sequence[Any], title: str) -> None:
     """Draws the truth beside the predictions for data samples of MMDetection or MMSegmentation."""
     semantic = "pred_sem_seg" in samples[0]
-    heads = ("picture", "truth", "prediction") if semantic else ("truth", "prediction")
+    heads = ("image", "truth", "prediction") if semantic else ("truth", "prediction")
     pairs = 2 if len(samples) > 1 else 1
     rows = math.ceil(len(samples) / pairs)
-    height, width = _picture_of(samples[0].img_path).shape[:2]
+    height, width = _image_of(samples[0].img_path).shape[:2]
     figure, grid = pyplot.subplots(
         rows,
         pairs * len(heads),
@@ -345,7 +345,7 @@ def draw_grid(path: Path, demo: Demo, samples: Sequence[Any], title: str) -> Non
     for i, sample in enumerate(samples):
         row, first = divmod(i, pairs)
         places = grid[row, first * len(heads) : (first + 1) * len(heads)]
-        image = _picture_of(sample.img_path)
+        image = _image_of(sample.img_path)
         for axes, head in zip(places, heads, strict=True):
             if row == 0:
                 axes.set_title(head, fontsize=10)
@@ -359,8 +359,8 @@ def draw_grid(path: Path, demo: Demo, samples: Sequence[Any], title: str) -> Non
             _draw_objects(places[1], image, predictions_of(sample), demo)
     figure.suptitle(title, fontsize=12)
     names = [
-        Patch(color="#" + bytes(colour).hex(), label=name)
-        for name, colour in zip(demo.classes, demo.palette, strict=True)
+        Patch(color="#" + bytes(color).hex(), label=name)
+        for name, color in zip(demo.classes, demo.palette, strict=True)
     ]
     figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=9)
     save_figure(figure, path)
@@ -378,13 +378,13 @@ def draw_curves(path: Path, record: Record, title: str) -> None:
     left.plot(iterations, smooth, color="#1f4e79", label=f"mean of {width}")
     left.set(xlabel="iteration", ylabel="loss", ylim=(0, None))
     left.legend(frameon=False)
-    for name, colour in zip(record.demo.metrics.values(), ("#c0392b", "#27ae60"), strict=False):
+    for name, color in zip(record.demo.metrics.values(), ("#c0392b", "#27ae60"), strict=False):
         right.plot(
             [iteration for iteration, _ in record.figures],
             [figures[name] for _, figures in record.figures],
-            marker="o", color=colour, label=name,
+            marker="o", color=color, label=name,
         )  # fmt: skip
-    right.set(xlabel="iteration", ylabel="on held-out pictures", ylim=(0, 1))
+    right.set(xlabel="iteration", ylabel="on held-out images", ylim=(0, 1))
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -405,7 +405,7 @@ def stitch(samples: Sequence[Any], region: coins.Box, of: Callable[[Any], Object
 
     Args:
         samples: data samples of MMDetection; their files' names say where the tiles lie.
-        region: (left, top, right, bottom) in the picture.
+        region: (left, top, right, bottom) in the image.
         of: what to take from a sample, `truth_of` or `predictions_of`.
     """
     left, top, right, bottom = region
@@ -458,10 +458,10 @@ def draw_row(path: Path, demo: Demo, data: Path, samples: Sequence[Any], title: 
     """Draws the lowest row of coins with truth and predictions; returns a line of counts."""
     region = coins.regions(coins.label(coins.photograph()))["test"]
     truth, predicted = stitch(samples, region, truth_of), stitch(samples, region, predictions_of)
-    image = _picture_of(data / "row.png")
+    image = _image_of(data / "row.png")
     figure, grid = pyplot.subplots(3, 1, figsize=(9, 6.6), layout="constrained")
     nothing = Objects(np.zeros((0, 4)), np.zeros((0, *image.shape[:2]), bool), np.zeros(0, int))
-    heads = ("picture", "truth", "prediction")
+    heads = ("image", "truth", "prediction")
     for axes, head, objects in zip(grid, heads, (nothing, truth, predicted), strict=True):
         _draw_objects(axes, image, objects, demo)
         axes.set_title(head, fontsize=10)
@@ -485,17 +485,17 @@ def run(
     data_root: str | None = None,
     seed: int = 0,
     iterations: int | None = None,
-    pictures: tuple[int, int] | None = None,
+    images: tuple[int, int] | None = None,
 ) -> Record:
     """Generates the data, trains, evaluates, draws, and says what came of it.
 
     Args:
         task, data: a key of `DEMOS`.
-        work_dir: log, checkpoints and pictures (default: work_dirs/demo_TASK_DATA).
-        data_root: folder of the data set (default: the config's).
+        work_dir: log, checkpoints and images (default: work_dirs/demo_TASK_DATA).
+        data_root: folder of the dataset (default: the config's).
         seed: of the training; the data stay the same.
         iterations: instead of the config's.
-        pictures: numbers to train on and to test with, instead of the usual ones.
+        images: numbers to train on and to test with, instead of the usual ones.
 
     Raises:
         fcvit_mm.utils.errors.ConfigError: no such demonstration, or the data can't be made there.
@@ -522,7 +522,7 @@ def run(
     console = Console(file=sys.stdout)
     say(console, f"data: {data_folder}")
     try:
-        demo.generate(data_folder, pictures)
+        demo.generate(data_folder, images)
     except (DatasetError, OSError) as error:
         raise ConfigError(str(error)) from error
     device = "the GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
@@ -535,13 +535,13 @@ def run(
     run_quietly(cfg, folder / "output.txt", record)
 
     figures = ", ".join(f"{name} {value:.3f}" for name, value in record.figures[-1][1].items())
-    count = f"{len(record.predictions)} held-out {'tiles' if data == 'coins' else 'pictures'}"
+    count = f"{len(record.predictions)} held-out {'tiles' if data == 'coins' else 'images'}"
     title = f"{Path(demo.config).stem}: {figures} on {count}"
     # the first ones, not the best
     draw_grid(products["predictions"], demo, record.predictions[:8], title)
     draw_curves(products["curves"], record, title)
     python = os.path.relpath(sys.executable)
-    # the same pictures, wherever they lie
+    # the same images, wherever they lie
     options = ""
     if data_root:
         options = f" --cfg-options test_dataloader.dataset.data_root={data_folder}"
@@ -560,7 +560,7 @@ def run(
         f"  weights:     {folder / f'iter_{len(record.losses)}.pth'}",
         "next:",
         f"  {python} -m fcvit_mm test {demo.config} {folder / f'iter_{len(record.losses)}.pth'}"
-        f" --show-dir {folder / 'pictures'}{options}",
+        f" --show-dir {folder / 'images'}{options}",
     ]
     for other_task, other_data in DEMOS:
         if (other_task, other_data) != (task, data):

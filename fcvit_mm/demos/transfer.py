@@ -1,10 +1,10 @@
 """The chain: pretrain FCViT-tiny as a classifier, hand its weights to a detector and a segmentor.
 
-For each seed a classifier is trained on generated pictures of one shape each. Mask R-CNN and
-Semantic FPN are then trained on pictures of several shapes twice, from random weights and with the
+For each seed a classifier is trained on generated images of one shape each. Mask R-CNN and
+Semantic FPN are then trained on images of several shapes twice, from random weights and with the
 classifier's checkpoint as the backbone's `init_cfg`; config, learning rate, seed, data and
 iterations are the same. What is compared are the figures of the last evaluation, on held-out
-pictures.
+images.
 """
 
 import json
@@ -193,18 +193,18 @@ def draw(path: Path, curves: dict[str, dict[str, dict[int, Curve]]], title: str)
         1, len(names), figsize=(3.4 * len(names), 3.4), sharey=True, layout="constrained"
     )
     for axes, (task, name) in zip(grid, names, strict=True):
-        for start, colour in zip(STARTS, ("#7f8c8d", "#c0392b"), strict=True):
+        for start, color in zip(STARTS, ("#7f8c8d", "#c0392b"), strict=True):
             lines = []
             for curve in curves[task][start].values():
                 iterations = [iteration for iteration, _ in curve]
                 lines.append([figures[name] for _, figures in curve])
-                axes.plot(iterations, lines[-1], color=colour, alpha=0.35, linewidth=0.9)
+                axes.plot(iterations, lines[-1], color=color, alpha=0.35, linewidth=0.9)
             axes.plot(
-                iterations, np.mean(lines, axis=0), color=colour, marker="o", label=f"{start} start"
+                iterations, np.mean(lines, axis=0), color=color, marker="o", label=f"{start} start"
             )
         axes.set(xlabel="iteration", title=f"{task}: {name}", ylim=(0, 1))
         axes.grid(alpha=0.3)
-    grid[0].set_ylabel("on held-out pictures")
+    grid[0].set_ylabel("on held-out images")
     grid[0].legend(frameon=False, loc="upper left")
     figure.suptitle(title, fontsize=12)
     save_figure(figure, path)
@@ -293,7 +293,7 @@ def run(
     draw(folder / "chain.png", curves, f"FCViT-tiny, random or pretrained start, {count}")
     say(
         console,
-        f"\nafter {iterations} iterations, on held-out pictures:\n\n{table(curves)}\n\n"
+        f"\nafter {iterations} iterations, on held-out images:\n\n{table(curves)}\n\n"
         f"  figures: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}",
     )
     return curves

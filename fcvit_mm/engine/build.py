@@ -10,7 +10,7 @@ from ..utils.config import adapt, drop_pretrained
 from ..utils.errors import ConfigError, first_line
 from .preflight import check_neck
 
-# In a label map: no class, as OpenMMLab's data sets mark what is ignored.
+# In a label map: no class, as OpenMMLab's datasets mark what is ignored.
 IGNORED = 255
 
 
@@ -32,7 +32,7 @@ def task_of(cfg: Config) -> str:
 
 
 def check_model(cfg: Config) -> None:
-    """Make sure that a config has a model; one of a data set or a schedule alone has none.
+    """Make sure that a config has a model; one of a dataset or a schedule alone has none.
 
     Raises:
         ConfigError: it has none.

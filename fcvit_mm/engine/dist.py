@@ -27,7 +27,7 @@ def _once(cfg: Config, function: Callable[[], T]) -> T:
         except (CheckpointError, ConfigError) as error:
             outcome[1] = error
     if distributed:
-        # NCCL, which pictures would be trained with, gives up waiting after ten minutes.
+        # NCCL, which images would be trained with, gives up waiting after ten minutes.
         group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
         broadcast_object_list(outcome, src=0, group=group)
     result, problem = outcome
@@ -45,7 +45,7 @@ def _start_distributed(cfg: Config) -> None:
         set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
         init_dist(cfg.launcher, **env_cfg.get("dist_cfg", {}))
     elif cfg.launcher == "pytorch":
-        # MMEngine's own initialisation selects a CUDA device first.
+        # MMEngine's own initialization selects a CUDA device first.
         init_process_group("gloo")
     else:
         raise ConfigError(f"--launcher {cfg.launcher} needs GPUs; on CPUs use --launcher pytorch")

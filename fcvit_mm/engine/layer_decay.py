@@ -76,7 +76,7 @@ class FCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         """Append the parameter groups of a model to a list, one a layer, with and without decay.
 
-        Each has `params`, `param_names`, `lr`, `weight_decay` where the optimiser has one, and
+        Each has `params`, `param_names`, `lr`, `weight_decay` where the optimizer has one, and
         `layer`.
         """
         if prefix:  # MMEngine's recursion into the children

@@ -28,7 +28,7 @@ RELEASED_WEIGHTS = {
 }
 
 
-# Where each data set of our configs comes from, by its data_root.
+# Where each dataset of our configs comes from, by its data_root.
 DATA_SOURCES = {
     "data/coco": "Download train2017, val2017 and the annotations from https://cocodataset.org "
     "and unpack them there",
@@ -76,7 +76,7 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Make sure that the files and folders of data sets are there.
+    """Make sure that the files and folders of datasets are there.
 
     Raises:
         ConfigError: one is missing.
@@ -112,7 +112,7 @@ def _check_dataset(dataset: dict, path: str) -> None:
     # MMPretrain's is a string
     prefixes = [prefix] if isinstance(prefix, str) else prefix.values()
     for name in (dataset.get("ann_file"), dataset.get("proposal_file"), *prefixes):
-        # Not all data sets have each; a prefix may be a part of file names, and a URL no file.
+        # Not all datasets have each; a prefix may be a part of file names, and a URL no file.
         if not isinstance(name, str) or not name or is_url(name) or is_url(root):
             continue
         if name.endswith((".pkl", ".pickle")):
@@ -130,11 +130,11 @@ def _check_dataset(dataset: dict, path: str) -> None:
 
 
 def check_data(cfg: Config, decode: bool = False) -> None:
-    """Check all data sets of a config and print what was found.
+    """Check all datasets of a config and print what was found.
 
     Args:
         cfg: a config.
-        decode: decode every picture, see `data_checks.picture_size`.
+        decode: decode every image, see `data_checks.image_size`.
 
     Raises:
         ConfigError: there are errors, or files are missing.
@@ -155,7 +155,7 @@ def check_data(cfg: Config, decode: bool = False) -> None:
 
 
 def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check the content of data sets."""
+    """Check the content of datasets."""
     errors: list[str] = []
     console = Console(stderr=True)
     reports = checks.check(cfg, loaders, console=console if console.is_terminal else None)

@@ -89,7 +89,7 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Say which process that loads pictures has died, and of what.
+    """Say which process that loads images has died, and of what.
 
     Raises:
         DeadWorkerError: for PyTorch's RuntimeError inside.
@@ -111,7 +111,7 @@ def naming_dead_workers() -> Iterator[None]:
             "means that memory ran out (see dmesg): set fewer workers, such as --cfg-options "
             "train_dataloader.num_workers=1, or smaller "
             "batches; 'Bus error' that /dev/shm is full: enlarge it, with Docker by --shm-size; "
-            "'Segmentation fault' mostly a damaged picture or annotation: num_workers=0 and "
+            "'Segmentation fault' mostly a damaged image or annotation: num_workers=0 and "
             "persistent_workers=False show where. Then --resume from the last checkpoint"
         ) from error
 
@@ -155,7 +155,7 @@ def train(cfg: Config) -> Runner:
         ConfigError, CheckpointError: before the first iteration, see `check_files` and
             `build_runner`, and when a disk is full.
         NonFiniteError: see `NonFiniteLossHook`.
-        DeadWorkerError: a process that loads pictures has died.
+        DeadWorkerError: a process that loads images has died.
     """
     if cfg.get("resume"):
         _prepare_resume(cfg)

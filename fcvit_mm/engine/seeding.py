@@ -2,7 +2,7 @@
 
 MMEngine seeds each process once. What a flip or a dropped path then draws depends on all that was
 drawn before in that process, so that a resumed training, or one with other loader workers, is
-another one. Here each picture's augmentation is a function of the seed and of the picture's place
+another one. Here each image's augmentation is a function of the seed and of the image's place
 in the order of the whole training, and each step of the model one of the seed, the iteration and
 the process.
 """
@@ -28,13 +28,13 @@ SET_PARENT_DEATH_SIGNAL = 1
 
 
 class Draw(int):
-    """An index into a data set that knows its place in the training: epoch, and place in it."""
+    """An index into a dataset that knows its place in the training: epoch, and place in it."""
 
     place: tuple[int, int]
 
 
 def seeded_items(dataset: Any, seed: int, draws: list[Draw]) -> list:
-    """The samples of a batch, each by randomness of its own; a data set's `__getitems__`."""
+    """The samples of a batch, each by randomness of its own; a dataset's `__getitems__`."""
     samples = []
     for draw in draws:
         seed_all(seed, *draw.place)
@@ -43,7 +43,7 @@ def seeded_items(dataset: Any, seed: int, draws: list[Draw]) -> list:
 
 
 class NumberedSampler(Sampler):
-    """A sampler of MMEngine's whose indices are `Draw`s, and which has its data set obey them.
+    """A sampler of MMEngine's whose indices are `Draw`s, and which has its dataset obey them.
 
     Args:
         sampler: config of the sampler.

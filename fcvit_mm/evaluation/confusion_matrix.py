@@ -68,7 +68,7 @@ def count_detections(
     ignored: Array,
     threshold: float,
 ) -> None:
-    """Add the detections of one picture to a matrix (n + 1, n + 1), in place.
+    """Add the detections of one image to a matrix (n + 1, n + 1), in place.
 
     In the order of their scores, detections take the object with which they overlap most, of
     whatever class, as long as it is free and the IoU reaches the threshold. One that takes none is
@@ -142,7 +142,7 @@ class ConfusionMatrix(BaseMetric):
                 self._count_detections(matrix, sample)
             else:
                 self._count_pixels(matrix, sample)
-            # A result a picture: MMEngine drops those that a distributed sampler repeats. Few
+            # A result an image: MMEngine drops those that a distributed sampler repeats. Few
             # cells of one are not 0.
             cells = np.flatnonzero(matrix)
             self.results.append((n, cells, matrix.flat[cells]))
@@ -193,7 +193,7 @@ class ConfusionMatrix(BaseMetric):
         )
 
     def compute_metrics(self, results: list[tuple[int, Array, Array]]) -> dict[str, float]:
-        """Write the files; the mean of the diagonal of the normalised matrix is the figure."""
+        """Write the files; the mean of the diagonal of the normalized matrix is the figure."""
         matrix = total(results)
         names = [*self.dataset_meta["classes"], BACKGROUND][: len(matrix)]
         content = {
@@ -209,7 +209,7 @@ class ConfusionMatrix(BaseMetric):
 
 
 def total(results: Sequence[tuple[int, Array, Array]]) -> Array:
-    """The sum of pictures' matrices (n, n): n, the flat places that are not 0, what is there."""
+    """The sum of images' matrices (n, n): n, the flat places that are not 0, what is there."""
     n = results[0][0]
     matrix = np.zeros(n * n, np.int64)
     for _, cells, counts in results:
@@ -275,9 +275,9 @@ def draw(matrix: Array, names: Sequence[str]) -> Any:
     if n <= COUNTED:
         for i in range(n):
             for j in range(n):
-                colour = "white" if shares[i, j] > 0.5 else "black"
+                color = "white" if shares[i, j] > 0.5 else "black"
                 axes.text(j, i, _short(int(matrix[i, j])), ha="center", va="center",
-                          color=colour, fontsize=8)  # fmt: skip
+                          color=color, fontsize=8)  # fmt: skip
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     return figure
 

@@ -110,7 +110,7 @@ def modulated_deform_conv_backward(
 
 
 def _leading(tensor: Tensor, size: torch.Size) -> Tensor:
-    """What the extension reads of a picture's offsets or masks (B, n, ., .): its first numbers, as
+    """What the extension reads of an image's offsets or masks (B, n, ., .): its first numbers, as
     if they were (n, *size) of the output. MMDetection's DyHead hands over larger ones."""
     numbers = tensor.shape[1] * size.numel()
     if tensor.shape[1:].numel() < numbers:

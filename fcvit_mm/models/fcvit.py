@@ -170,7 +170,7 @@ class FCViT(BaseModule):
         """Compute the requested stages' features.
 
         Args:
-            x: normalised pictures, (B, 3, H, W), any size.
+            x: normalized images, (B, 3, H, W), any size.
 
         Returns:
             One (B, out_channels[i], ceil(H / strides[i]), ceil(W / strides[i])) an out index.

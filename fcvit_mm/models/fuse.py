@@ -1,4 +1,4 @@
-"""FCViT for inference: what is constant then is multiplied into the neighbouring convolution."""
+"""FCViT for inference: what is constant then is multiplied into the neighboring convolution."""
 
 from typing import TypeVar
 

@@ -252,7 +252,7 @@ class ChannelMixer(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def mix(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
-        """All layers; so many rows above and below, mere neighbours, are not in the result."""
+        """All layers; so many rows above and below, mere neighbors, are not in the result."""
         x = row_tiling.without_neighbours(self.dwconv(self.fc1(x)), above, below)
         return self.drop(self.fc2(self.drop(self.act(x))))
 

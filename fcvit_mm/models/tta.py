@@ -1,6 +1,6 @@
 """Test-time augmentation for instance segmentation.
 
-MMDetection's DetTTAModel merges the boxes of several views of a picture and refuses masks; this one
+MMDetection's DetTTAModel merges the boxes of several views of an image and refuses masks; this one
 lets each box that survives the merging keep the mask it was predicted with. Importing this module
 needs MMDetection, and registers the class.
 """
@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 
-# the axes of masks (n, height, width) that undo a flip of the picture
+# the axes of masks (n, height, width) that undo a flip of the image
 _FLIPPED_AXES = {"horizontal": [-1], "vertical": [-2], "diagonal": [-2, -1]}
 
 
@@ -38,11 +38,11 @@ class InstanceSegTTAModel(DetTTAModel):
         return super().test_step(data)
 
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
-        """Merge the views of one picture.
+        """Merge the views of one image.
 
         Args:
             data_samples: one a view, with boxes, scores, labels and masks in `pred_instances`, in
-                the size of the original picture, still flipped where the view has a
+                the size of the original image, still flipped where the view has a
                 `flip_direction`.
 
         Returns:

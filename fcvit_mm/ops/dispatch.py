@@ -226,7 +226,7 @@ def add_global_context(
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool = False) -> Tensor:
-    """Normalise each picture by one mean and deviation: `F.group_norm(x, 1, weight, bias, eps)`.
+    """Normalize each image by one mean and deviation: `F.group_norm(x, 1, weight, bias, eps)`.
 
     Can be differentiated once where the kernels run. Statistics and sums are float32 at least.
 

@@ -1,4 +1,4 @@
-"""Layers applied to some rows of a picture at a time: what is between them stays in the cache.
+"""Layers applied to some rows of an image at a time: what is between them stays in the cache.
 
 On a CPU the hidden channels of a mixer, up to eight times those of its input, do not fit into the
 cache: writing and reading them takes longer than computing them. `in_strips` runs a chain of layers
@@ -16,32 +16,32 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Of hidden channels in a strip; what has less is left whole. Measured for FCViT-s12: smaller strips
-# lose more to their neighbouring rows, which are computed twice, larger ones fall out of the cache.
+# lose more to their neighboring rows, which are computed twice, larger ones fall out of the cache.
 PREDICTION_BYTES = 6 * 2**20
 # In training each strip is computed twice, which is as fast only where the alternative is to go
 # through memory again and again.
 TRAINING_BYTES = 24 * 2**20
 
-# (rows of pictures (n, d, rows, W), how many of them above and below are mere neighbours)
-# -> (n, d, rows without neighbours, W)
+# (rows of images (n, d, rows, W), how many of them above and below are mere neighbors)
+# -> (n, d, rows without neighbors, W)
 Chain = Callable[[Tensor, int, int], Tensor]
 
 
 class _Strip(NamedTuple):
-    """Rows of pictures: those to compute, and those that are needed for it."""
+    """Rows of images: those to compute, and those that are needed for it."""
 
-    pictures: slice
+    images: slice
     rows: slice
     wide: slice
 
     def of(self, x: Tensor) -> Tensor:
-        return x[self.pictures, :, self.rows]
+        return x[self.images, :, self.rows]
 
     def wide_of(self, x: Tensor) -> Tensor:
-        return x[self.pictures, :, self.wide]
+        return x[self.images, :, self.wide]
 
     @property
-    def neighbours(self) -> tuple[int, int]:
+    def neighbors(self) -> tuple[int, int]:
         return self.rows.start - self.wide.start, self.wide.stop - self.rows.stop
 
 
@@ -50,11 +50,11 @@ def _strip_bytes() -> int:
 
 
 def _strips(x: Tensor, hidden: int, halo: int, strip_bytes: int) -> Iterator[_Strip]:
-    pictures, _, height, width = x.shape
+    images, _, height, width = x.shape
     row = width * hidden * x.element_size()
     several = max(1, strip_bytes // (row * height))
     rows = math.ceil(height / math.ceil(height * row / strip_bytes))
-    for first in range(0, pictures, several):
+    for first in range(0, images, several):
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             yield _Strip(
@@ -73,7 +73,7 @@ class _InStrips(torch.autograd.Function):
         ctx.save_for_backward(x, *parameters)
         out = torch.empty_like(x)
         for strip in _strips(x, *cut):
-            strip.of(out).copy_(chain(strip.wide_of(x), *strip.neighbours))
+            strip.of(out).copy_(chain(strip.wide_of(x), *strip.neighbors))
         return out
 
     @staticmethod
@@ -86,7 +86,7 @@ class _InStrips(torch.autograd.Function):
         for strip in _strips(x, *ctx.cut):
             part = strip.wide_of(x).detach().requires_grad_()
             with torch.enable_grad():
-                out = ctx.chain(part, *strip.neighbours)
+                out = ctx.chain(part, *strip.neighbors)
             of_x, *of_parameters = torch.autograd.grad(out, (part, *wanted), strip.of(grad))
             strip.wide_of(grad_x).add_(of_x)
             for total, of_parameter in zip(totals, of_parameters, strict=True):
@@ -99,13 +99,13 @@ class _InStrips(torch.autograd.Function):
 class _WithoutNeighbours(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, above: int, below: int) -> Tensor:
-        ctx.neighbours = above, below
+        ctx.neighbors = above, below
         return x[:, :, above : x.shape[2] - below]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         # a slice's own gradient is contiguous, and is written a second time for it
-        return F.pad(grad, (0, 0, *ctx.neighbours)), None, None
+        return F.pad(grad, (0, 0, *ctx.neighbors)), None, None
 
 
 def without_neighbours(x: Tensor, above: int, below: int) -> Tensor:
@@ -119,8 +119,8 @@ def in_strips(
     """Apply a chain of layers to some rows at a time; see the module's head.
 
     Args:
-        chain: maps rows (n, d, rows, W) and the numbers of neighbouring rows among them, above and
-            below, to (n, d, rows without neighbours, W). It is called anew in the backward pass,
+        chain: maps rows (n, d, rows, W) and the numbers of neighboring rows among them, above and
+            below, to (n, d, rows without neighbors, W). It is called anew in the backward pass,
             so it must not draw random numbers.
         x: (B, d, H, W), in channels_last.
         parameters: all tensors with gradients that the chain uses.

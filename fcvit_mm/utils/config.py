@@ -20,7 +20,7 @@ from .errors import ConfigError, first_line
 
 
 def innermost(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
-    """The data sets of a loader's `dataset`, each with its place, all wrappers taken off."""
+    """The datasets of a loader's `dataset`, each with its place, all wrappers taken off."""
     if not isinstance(dataset, dict):
         return
     if "datasets" in dataset:
@@ -205,7 +205,7 @@ def dump_predictions(cfg: Config, filename: str) -> None:
 
 
 def draw_predictions(cfg: Config, directory: str) -> None:
-    """Have a test draw every picture's prediction into a directory (`--show-dir`)."""
+    """Have a test draw every image's prediction into a directory (`--show-dir`)."""
     hook = cfg.default_hooks.get("visualization")
     if hook is None:
         raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")

@@ -6,15 +6,15 @@ class CheckpointError(ValueError):
 
 
 class DatasetError(ValueError):
-    """A data set cannot be made as asked; the message is one sentence for the user."""
+    """A dataset cannot be made as asked; the message is one sentence for the user."""
 
 
 class ConfigError(ValueError):
-    """A config, or what it names, can't be used; the message says what, where and the way out."""
+    """A config, or what it names, can't be used; the message says what, where and what to do."""
 
 
 class DeadWorkerError(RuntimeError):
-    """A process that loads pictures has died; the message says which, how, and the way out."""
+    """A process that loads images has died; the message says which, how, and what to do."""
 
 
 def first_line(error: Exception) -> str:

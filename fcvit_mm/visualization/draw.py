@@ -1,6 +1,6 @@
-"""Predictions and truth over pictures, by OpenMMLab's visualizers; small pictures are enlarged.
+"""Predictions and truth over images, by OpenMMLab's visualizers; small images are enlarged.
 
-Pictures are (H, W, 3), BGR, 0 to 255.
+Images are (H, W, 3), BGR, 0 to 255.
 """
 
 import math
@@ -46,16 +46,16 @@ def build_visualizer(cfg: Config, dataset_meta: dict[str, Any]) -> Any:
 
 
 def draw(visualizer: Any, image: Array, sample: Any, truth: bool = False) -> Array:
-    """Draw a data sample over its picture.
+    """Draw a data sample over its image.
 
     Args:
         visualizer: see `build_visualizer`.
-        image: a picture.
+        image: an image.
         sample: with pred_instances or pred_sem_seg; left as it is.
         truth: draw gt_instances or gt_sem_seg instead.
 
     Returns:
-        The picture, k times as large, with the least whole k for its longer side to be `READABLE`.
+        The image, k times as large, with the least whole k for its longer side to be `READABLE`.
     """
     k = enlargement(image)
     image, sample = enlarge(image, k), sample.clone()
@@ -76,13 +76,13 @@ def draw(visualizer: Any, image: Array, sample: Any, truth: bool = False) -> Arr
     # a detector's visualizer has a threshold of its own
     options = {"pred_score_thr": 0.0} if "pred_instances" in sample else {}
     visualizer.add_datasample(
-        "picture", image[..., ::-1], sample, draw_gt=truth, draw_pred=not truth, **options
+        "image", image[..., ::-1], sample, draw_gt=truth, draw_pred=not truth, **options
     )
     return visualizer.get_image()[..., ::-1]
 
 
 def enlargement(image: Array) -> int:
-    """How many times a picture is enlarged to be drawn on."""
+    """How many times an image is enlarged to be drawn on."""
     return max(1, math.ceil(READABLE / max(image.shape[:2])))
 
 
@@ -97,12 +97,12 @@ def repeat(maps: Tensor, k: int) -> Tensor:
 
 
 def visible(inputs: Tensor) -> Array:
-    """A picture as a pipeline packs it, (3, H, W), 0 to 255 also where it was normalised there."""
-    picture = inputs.permute(1, 2, 0).double().numpy(force=True)
+    """An image as a pipeline packs it, (3, H, W), 0 to 255 also where it was normalized there."""
+    image = inputs.permute(1, 2, 0).double().numpy(force=True)
     if inputs.dtype != torch.uint8:
-        low, high = picture.min(), picture.max()
-        picture = (picture - low) / max(high - low, 1e-12) * 255
-    return picture.round().astype(np.uint8)
+        low, high = image.min(), image.max()
+        image = (image - low) / max(high - low, 1e-12) * 255
+    return image.round().astype(np.uint8)
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -9,11 +9,11 @@ from ..utils.errors import ConfigError
 from ..utils.files import whole_file
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """A picture as OpenMMLab's pipelines read it: (H, W, 3), BGR, 0 to 255, EXIF applied.
+def read_image(path: str | Path) -> np.ndarray:
+    """An image as OpenMMLab's pipelines read it: (H, W, 3), BGR, 0 to 255, EXIF applied.
 
     Raises:
-        ConfigError: no such file, or not a picture.
+        ConfigError: no such file, or not an image.
     """
     try:
         content = np.fromfile(path, np.uint8)
@@ -22,18 +22,18 @@ def read_picture(path: str | Path) -> np.ndarray:
     try:
         image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     except cv2.error as error:  # where a header asks for more than 2**30 pixels
-        raise ConfigError(f"{path} is larger than any picture that OpenCV reads") from error
+        raise ConfigError(f"{path} is larger than any image that OpenCV reads") from error
     if image is None:
-        raise ConfigError(f"{path} is not a picture that OpenCV can read, or is damaged")
+        raise ConfigError(f"{path} is not an image that OpenCV can read, or is damaged")
     return image
 
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write a picture, in the format of its ending or else as PNG, completely or not at all."""
-    if path.suffix.lower() not in PICTURES:
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, in the format of its ending or else as PNG, completely or not at all."""
+    if path.suffix.lower() not in IMAGES:
         path = path.with_name(f"{path.name}.png")
     with whole_file(path) as partial:
         if not cv2.imwrite(str(partial), image):

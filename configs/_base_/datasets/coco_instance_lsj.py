@@ -1,4 +1,4 @@
-# COCO 2017 with large-scale jittering (arXiv 2012.07177): a picture is enlarged or reduced, and
+# COCO 2017 with large-scale jittering (arXiv 2012.07177): an image is enlarged or reduced, and
 # what fits is cut out.
 _base_ = "./coco_instance.py"
 

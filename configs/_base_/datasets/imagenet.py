@@ -2,7 +2,7 @@
 dataset_type = "ImageNet"
 data_root = "data/imagenet/"
 size = 224
-# of the pictures as they are read, BGR
+# of the images as they are read, BGR
 mean = [103.53, 116.28, 123.675]
 std = [57.375, 57.12, 58.395]
 

@@ -1,5 +1,5 @@
-# A training picture's size, at random: short sides of 480 to 800 pixels, for one half of the
-# pictures after a crop from another size (DETR, arXiv 2005.12872; that long sides end at 1333
+# A training image's size, at random: short sides of 480 to 800 pixels, for one half of the
+# images after a crop from another size (DETR, arXiv 2005.12872; that long sides end at 1333
 # before the crop, too, is Swin's).
 resize = dict(
     type="RandomChoiceResize",

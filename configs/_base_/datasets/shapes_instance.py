@@ -1,4 +1,4 @@
-# Generated pictures of shapes with boxes and masks, under data/shapes:
+# Generated images of shapes with boxes and masks, under data/shapes:
 # python -m fcvit_mm.datasets.shapes data/shapes
 dataset_type = "CocoDataset"
 data_root = "data/shapes/"
@@ -14,7 +14,7 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
-# The pictures are used as they are: nothing is resized.
+# The images are used as they are: nothing is resized.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale_factor=1.0),

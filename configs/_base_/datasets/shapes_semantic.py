@@ -1,4 +1,4 @@
-# Generated pictures of shapes with label maps, under data/shapes:
+# Generated images of shapes with label maps, under data/shapes:
 # python -m fcvit_mm.datasets.shapes data/shapes
 dataset_type = "BaseSegDataset"
 data_root = "data/shapes/"
@@ -20,7 +20,7 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
-# The pictures are used as they are: nothing is resized.
+# The images are used as they are: nothing is resized.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

@@ -1,4 +1,4 @@
-# What all detectors share: pictures normalised as for ImageNet, FCViT-S12 with its weights.
+# What all detectors share: images normalized as for ImageNet, FCViT-S12 with its weights.
 model = dict(
     data_preprocessor=dict(
         type="DetDataPreprocessor",

@@ -1,4 +1,4 @@
-# Mask R-CNN on FCViT-tiny for pictures of some 128 pixels, trained from random weights on a CPU:
+# Mask R-CNN on FCViT-tiny for images of some 128 pixels, trained from random weights on a CPU:
 # fewer channels and proposals, and anchors for objects of 16 to 64 pixels.
 _base_ = "./mask_rcnn_fcvit_fpn.py"
 

@@ -1,4 +1,4 @@
-# What every segmentor has in common: FCViT-S12, crops of 512, whole pictures in test.
+# What every segmentor has in common: FCViT-S12, crops of 512, whole images in test.
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

@@ -12,5 +12,5 @@ param_scheduler = [
 ]
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 
-# 8 GPUs with 2 pictures each
+# 8 GPUs with 2 images each
 auto_scale_lr = dict(enable=False, base_batch_size=16)

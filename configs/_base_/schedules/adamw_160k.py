@@ -15,5 +15,5 @@ param_scheduler = [
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160000, val_interval=4000)
 
-# 8 GPUs with 2 pictures each
+# 8 GPUs with 2 images each
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -11,6 +11,6 @@ param_scheduler = [
 ]
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 
-# 8 GPUs with 4 pictures each. Backbones of this size are usually trained with 2 a GPU at this
+# 8 GPUs with 4 images each. Backbones of this size are usually trained with 2 a GPU at this
 # learning rate; FCViT's released config has 4, and its published results are what we reproduce.
 auto_scale_lr = dict(enable=False, base_batch_size=32)

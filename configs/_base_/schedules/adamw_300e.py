@@ -22,5 +22,5 @@ param_scheduler = [
 ]
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=1)
 
-# 8 GPUs with 128 pictures each
+# 8 GPUs with 128 images each
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

@@ -13,5 +13,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=36)
 
-# 8 GPUs with 2 pictures each
+# 8 GPUs with 2 images each
 auto_scale_lr = dict(base_batch_size=16)

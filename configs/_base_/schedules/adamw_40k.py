@@ -10,5 +10,5 @@ param_scheduler = [
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=40000, val_interval=4000)
 
-# 8 GPUs with 4 pictures each
+# 8 GPUs with 4 images each
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -8,5 +8,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=80000)
 
-# 8 GPUs with 2 pictures each
+# 8 GPUs with 2 images each
 auto_scale_lr = dict(base_batch_size=16)

@@ -1,4 +1,4 @@
-# A few minutes of AdamW from random weights, for pictures of 128 pixels.
+# A few minutes of AdamW from random weights, for images of 128 pixels.
 max_iters = 500
 optim_wrapper = dict(
     type="OptimWrapper",

@@ -1,13 +1,13 @@
-"""Checks of the data sets that a config names: what would stop a training or spoil it unnoticed.
+"""Checks of the datasets that a config names: what would stop a training or spoil it unnoticed.
 
 A training on damaged data fails late, or not at all: MMDetection leaves out objects whose category
-is in no class, OpenCV fills the missing part of a truncated picture with grey. Here every data set
+is in no class, OpenCV fills the missing part of a truncated image with grey. Here every dataset
 of a config is read once beforehand, and all that is wrong is collected in a `Report`, each problem
 with its file and its remedy.
 
-Three kinds of data sets are known: COCO's instances format (MMDetection's `CocoDataset`), label
+Three kinds of datasets are known: COCO's instances format (MMDetection's `CocoDataset`), label
 maps (MMSegmentation's `BaseSegDataset` and the classes built on it), and any other that lists
-pictures, such as MMPretrain's folders, of which the pictures alone are checked. Each data set is
+images, such as MMPretrain's folders, of which the images alone are checked. Each dataset is
 built by its own class, without its pipeline, so that it says itself where its files lie and which
 classes it has.
 
@@ -41,7 +41,7 @@ from rich.table import Table
 from ...checkpoint.reader import is_url
 from ...utils.config import dicts, innermost
 
-# Where the rotation of a picture is noted, and the values that exchange its sides.
+# Where the rotation of an image is noted, and the values that exchange its sides.
 EXIF_ORIENTATION = 0x0112
 
 
@@ -56,7 +56,7 @@ END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
 
 
-# Pictures with more pixels than this are decoded one at a time: PIL refuses those above 1.8e8, and
+# Images with more pixels than this are decoded one at a time: PIL refuses those above 1.8e8, and
 # a small file may be one of that size.
 LARGE = 25_000_000
 
@@ -64,7 +64,7 @@ LARGE = 25_000_000
 _large = Lock()
 
 
-# Parts of a model whose num_classes is not the data set's: proposals have one class, and stuff has
+# Parts of a model whose num_classes is not the dataset's: proposals have one class, and stuff has
 # its own.
 OTHER_CLASSES = ("backbone", "rpn_head", "semantic_head")
 
@@ -80,7 +80,7 @@ Pixels = tuple[int, int]  # width, height
 
 
 class Problem(NamedTuple):
-    """What is wrong somewhere and the way out; an error stops a training, a warning does not."""
+    """What is wrong somewhere and what to do; an error stops a training, a warning does not."""
 
     what: str
     remedy: str
@@ -90,13 +90,13 @@ class Problem(NamedTuple):
 NOT_AN_OBJECT = Problem("entries that are no objects", f"write them anew; {LAYOUT}")
 
 
-NO_IMAGE_ID = Problem("pictures without an id", "give each one an integer of its own")
+NO_IMAGE_ID = Problem("images without an id", "give each one an integer of its own")
 
 
-NO_FILE_NAME = Problem("pictures without a file_name", "add the name of each one's file")
+NO_FILE_NAME = Problem("images without a file_name", "add the name of each one's file")
 
 
-NO_SIZE = Problem("pictures without width and height", "add both, in pixels")
+NO_SIZE = Problem("images without width and height", "add both, in pixels")
 
 
 NO_CATEGORY_ID = Problem("categories without an id", "give each one an integer of its own")
@@ -108,7 +108,7 @@ NO_NAME = Problem("categories without a name", "add each one's name")
 NO_ID = Problem("annotations without an id", "give each one an integer of its own")
 
 
-NO_IMAGE = Problem("annotations without an image_id", "add the id of each one's picture")
+NO_IMAGE = Problem("annotations without an image_id", "add the id of each one's image")
 
 
 NO_CATEGORY = Problem("annotations without a category_id", "add the id of each one's category")
@@ -140,13 +140,13 @@ NO_POLYGONS = Problem(
 
 
 NO_RLE = Problem(
-    "annotations whose RLE has no counts or is of another size than its picture",
+    "annotations whose RLE has no counts or is of another size than its image",
     'write {"size": [height, width], "counts": ...}',
 )
 
 
 WRONG_RLE = Problem(
-    "annotations whose RLE is not of as many pixels as its picture",
+    "annotations whose RLE is not of as many pixels as its image",
     "write its counts anew; what is decoded would be whatever was in memory",
 )
 
@@ -163,14 +163,14 @@ SHORT_POLYGON = Problem(
 
 
 NO_EXTENT = Problem(
-    "annotations smaller than a pixel or wholly outside of their picture",
+    "annotations smaller than a pixel or wholly outside of their image",
     "they are left out",
     is_error=False,
 )
 
 
 WRONG_IMAGE = Problem(
-    "annotations whose image_id is no picture's id", "add those pictures or remove the annotations"
+    "annotations whose image_id is no image's id", "add those images or remove the annotations"
 )
 
 
@@ -180,50 +180,50 @@ WRONG_CATEGORY = Problem(
 )
 
 
-MISSING_PICTURE = Problem("pictures that do not exist", "put them there or set data_prefix")
+MISSING_IMAGE = Problem("images that do not exist", "put them there or set data_prefix")
 
 
-BROKEN_PICTURE = Problem("pictures that can't be read", "replace these files")
+BROKEN_IMAGE = Problem("images that can't be read", "replace these files")
 
 
 WRONG_SIZE = Problem(
-    "pictures of another size than their annotations say",
-    "correct width and height, and the boxes if the pictures were scaled",
+    "images of another size than their annotations say",
+    "correct width and height, and the boxes if the images were scaled",
 )
 
 
-THIN_PICTURE = Problem(
-    "pictures of which the pipeline makes a side of one pixel, which can't be flipped, or of none",
+THIN_IMAGE = Problem(
+    "images of which the pipeline makes a side of one pixel, which can't be flipped, or of none",
     "crop or remove them; a detector leaves them out of training by filter_cfg=dict(min_size=...)",
 )
 
 
-DEEP_PICTURE = Problem("pictures that OpenCV does not read", "store 8 bits a channel")
+DEEP_IMAGE = Problem("images that OpenCV does not read", "store 8 bits a channel")
 
 
 SIXTEEN_BITS = Problem(
-    "pictures of 16 bits a channel, of which the upper 8 are used",
+    "images of 16 bits a channel, of which the upper 8 are used",
     "where their values do not fill the 16, spread them over 8 bits",
     is_error=False,
 )
 
 
 ALPHA = Problem(
-    "pictures with transparency, which is ignored",
+    "images with transparency, which is ignored",
     "what is stored under transparent pixels is seen; remove the transparency to choose it",
     is_error=False,
 )
 
 
 MISSING_MAP = Problem(
-    "pictures without label map", "add the label maps, remove the pictures or set seg_map_suffix"
+    "images without label map", "add the label maps, remove the images or set seg_map_suffix"
 )
 
 
-MISSING_PICTURE_OF_MAP = Problem(
-    "label maps without picture",
-    "put the pictures there, remove the label maps, set img_suffix, which is the same for all "
-    "pictures, or list the pictures in an ann_file",
+MISSING_IMAGE_OF_MAP = Problem(
+    "label maps without image",
+    "put the images there, remove the label maps, set img_suffix, which is the same for all "
+    "images, or list the images in an ann_file",
 )
 
 
@@ -231,31 +231,31 @@ BROKEN_MAP = Problem("label maps that can't be read", "replace these files")
 
 
 COLOUR_MAP = Problem(
-    "label maps in colour", "store the index of each pixel's class in a single channel"
+    "label maps in color", "store the index of each pixel's class in a single channel"
 )
 
 
 THIN_MAP = Problem(
     "label maps with a side of one pixel, which MMSegmentation does not read",
-    "enlarge or remove them and their pictures",
+    "enlarge or remove them and their images",
 )
 
 
 WRONG_MAP_SIZE = Problem(
-    "label maps of another size than their pictures", "make both of the same size"
+    "label maps of another size than their images", "make both of the same size"
 )
 
 
 @dataclass
 class Report:
-    """What was found in a data set.
+    """What was found in a dataset.
 
-    name: its loader and place in the config. pictures, classes: the numbers. labelled: how many
+    name: its loader and place in the config. images, classes: the numbers. labelled: how many
     objects or pixels, that is the unit, are of a class and will be used.
     """
 
     name: str
-    pictures: int = 0
+    images: int = 0
     classes: int = 0
     labelled: int = 0
     unit: str = ""
@@ -297,76 +297,76 @@ def _listed(examples: Sequence[str], shown: int = SHOWN) -> str:
     return f": {', '.join(examples[:shown])}{more}"
 
 
-def picture_size(path: str, decode: bool = False) -> Pixels:
-    """The size of a picture as it is loaded, its EXIF rotation applied.
+def image_size(path: str, decode: bool = False) -> Pixels:
+    """The size of an image as it is loaded, its EXIF rotation applied.
 
     Args:
         path: a file.
-        decode: decode the picture, which finds most damage inside. Otherwise its header and the
-            mark at its end are read, which takes some 0.1 ms and finds what is not a picture or
+        decode: decode the image, which finds most damage inside. Otherwise its header and the
+            mark at its end are read, which takes some 0.1 ms and finds what is not an image or
             is cut off.
 
     Raises:
         FileNotFoundError: no such file.
-        Exception: no picture or a damaged one; PIL's readers raise errors of many classes.
+        Exception: no image or a damaged one; PIL's readers raise errors of many classes.
     """
     return _read_header(path, decode)[0]
 
 
 def _read_header(path: str, decode: bool) -> tuple[Pixels, list[Problem]]:
-    """A picture's size, see `picture_size`, and what OpenCV makes of its pixels unasked."""
-    with open_picture(path) as (file, picture):
+    """An image's size, see `image_size`, and what OpenCV makes of its pixels unasked."""
+    with open_image(path) as (file, image):
         # a look at the info first: asking for EXIF makes PIL decode some formats
-        sideways = "exif" in picture.info and picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-        size = picture.size[::-1] if sideways else picture.size
-        # PIL's mode of a colour picture is RGB whatever its depth; the tile says what is stored
-        stored = str(picture.tile[0][3]) if picture.tile else ""
+        sideways = "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+        size = image.size[::-1] if sideways else image.size
+        # PIL's mode of a color image is RGB whatever its depth; the tile says what is stored
+        stored = str(image.tile[0][3]) if image.tile else ""
         findings = {
-            DEEP_PICTURE: picture.format == "TIFF" and picture.mode in ("I", "F"),
+            DEEP_IMAGE: image.format == "TIFF" and image.mode in ("I", "F"),
             SIXTEEN_BITS: ";16" in stored,
-            ALPHA: picture.has_transparency_data,
+            ALPHA: image.has_transparency_data,
         }
-        mark = END_MARKS.get(picture.format or "")
+        mark = END_MARKS.get(image.format or "")
         if mark is not None and not decode:
             file.seek(-len(mark), os.SEEK_END)
             decode = file.read() != mark
             file.seek(0)
         if decode or mark is None:
-            load(picture)
+            load(image)
     return size, [problem for problem, found in findings.items() if found]
 
 
 @contextmanager
-def open_picture(path: str) -> Iterator[tuple[IO[bytes], ImageFile.ImageFile]]:
-    """A picture of one of `FORMATS`, and its file.
+def open_image(path: str) -> Iterator[tuple[IO[bytes], ImageFile.ImageFile]]:
+    """An image of one of `FORMATS`, and its file.
 
     Raises:
         OSError: no file, such as a pipe, which is waited for without end.
-        Exception: see `picture_size`.
+        Exception: see `image_size`.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a file")
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
-    with open(path, "rb") as file, Image.open(file, formats=formats) as picture:
-        yield file, picture
+    with open(path, "rb") as file, Image.open(file, formats=formats) as image:
+        yield file, image
 
 
-def load(picture: Image.Image) -> None:
-    """Decode a picture, a large one by itself."""
-    with _large if picture.width * picture.height > LARGE else nullcontext():
-        picture.load()
+def load(image: Image.Image) -> None:
+    """Decode an image, a large one by itself."""
+    with _large if image.width * image.height > LARGE else nullcontext():
+        image.load()
 
 
 def _reason(error: Exception) -> str:
     """Why a file can't be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
+        return "not an image"
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class _File(NamedTuple):
-    """A picture to be checked: its size as annotated, its label map, and whether the data set
+    """An image to be checked: its size as annotated, its label map, and whether the dataset
     leaves it out, as too small or without objects."""
 
     path: str
@@ -379,8 +379,8 @@ Findings = list[tuple[str, Problem, str]]  # where, what, example
 
 
 class _Pipeline(NamedTuple):
-    """What a pipeline asks of a picture's sides: the least of them after the resizing, and the
-    sizes that a picture is fitted into, its proportions kept."""
+    """What a pipeline asks of an image's sides: the least of them after the resizing, and the
+    sizes that an image is fitted into, its proportions kept."""
 
     least: int
     scales: list[Pixels]
@@ -388,7 +388,7 @@ class _Pipeline(NamedTuple):
     @classmethod
     def of(cls, steps: list[dict]) -> "_Pipeline":
         """Read from the steps of a config."""
-        # a picture one pixel wide is flipped to an array that PyTorch refuses
+        # an image one pixel wide is flipped to an array that PyTorch refuses
         least = 2 if any("Flip" in str(step.get("type")) for step in steps) else 1
         scales = []
         for step in steps:
@@ -399,7 +399,7 @@ class _Pipeline(NamedTuple):
         return cls(least, scales)
 
     def suits(self, size: Pixels) -> bool:
-        """Whether enough is left of a picture of this size."""
+        """Whether enough is left of an image of this size."""
         long, short = max(size), min(size)
         # as mmcv.imrescale rounds
         return all(
@@ -411,7 +411,7 @@ class _Pipeline(NamedTuple):
 def _check_file(
     file: _File, decode: bool, pipeline: _Pipeline
 ) -> tuple[Findings, np.ndarray | None]:
-    """Read a picture and its label map; the latter's number of pixels with each value."""
+    """Read an image and its label map; the latter's number of pixels with each value."""
     folder, name = os.path.split(file.path)
     findings: Findings = []
     size: Pixels | None = None
@@ -419,23 +419,23 @@ def _check_file(
         size, problems = _read_header(file.path, decode)
         findings += [(folder, problem, name) for problem in problems]
     except FileNotFoundError:
-        findings.append((folder, MISSING_PICTURE, name))
+        findings.append((folder, MISSING_IMAGE, name))
     except Exception as error:
-        findings.append((folder, BROKEN_PICTURE, f"{name} ({_reason(error)})"))
+        findings.append((folder, BROKEN_IMAGE, f"{name} ({_reason(error)})"))
     if size and file.size and size != file.size:
         text = "{} ({}x{}, annotated {}x{})".format(name, *size, *file.size)
         findings.append((folder, WRONG_SIZE, text))
     if size and not file.left_out and not pipeline.suits(size):
-        findings.append((folder, THIN_PICTURE, "{} ({}x{})".format(name, *size)))
+        findings.append((folder, THIN_IMAGE, "{} ({}x{})".format(name, *size)))
     if file.label_map is None:
         return findings, None
 
     map_folder, map_name = os.path.split(file.label_map)
     try:
-        with open_picture(file.label_map) as (_, picture):
-            load(picture)
+        with open_image(file.label_map) as (_, image):
+            load(image)
             # as MMSegmentation reads it: indices of a palette stay indices
-            labels = np.array(picture).squeeze()
+            labels = np.array(image).squeeze()
     except FileNotFoundError:
         return [*findings, (map_folder, MISSING_MAP, f"{name} (no {map_name})")], None
     except Exception as error:
@@ -444,7 +444,7 @@ def _check_file(
         problem = COLOUR_MAP if labels.ndim > 2 else THIN_MAP
         return [*findings, (map_folder, problem, map_name)], None
     if size and size != labels.shape[::-1]:
-        text = "{} ({}x{}, picture {}x{})".format(map_name, *labels.shape[::-1], *size)
+        text = "{} ({}x{}, image {}x{})".format(map_name, *labels.shape[::-1], *size)
         findings.append((map_folder, WRONG_MAP_SIZE, text))
     if labels.dtype != np.uint8:
         # 256 stands for everything that a byte can't hold
@@ -625,9 +625,9 @@ def _names(names: Sequence[str]) -> str:
 def _check_coco(
     dataset: Any, where: str, report: Report, masks: bool, evaluators: dict[str, dict]
 ) -> list[_File]:
-    """Check an annotation file; returns its pictures. masks: whether they are wanted."""
+    """Check an annotation file; returns its images. masks: whether they are wanted."""
     path = dataset.ann_file
-    # one that is only predicted for, such as COCO's test pictures
+    # one that is only predicted for, such as COCO's test images
     has_labels = not any(evaluator.get("format_only") for evaluator in evaluators.values())
     content = _read_coco(path, report, has_labels)
     if content is None:
@@ -644,7 +644,7 @@ def _check_coco(
     )
     _check_categories(path, categories, classes, where, report)
     if not images:
-        report.add(path, Problem("no pictures", "add them to its list of images"))
+        report.add(path, Problem("no images", "add them to its list of images"))
     kept = np.ones(len(images), bool)
     if has_labels:
         kept = _check_objects(
@@ -671,7 +671,7 @@ def _check_objects(
     masks: bool,
     is_evaluated: bool,
 ) -> np.ndarray:
-    """Check annotations against pictures and categories; returns which pictures will be used."""
+    """Check annotations against images and categories; returns which images will be used."""
     path, classes = dataset.ann_file, dataset.metainfo["classes"]
 
     # From here on in columns: COCO has 860,000 annotations.
@@ -685,7 +685,7 @@ def _check_objects(
     label = np.fromiter((labels.get(a["category_id"], -2) for a in annotations), np.int64, n)
     boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
     area = np.fromiter((a["area"] for a in annotations), np.float64, n)
-    # a last row for the pictures that do not exist
+    # a last row for the images that do not exist
     sizes = np.array([(i["width"], i["height"]) for i in images] + [(0, 0)], np.float64)[image]
 
     corners = np.clip(boxes[:, :2], 0, None), np.minimum(boxes[:, :2] + boxes[:, 2:], sizes)
@@ -718,13 +718,13 @@ def _check_objects(
     report.labelled, report.unit = int(used.sum()), "objects"
     kept = _kept(dataset, images, image[(image >= 0) & (label >= 0)])
     if images and not kept.any():
-        what = "no pictures are left by the filter_cfg"
+        what = "no images are left by the filter_cfg"
         report.add(path, Problem(what, f"correct the errors above or set {where}.filter_cfg=None"))
     return kept
 
 
 def _kept(dataset: Any, images: list[dict], annotated: np.ndarray) -> np.ndarray:
-    """Which pictures `CocoDataset.filter_data` keeps, (len(images),), bool."""
+    """Which images `CocoDataset.filter_data` keeps, (len(images),), bool."""
     filter_cfg = {} if dataset.test_mode else dataset.filter_cfg or {}
     keep = np.ones(len(images), bool)
     if filter_cfg.get("filter_empty_gt", False):
@@ -741,7 +741,7 @@ def _check_counts(
     report: Report,
     unknown: Collection[str] = (),
 ) -> None:
-    """Warn of classes that never occur; a data set in which none does is of no use.
+    """Warn of classes that never occur; a dataset in which none does is of no use.
 
     unknown: classes of which more has been said.
     """
@@ -768,7 +768,7 @@ def _label_table(dataset: Any) -> np.ndarray:
 
 
 class _MapCounter:
-    """Adds up the values of a data set's label maps and reports those that are no class."""
+    """Adds up the values of a dataset's label maps and reports those that are no class."""
 
     def __init__(self, dataset: Any, where: str, steps: list[dict], report: Report) -> None:
         self.report = report
@@ -776,7 +776,7 @@ class _MapCounter:
             asked = step.get("reduce_zero_label")
             if asked is not None and asked != dataset.reduce_zero_label:
                 what = f"is {dataset.reduce_zero_label}, while a step of its pipeline has {asked}"
-                problem = Problem(what, "remove it from the pipeline, which follows the data set")
+                problem = Problem(what, "remove it from the pipeline, which follows the dataset")
                 report.add(f"{where}.reduce_zero_label", problem)
         self.classes = dataset.metainfo["classes"]
         self.folder = dataset.data_prefix.get("seg_map_path") or where
@@ -812,12 +812,12 @@ class _MapCounter:
             self.table[known], weights=self.total[known], minlength=len(self.classes)
         )
         self.report.labelled, self.report.unit = int(counts.sum()), "pixels"
-        if self.report.pictures:
+        if self.report.images:
             _check_counts(self.folder, self.classes, counts, self.report)
 
 
 def _build(node: dict, where: str, scope: str | None, report: Report) -> Any:
-    """A data set of a config without its pipeline and content; None where it can't be built."""
+    """A dataset of a config without its pipeline and content; None where it can't be built."""
     metainfo = node.get("metainfo")
     classes = metainfo.get("classes") if isinstance(metainfo, dict) else None
     if isinstance(classes, str) and not Path(classes).is_file():
@@ -852,7 +852,7 @@ def _reads_coco(dataset: Any) -> bool:
 
 
 def _check_heads(model: dict, where: str, classes: int, report: Report) -> None:
-    """Compare the number of classes of every head, whatever its name, with the data set's."""
+    """Compare the number of classes of every head, whatever its name, with the dataset's."""
     what = f"heads with another number of classes than the {classes} of {where}"
     for path, node in dicts(model, "model"):
         keys = [
@@ -877,7 +877,7 @@ def _check_heads(model: dict, where: str, classes: int, report: Report) -> None:
 def _check_evaluators(
     evaluators: dict[str, dict], dataset: Any, where: str, report: Report
 ) -> None:
-    """An evaluator that compares with another file than the data set's fails after an epoch."""
+    """An evaluator that compares with another file than the dataset's fails after an epoch."""
     for path, evaluator in evaluators.items():
         given = evaluator.get("ann_file")
         if isinstance(given, str) and os.path.realpath(given) != os.path.realpath(dataset.ann_file):
@@ -886,7 +886,7 @@ def _check_evaluators(
 
 
 def _list_files(dataset: Any, where: str, report: Report) -> list[_File]:
-    """The pictures of a data set of any class, with their label maps."""
+    """The images of a dataset of any class, with their label maps."""
     try:
         entries = dataset.load_data_list()
     except Exception as error:  # each class reads files of its own kinds
@@ -896,7 +896,7 @@ def _list_files(dataset: Any, where: str, report: Report) -> list[_File]:
         folder = dataset.data_prefix.get("img_path") or dataset.data_root or where
         suffix = getattr(dataset, "img_suffix", "")
         held = sorted({path.suffix for path in Path(folder).rglob("*") if path.is_file()})
-        what = f"no pictures that end in {suffix!r} (there are: {', '.join(held) or 'no files'})"
+        what = f"no images that end in {suffix!r} (there are: {', '.join(held) or 'no files'})"
         report.add(folder, Problem(what, f"set {where}.img_suffix or data_prefix"))
     is_labelled = hasattr(dataset, "reduce_zero_label")
     maps = dataset.data_prefix.get("seg_map_path")
@@ -905,7 +905,7 @@ def _list_files(dataset: Any, where: str, report: Report) -> list[_File]:
         used = {os.path.normpath(entry.get("seg_map_path", "")) for entry in entries}
         for path in sorted(Path(maps).rglob(f"*{dataset.seg_map_suffix}")):
             if os.path.normpath(path) not in used:
-                report.add(maps, MISSING_PICTURE_OF_MAP, path.name)
+                report.add(maps, MISSING_IMAGE_OF_MAP, path.name)
     return [
         _File(entry["img_path"], label_map=entry.get("seg_map_path") if is_labelled else None)
         for entry in entries
@@ -914,7 +914,7 @@ def _list_files(dataset: Any, where: str, report: Report) -> list[_File]:
 
 
 class _Check:
-    """The checks of one data set: of its lists when it is made, then of its files one by one."""
+    """The checks of one dataset: of its lists when it is made, then of its files one by one."""
 
     def __init__(self, cfg: Config, where: str, node: dict, evaluators: dict[str, dict]) -> None:
         self.node, self.evaluators = node, evaluators
@@ -938,7 +938,7 @@ class _Check:
             self.files = _check_coco(dataset, where, report, masks, evaluators)
         else:
             self.files = _list_files(dataset, where, report)
-        report.pictures = len(self.files)
+        report.images = len(self.files)
         # after the files: those of a folder a class name their classes themselves
         classes = dataset.metainfo.get("classes")
         if not classes and hasattr(dataset, "reduce_zero_label"):
@@ -965,24 +965,24 @@ class _Check:
 
 
 def _name(where: str) -> str:
-    """What a data set is called in a table: train, or train.datasets.1 of several."""
+    """What a dataset is called in a table: train, or train.datasets.1 of several."""
     return where.replace("_dataloader.dataset", "")
 
 
 def check(
     cfg: Config, loaders: Sequence[str], decode: bool = False, console: Console | None = None
 ) -> list[Report]:
-    """Check the data sets of a config, whose files and folders must exist.
+    """Check the datasets of a config, whose files and folders must exist.
 
     Args:
         cfg: a config.
-        loaders: which of train_dataloader, val_dataloader and test_dataloader; a data set that
+        loaders: which of train_dataloader, val_dataloader and test_dataloader; a dataset that
             several of them use alike is checked once.
-        decode: decode every picture, see `picture_size`; label maps always are.
+        decode: decode every image, see `image_size`; label maps always are.
         console: where to show the progress; nowhere if None.
 
     Returns:
-        A report a data set.
+        A report a dataset.
     """
     checks: list[_Check] = []
     progress = Progress(
@@ -1019,15 +1019,15 @@ def check(
 
 
 def summary(reports: Sequence[Report]) -> Table:
-    """A row a data set: what it holds and how much is wrong with it."""
+    """A row a dataset: what it holds and how much is wrong with it."""
     table = Table(box=box.SIMPLE)
-    table.add_column("data set")
-    for column in ("pictures", "labelled", "classes", "errors", "warnings"):
+    table.add_column("dataset")
+    for column in ("images", "labelled", "classes", "errors", "warnings"):
         table.add_column(column, justify="right")
     for report in reports:
         table.add_row(
             report.name,
-            f"{report.pictures:,}",
+            f"{report.images:,}",
             f"{report.labelled:,} {report.unit}" if report.unit else "",
             f"{report.classes:,}",
             f"{len(report.errors):,}",

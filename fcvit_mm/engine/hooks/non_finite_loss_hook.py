@@ -1,9 +1,9 @@
 """Losses and gradients that are not finite: named, written down and kept from the weights.
 
-One NaN that an optimiser takes spoils every weight it reaches, and with it all that follows; hours
+One NaN that an optimizer takes spoils every weight it reaches, and with it all that follows; hours
 later the log says nan and nothing of where it came from. `NonFiniteLossHook` looks at the gradient
-before each step of the optimiser. It must be a hook, which sees losses and gradients of any model
-and optimiser without being asked for in either.
+before each step of the optimizer. It must be a hook, which sees losses and gradients of any model
+and optimizer without being asked for in either.
 """
 
 import functools
@@ -33,12 +33,12 @@ class _Batch(NamedTuple):
     """What one process computed in one iteration.
 
     iteration: its number, as in the log. terms: the losses as the model returns them, () each.
-    pictures: path and id of each.
+    images: path and id of each.
     """
 
     iteration: int
     terms: dict[str, Tensor]
-    pictures: list[dict[str, Any]]
+    images: list[dict[str, Any]]
 
     def record(self, rank: int) -> dict[str, Any]:
         """As it is written down; what is not finite as a word, which JSON has no number for."""
@@ -49,7 +49,7 @@ class _Batch(NamedTuple):
             "rank": rank,
             "losses": losses,
             "non_finite": wrong,
-            "pictures": self.pictures,
+            "images": self.images,
         }
 
 
@@ -57,8 +57,8 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _pictures(data_batch: Any) -> list[dict[str, Any]]:
-    """Paths and ids of the pictures of a batch, which all of OpenMMLab's tasks pack alike."""
+def _images(data_batch: Any) -> list[dict[str, Any]]:
+    """Paths and ids of the images of a batch, which all of OpenMMLab's tasks pack alike."""
     samples = data_batch.get("data_samples", []) if isinstance(data_batch, dict) else []
     return [
         {key: getattr(sample, key) for key in ("img_path", "img_id") if hasattr(sample, key)}
@@ -75,8 +75,8 @@ def _listed(names: list[str]) -> str:
 class NonFiniteLossHook(Hook):
     """Stop a training, or leave a step out, where the loss or the gradient is not finite.
 
-    Either is told before the optimiser's step, so that no weight has changed, and written with all
-    loss terms and the pictures to `nonfinite_iter_N.json` beside the run's log. Several processes
+    Either is told before the optimizer's step, so that no weight has changed, and written with all
+    loss terms and the images to `nonfinite_iter_N.json` beside the run's log. Several processes
     decide alike: a loss that is not finite makes the gradient so, and the gradient is shared.
     In mixed precision finite losses with a gradient that is not, while the loss scale is above 1,
     are an overflow of half precision: GradScaler leaves out the step and lowers the scale, and the
@@ -98,18 +98,18 @@ class NonFiniteLossHook(Hook):
         self.max_skips = max_skips
         self.skips = 0
         self._batches: list[_Batch] = []
-        self._pictures: list[dict[str, Any]] = []
+        self._images: list[dict[str, Any]] = []
         self._buffers: list[Tensor] = []
         self._step: Callable[..., None]
 
     def before_train(self, runner: Runner) -> None:
-        """Put itself between the model's losses and the optimiser's step."""
+        """Put itself between the model's losses and the optimizer's step."""
         model, optim_wrapper = _unwrapped(runner), runner.optim_wrapper
         parse_losses, step = model.parse_losses, optim_wrapper.step
 
         def noted(losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
             loss, terms = parse_losses(losses)
-            self._batches.append(_Batch(runner.iter + 1, terms, self._pictures))
+            self._batches.append(_Batch(runner.iter + 1, terms, self._images))
             # 1 if it is finite, else NaN: an infinite loss, or a term without a graph, may have a
             # finite gradient
             value = loss.detach()
@@ -128,13 +128,13 @@ class NonFiniteLossHook(Hook):
         self._step = step
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Note the pictures of the batch, and the buffers as they are before it."""
-        self._pictures = _pictures(data_batch)
+        """Note the images of the batch, and the buffers as they are before it."""
+        self._images = _images(data_batch)
         if self.max_skips and not self._batches:
             self._buffers = [buffer.clone() for buffer in _unwrapped(runner).buffers()]
 
     def after_train(self, runner: Runner) -> None:
-        """Leave model and optimiser as they were."""
+        """Leave model and optimizer as they were."""
         del _unwrapped(runner).parse_losses
         runner.optim_wrapper.step = self._step
 
@@ -185,7 +185,7 @@ class NonFiniteLossHook(Hook):
             is_half = scaler is not None and runner.optim_wrapper.cast_dtype != torch.bfloat16
             half = "set optim_wrapper.dtype=bfloat16, " if is_half else ""
             raise NonFiniteError(
-                f"{sentence}. No weight was changed by it. Look at these pictures and their "
+                f"{sentence}. No weight was changed by it. Look at these images and their "
                 f"annotations; where they are sound, {half}lower the learning rate or set "
                 "optim_wrapper.clip_grad, and --resume from the last checkpoint. "
                 f"default_hooks.nonfinite.max_skips, now {self.max_skips}, is how many such steps "
@@ -204,7 +204,7 @@ def _unwrapped(runner: Runner) -> Any:
 
 
 def _sentence(iteration: int, records: list[dict[str, Any]], parameters: list[str]) -> str:
-    """What is not finite, and for which pictures."""
+    """What is not finite, and for which images."""
     wrong = [record for record in records if record["non_finite"]]
     if wrong:
         # the sum says nothing that its terms don't
@@ -217,10 +217,10 @@ def _sentence(iteration: int, records: list[dict[str, Any]], parameters: list[st
         what = _listed(list(terms))
     else:
         what = f"the losses are finite, but the gradient of {_listed(parameters)} is not"
-    pictures = [
-        str(picture.get("img_path", picture.get("img_id")))
+    images = [
+        str(image.get("img_path", image.get("img_id")))
         for record in wrong or records
-        for picture in record["pictures"]
+        for image in record["images"]
     ]
     iteration = wrong[0]["iteration"] if wrong else iteration
-    return f"iteration {iteration}: {what}, for the pictures {_listed(pictures)}"
+    return f"iteration {iteration}: {what}, for the images {_listed(images)}"

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from .common import dense, gelu_share, gelu_slope, jit, launch, rows, sum_dtype, taps_of, tl, triton
 
-# A program's tile, columns x channels, and how many rows of the picture it goes down.
+# A program's tile, columns x channels, and how many rows of the image it goes down.
 WIDE, CHANNELS, ROWS = 16, 64, 32
 
 
@@ -33,14 +33,14 @@ def _place(
     block_c: tl.constexpr,
     down: tl.constexpr,
 ) -> tl.tensor:
-    """Channels and columns of this program's tile, which of them exist, first row, picture."""
+    """Channels and columns of this program's tile, which of them exist, first row, image."""
     strips = tl.cdiv(width, wide)
     channel = tl.program_id(0) * block_c + tl.arange(0, block_c)[None, :]
     column = tl.program_id(1) % strips * wide + tl.arange(0, wide)[:, None]
     first = tl.program_id(1) // strips * down
-    picture = tl.program_id(2).to(tl.int64) * channels * height * width
+    image = tl.program_id(2).to(tl.int64) * channels * height * width
     valid = (column < width) & (channel < channels)
-    return channel, column, valid, first, picture
+    return channel, column, valid, first, image
 
 
 @jit
@@ -115,12 +115,12 @@ def _gelu_kernel(
     down: tl.constexpr,
 ) -> None:
     """GELU of the 3x3 convolution."""
-    channel, column, valid, first, picture = _place(channels, height, width, wide, block_c, down)
-    hidden += picture
+    channel, column, valid, first, image = _place(channels, height, width, wide, block_c, down)
+    hidden += image
     for row in range(first, tl.minimum(first + down, height)):
         z = _conv(hidden, taps, bias, row, column, channel, valid, channels, height, width)
         value = z * gelu_share(z)
-        offset = picture + ((row * width + column) * channels + channel)
+        offset = image + ((row * width + column) * channels + channel)
         tl.store(out + offset, value.to(out.dtype.element_ty), mask=valid)
 
 
@@ -139,10 +139,10 @@ def _gelu_grad_kernel(
     down: tl.constexpr,
 ) -> None:
     """What _gelu_kernel computes; grad, its gradient, becomes that of the convolution."""
-    channel, column, valid, first, picture = _place(channels, height, width, wide, block_c, down)
-    hidden += picture
+    channel, column, valid, first, image = _place(channels, height, width, wide, block_c, down)
+    hidden += image
     for row in range(first, tl.minimum(first + down, height)):
-        offset = picture + ((row * width + column) * channels + channel)
+        offset = image + ((row * width + column) * channels + channel)
         slope = tl.load(grad + offset, mask=valid, other=0).to(taps.dtype.element_ty)
         z = _conv(hidden, taps, bias, row, column, channel, valid, channels, height, width)
         share = gelu_share(z)
@@ -171,8 +171,8 @@ def _conv_grad_kernel(
     bias, and, summed up for the first product's bias, of the input.
     """
     dtype: tl.constexpr = taps.dtype.element_ty
-    channel, column, valid, first, picture = _place(channels, height, width, wide, block_c, down)
-    grad += picture
+    channel, column, valid, first, image = _place(channels, height, width, wide, block_c, down)
+    grad += image
     s0 = tl.zeros((wide, block_c), dtype)
     s1 = tl.zeros((wide, block_c), dtype)
     s2 = tl.zeros((wide, block_c), dtype)
@@ -186,7 +186,7 @@ def _conv_grad_kernel(
     of_input = tl.zeros((wide, block_c), dtype)
     for row in range(first, tl.minimum(first + down, height)):
         offset = (row * width + column) * channels + channel
-        value = tl.load(hidden + picture + offset, mask=valid, other=0).to(dtype)
+        value = tl.load(hidden + image + offset, mask=valid, other=0).to(dtype)
         # What lies above and to the left took this element by the last tap.
         three, y = taps + 8 * channels, row - 1
         above, p8, p7, p6 = _row(
@@ -201,7 +201,7 @@ def _conv_grad_kernel(
             grad, three, value, y, column, channel, valid, channels, height, width, -1
         )
         total = above + beside + below
-        tl.store(out + picture + offset, total.to(out.dtype.element_ty), mask=valid)
+        tl.store(out + image + offset, total.to(out.dtype.element_ty), mask=valid)
         s0 += p0
         s1 += p1
         s2 += p2
@@ -230,7 +230,7 @@ def _conv_grad_kernel(
 
 
 def _launch(kernel: Any, size: tuple[int, int, int], channels: int, *arguments: Tensor) -> None:
-    """Run a kernel on pictures (B, H, W) of hidden channels."""
+    """Run a kernel on images (B, H, W) of hidden channels."""
     batch, height, width = size
     launch(
         kernel,

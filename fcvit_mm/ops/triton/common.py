@@ -24,7 +24,7 @@ def jit(kernel: Callable) -> Any:
     if triton is None:
         return kernel
     names = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
-    # A picture's sizes change from batch to batch: no version for multiples of 16, or for 1.
+    # An image's sizes change from batch to batch: no version for multiples of 16, or for 1.
     sizes = [name for name in names if name in ("positions", "height", "width", "groups")]
     return triton.jit(kernel, do_not_specialize=sizes)
 

@@ -39,7 +39,7 @@ def _offset(
     channels_last: tl.constexpr,
 ) -> tl.tensor:
     """Offset of an element, positions being counted through the whole batch."""
-    # A batch may hold more than 2 ** 31 elements, a picture does not.
+    # A batch may hold more than 2 ** 31 elements, an image does not.
     start = (position // area).to(tl.int64) * channels * area
     if channels_last:
         return start + position % area * channels + channel
@@ -144,7 +144,7 @@ def _tile(
     width: tl.tensor,
     channels_last: tl.constexpr,
 ) -> tl.tensor:
-    """Elements of one picture, 0 outside of it."""
+    """Elements of one image, 0 outside of it."""
     inside = valid & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     if channels_last:
         offset = (row * width + column) * channels + channel
@@ -171,7 +171,7 @@ def _weight_product_kernel(
     reach: tl.constexpr,
     factor: tl.constexpr,
 ) -> None:
-    """Gradients of one row of taps, summed over a chunk of a picture's groups: (parts, k, k, d).
+    """Gradients of one row of taps, summed over a chunk of an image's groups: (parts, k, k, d).
 
     A group is some columns of a row. Its inputs times its gradients, (reach, columns), summed over
     the groups, holds on each diagonal what belongs to one tap.
@@ -179,7 +179,7 @@ def _weight_product_kernel(
     channel = tl.program_id(1) * block_c + tl.arange(0, block_c)[:, None, None]
     i = tl.program_id(2)
     chunks = tl.cdiv(groups, chunk)
-    picture = (tl.program_id(0) // chunks).to(tl.int64) * channels * height * width
+    image = (tl.program_id(0) // chunks).to(tl.int64) * channels * height * width
     first = tl.program_id(0) % chunks * chunk
     read = tl.arange(0, reach)[None, :, None]
     written = tl.arange(0, columns)[None, None, :]
@@ -192,13 +192,13 @@ def _weight_product_kernel(
         column += read - k // 2
         valid = group < groups
         inputs = _tile(
-            x + picture, channel, row, column, valid, channels, height, width, channels_last
+            x + image, channel, row, column, valid, channels, height, width, channels_last
         )
         group = start + tl.arange(0, block_g)[None, :, None]
         row, column = group % height, group // height * columns + written
         valid = group < groups
         grads = _tile(
-            grad + picture, channel, row, column, valid, channels, height, width, channels_last
+            grad + image, channel, row, column, valid, channels, height, width, channels_last
         )
         total = tl.dot(inputs.to(factor), grads.to(factor), total)
     channel = tl.program_id(1) * block_c + tl.arange(0, block_c)
@@ -217,7 +217,7 @@ def conv(
 ) -> Tensor:
     """The convolution of a dense x with taps (k * k, d), or with the filter turned round."""
     batch, channels, height, width = x.shape
-    # Neighbouring threads get neighbouring elements: channels of a position, or positions.
+    # Neighboring threads get neighboring elements: channels of a position, or positions.
     block_p, block_c = (TILE // 32, 32) if channels_last else (256, 1)
     positions = batch * height * width
     out = torch.empty_like(x)

@@ -36,18 +36,18 @@ def _tile(
 
     Returns offsets and mask in x, (B, d, N) or (B, N, d), in a (B, d), and in a (B, 8, N).
     """
-    picture = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
     head = tl.program_id(2) * heads + tl.arange(0, heads)[None, :, None]
     within = tl.arange(0, block_e)[None, None, :]
     channel = head * size + within
     position = start + tl.arange(0, block_p)[:, None, None]
     placed = position < positions
-    token = picture * 8 * size + channel
+    token = image * 8 * size + channel
     if channels_last:
-        offset = (picture * positions + position) * 8 * size + channel
+        offset = (image * positions + position) * 8 * size + channel
     else:
         offset = token * positions + position
-    place = (picture * 8 + head) * positions + position
+    place = (image * 8 + head) * positions + position
     # NOTE: Triton 3.2 takes no mask that has more places than its pointers.
     return offset, placed & (within < size), token, within < size, place, placed
 
@@ -86,7 +86,7 @@ def _similarity_kernel(
 
 @jit
 def _sum_of_parts(partial: tl.tensor, parts: tl.tensor, block_t: tl.constexpr) -> tl.tensor:
-    """This picture's sums by head: (B, parts, 8) -> (8,)."""
+    """This image's sums by head: (B, parts, 8) -> (8,)."""
     total = tl.zeros((block_t, 8), partial.dtype.element_ty)
     head = tl.arange(0, 8)[None, :]
     for first in range(0, parts, block_t):
@@ -98,7 +98,7 @@ def _sum_of_parts(partial: tl.tensor, parts: tl.tensor, block_t: tl.constexpr) -
 
 @jit
 def _head_offsets(gap: tl.tensor, size: tl.constexpr, block_e: tl.constexpr) -> tl.tensor:
-    """This picture's mean similarities by head, less their mean: (B, d) -> (8,)."""
+    """This image's mean similarities by head, less their mean: (B, d) -> (8,)."""
     within = tl.arange(0, block_e)[None, :]
     token = tl.program_id(0) * 8 * size + tl.arange(0, 8)[:, None] * size + within
     mean = tl.load(gap + token, mask=within < size, other=0)
@@ -151,24 +151,24 @@ def _context_kernel(
     block_e: tl.constexpr,
     block_t: tl.constexpr,
 ) -> None:
-    """What is small, of one picture.
+    """What is small, of one image.
 
     S' = scale * deviation + shift, (B, 8), with std(S) in deviations, (B,); the context, (B, d),
     with the larger halves in middle, and in share the first half's part in them, (B, e).
     """
     dtype: tl.constexpr = gap.dtype.element_ty
-    picture = tl.program_id(0)
+    image = tl.program_id(0)
     offset = _head_offsets(gap, size, block_e)
     squares = _sum_of_parts(partial_squares, parts, block_t) + positions * offset * offset
     std = tl.sqrt(tl.sum(squares, 0) / (8 * positions - 1))
     head = tl.arange(0, 8)
     factor = tl.load(alpha + head).to(dtype) / (std + 1e-5)
-    tl.store(scale + picture * 8 + head, factor)
-    tl.store(shift + picture * 8 + head, tl.load(beta + head).to(dtype) + factor * offset)
-    tl.store(deviations + picture, std)
+    tl.store(scale + image * 8 + head, factor)
+    tl.store(shift + image * 8 + head, tl.load(beta + head).to(dtype) + factor * offset)
+    tl.store(deviations + image, std)
 
     within = tl.arange(0, block_e)
-    token = gap + picture * 8 * size
+    token = gap + image * 8 * size
     first = _product(weight1, token, size, 8 * size, block_e, 32)
     first += tl.load(bias1 + within, mask=within < size, other=0)
     second = _product(weight1 + 8 * size * size, token, size, 8 * size, block_e, 32)
@@ -176,8 +176,8 @@ def _context_kernel(
     larger = tl.maximum(first, second)
     # PyTorch shares the gradient of a maximum among equals
     part = tl.where(first > second, 1.0, tl.where(first == second, 0.5, 0.0)).to(dtype)
-    tl.store(middle + picture * size + within, larger, mask=within < size)
-    tl.store(share + picture * size + within, part, mask=within < size)
+    tl.store(middle + image * size + within, larger, mask=within < size)
+    tl.store(share + image * size + within, part, mask=within < size)
     for i in range(8):
         row = i * size + within[:, None]
         valid = (within[:, None] < size) & (within[None, :] < size)
@@ -185,7 +185,7 @@ def _context_kernel(
         value = tl.sum(weights * larger[None, :], 1)
         channel = i * size + within
         value += tl.load(bias2 + channel, mask=within < size, other=0)
-        tl.store(context + picture * 8 * size + channel, value.to(dtype), mask=within < size)
+        tl.store(context + image * 8 * size + channel, value.to(dtype), mask=within < size)
 
 
 @jit
@@ -211,25 +211,25 @@ def _small_grads_kernel(
     block_e: tl.constexpr,
     block_t: tl.constexpr,
 ) -> None:
-    """Backward pass of _context_kernel, of one picture, but for weights and biases.
+    """Backward pass of _context_kernel, of one image, but for weights and biases.
 
     Gradients of alpha and beta, (B, 8), of the context, (B, d), of both halves, (B, 2 e), of gap,
     (B, d), and, to twice, (B,), two times that of the squares' sum.
     """
     dtype: tl.constexpr = gap.dtype.element_ty
-    picture = tl.program_id(0)
+    image = tl.program_id(0)
     offset = _head_offsets(gap, size, block_e)
     of_shift = _sum_of_parts(partial_shift, parts, block_t)
     of_scale = _sum_of_parts(partial_scale, parts, block_t) + of_shift * offset
     head = tl.arange(0, 8)
     weight = tl.load(alpha + head).to(dtype)
-    std = tl.load(deviations + picture)
-    tl.store(grad_alpha + picture * 8 + head, of_scale / (std + 1e-5))
-    tl.store(grad_beta + picture * 8 + head, of_shift)
+    std = tl.load(deviations + image)
+    tl.store(grad_alpha + image * 8 + head, of_scale / (std + 1e-5))
+    tl.store(grad_beta + image * 8 + head, of_shift)
     of_std = -tl.sum(of_scale * weight, 0) / ((std + 1e-5) * (std + 1e-5))
     # The root's slope at 0 is infinite; it is to be multiplied by deviations, which are 0 there.
     slope = of_std / (tl.where(std > 0, std, 1) * (8 * positions - 1))
-    tl.store(twice + picture, slope)
+    tl.store(twice + image, slope)
     of_offset = of_shift * weight / (std + 1e-5) + slope * positions * offset
     of_mean = of_offset - tl.sum(of_offset, 0) / 8
 
@@ -240,17 +240,17 @@ def _small_grads_kernel(
         total = tl.zeros((block_t, block_e), dtype)
         for first in range(0, parts, block_t):
             part = first + tl.arange(0, block_t)[:, None]
-            place = (picture * parts + part) * 8 * size + channel[None, :]
+            place = (image * parts + part) * 8 * size + channel[None, :]
             valid = (part < parts) & (within[None, :] < size)
             total += tl.load(partial_context + place, mask=valid, other=0)
         of_context = tl.sum(total, 0)
-        tl.store(grad_context + picture * 8 * size + channel, of_context, mask=within < size)
+        tl.store(grad_context + image * 8 * size + channel, of_context, mask=within < size)
         valid = (within[:, None] < size) & (within[None, :] < size)
         weights = weight2 + channel[:, None] * size + within[None, :]
         of_middle += tl.sum(tl.load(weights, mask=valid, other=0) * of_context[:, None], 0)
-    part = tl.load(share + picture * size + within, mask=within < size, other=0)
+    part = tl.load(share + image * size + within, mask=within < size, other=0)
     of_first, of_second = of_middle * part, of_middle * (1 - part)
-    halves = grad_halves + picture * 2 * size + within
+    halves = grad_halves + image * 2 * size + within
     tl.store(halves, of_first, mask=within < size)
     tl.store(halves + size, of_second, mask=within < size)
     for i in range(8):
@@ -260,9 +260,9 @@ def _small_grads_kernel(
         value = tl.sum(tl.load(weights, mask=valid, other=0) * of_first[:, None], 0)
         weights += 8 * size * size
         value += tl.sum(tl.load(weights, mask=valid, other=0) * of_second[:, None], 0)
-        mean = tl.load(gap + picture * 8 * size + channel, mask=within < size, other=0)
+        mean = tl.load(gap + image * 8 * size + channel, mask=within < size, other=0)
         value += 2 * size**-0.5 * tl.sum(tl.where(head == i, of_mean, 0), 0) * mean
-        tl.store(grad_gap + picture * 8 * size + channel, value.to(dtype), mask=within < size)
+        tl.store(grad_gap + image * 8 * size + channel, value.to(dtype), mask=within < size)
 
 
 @jit
@@ -408,10 +408,10 @@ def _gap_grad_kernel(
 
 
 def _blocks(x: Tensor, channels_last: bool) -> tuple[tuple[int, int, int], dict[str, int | bool]]:
-    """The grid (pictures, runs of four tiles, groups of heads), and the kernels' constants."""
+    """The grid (images, runs of four tiles, groups of heads), and the kernels' constants."""
     size = x.shape[1] // NUM_HEADS
     block_e = triton.next_power_of_2(size)
-    # Neighbouring threads get neighbours: 64 channels of a position, or positions of a channel.
+    # Neighboring threads get neighbors: 64 channels of a position, or positions of a channel.
     heads = max(1, min(NUM_HEADS, 64 // block_e)) if channels_last else 1
     block_p = max(1, TILE // (heads * block_e))
     tiles = triton.cdiv(x.shape[2] * x.shape[3], 4 * block_p)
@@ -425,7 +425,7 @@ def _blocks(x: Tensor, channels_last: bool) -> tuple[tuple[int, int, int], dict[
 
 
 def _small_constants(gap: Tensor) -> dict[str, int]:
-    """Of the kernels with a program a picture."""
+    """Of the kernels with a program an image."""
     size = gap.shape[1] // NUM_HEADS
     return {"size": size, "block_e": triton.next_power_of_2(size), "block_t": 32}
 

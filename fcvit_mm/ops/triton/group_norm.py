@@ -1,4 +1,4 @@
-"""GroupNorm with one group: PyTorch's gives each picture to a single multiprocessor."""
+"""GroupNorm with one group: PyTorch's gives each image to a single multiprocessor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .common import dense, is_channels_last, jit, launch, sum_dtype, tl, tl_sum_dtype, triton
 
-# Of one picture: programs that sum up, at most (a power of two), and elements of their tiles.
+# Of one image: programs that sum up, at most (a power of two), and elements of their tiles.
 PARTS, TILE = 128, 4096
 
 
@@ -23,7 +23,7 @@ def _moments_kernel(
     tile: tl.constexpr,
     dtype: tl.constexpr,
 ) -> None:
-    """Number, mean and squared deviation from it, of some of a picture's elements: (B, parts, 3).
+    """Number, mean and squared deviation from it, of some of an image's elements: (B, parts, 3).
 
     Tile by tile, each by its own mean, so that no digits are lost where the mean is large.
     """
@@ -67,7 +67,7 @@ def _norm_kernel(
 ) -> None:
     """(x - mean) / deviation * weight + bias; mean and 1 / deviation go to moments, (B, 2)."""
     size = positions * channels
-    picture = tl.program_id(0).to(tl.int64) * size
+    image = tl.program_id(0).to(tl.int64) * size
     part = tl.arange(0, parts)
     partial += (tl.program_id(0) * count + part) * 3
     number = tl.load(partial, mask=part < count, other=0)
@@ -82,11 +82,11 @@ def _norm_kernel(
     offset = tl.program_id(1) * tile + tl.arange(0, tile)
     valid = offset < size
     channel = offset % channels if channels_last else offset // positions
-    value = tl.load(x + picture + offset, mask=valid, other=0).to(dtype)
+    value = tl.load(x + image + offset, mask=valid, other=0).to(dtype)
     factor = tl.load(weight + channel, mask=valid, other=0).to(dtype)
     shift = tl.load(bias + channel, mask=valid, other=0).to(dtype)
     result = (value - mean) * scale * factor + shift
-    tl.store(out + picture + offset, result.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + image + offset, result.to(out.dtype.element_ty), mask=valid)
 
 
 @jit
@@ -102,9 +102,9 @@ def _channel_sums_kernel(
     block_c: tl.constexpr,
     dtype: tl.constexpr,
 ) -> None:
-    """Sums over some positions of grad and of grad * normalised x: (B, parts, 2, d)."""
+    """Sums over some positions of grad and of grad * normalized x: (B, parts, 2, d)."""
     channel = tl.program_id(2) * block_c + tl.arange(0, block_c)[None, :]
-    picture = tl.program_id(0).to(tl.int64) * positions * channels
+    image = tl.program_id(0).to(tl.int64) * positions * channels
     mean = tl.load(moments + tl.program_id(0) * 2)
     scale = tl.load(moments + tl.program_id(0) * 2 + 1)
     plain = tl.zeros((block_p, block_c), dtype)
@@ -113,9 +113,9 @@ def _channel_sums_kernel(
         position = start + tl.arange(0, block_p)[:, None]
         valid = (position < positions) & (channel < channels)
         if channels_last:
-            offset = picture + (position * channels + channel)
+            offset = image + (position * channels + channel)
         else:
-            offset = picture + (channel * positions + position)
+            offset = image + (channel * positions + position)
         slope = tl.load(grad + offset, mask=valid, other=0).to(dtype)
         value = tl.load(x + offset, mask=valid, other=0).to(dtype)
         plain += slope
@@ -140,9 +140,9 @@ def _grad_kernel(
     tile: tl.constexpr,
     dtype: tl.constexpr,
 ) -> None:
-    """Gradient of x; sums are those of grad * weight and of that times normalised x, (B, 2)."""
+    """Gradient of x; sums are those of grad * weight and of that times normalized x, (B, 2)."""
     size = positions * channels
-    picture = tl.program_id(0).to(tl.int64) * size
+    image = tl.program_id(0).to(tl.int64) * size
     mean = tl.load(moments + tl.program_id(0) * 2)
     scale = tl.load(moments + tl.program_id(0) * 2 + 1)
     first = tl.load(sums + tl.program_id(0) * 2) / size
@@ -150,11 +150,11 @@ def _grad_kernel(
     offset = tl.program_id(1) * tile + tl.arange(0, tile)
     valid = offset < size
     channel = offset % channels if channels_last else offset // positions
-    value = (tl.load(x + picture + offset, mask=valid, other=0).to(dtype) - mean) * scale
-    slope = tl.load(grad + picture + offset, mask=valid, other=0).to(dtype)
+    value = (tl.load(x + image + offset, mask=valid, other=0).to(dtype) - mean) * scale
+    slope = tl.load(grad + image + offset, mask=valid, other=0).to(dtype)
     slope *= tl.load(weight + channel, mask=valid, other=0).to(dtype)
     result = scale * (slope - first - value * second)
-    tl.store(out + picture + offset, result.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + image + offset, result.to(out.dtype.element_ty), mask=valid)
 
 
 class Norm(torch.autograd.Function):
@@ -197,7 +197,7 @@ class Norm(torch.autograd.Function):
         batch, channels, height, width = x.shape
         sizes = height * width, channels
         constants = {"channels_last": ctx.channels_last, "dtype": tl_sum_dtype(x)}
-        # Neighbouring threads get neighbouring elements: channels of a position, or positions.
+        # Neighboring threads get neighboring elements: channels of a position, or positions.
         block_p, block_c = (64, 32) if ctx.channels_last else (1024, 1)
         parts = min(PARTS, triton.cdiv(sizes[0], block_p))
         partial = moments.new_empty((batch, parts, 2, channels))
