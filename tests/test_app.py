@@ -93,8 +93,8 @@ def page(browser, address) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    cv2.imwrite(str(folder / "a.png"), image(0, 64, 64))
-    cv2.imwrite(str(folder / "one.png"), image(0, 64, 64)[:1, :1])
+    cv2.imwrite(str(folder / "a.png"), make_image(0, 64, 64))
+    cv2.imwrite(str(folder / "one.png"), make_image(0, 64, 64)[:1, :1])
     (folder / "text.jpg").write_text("no image\n")
     return folder
 
@@ -124,7 +124,7 @@ def test_upload_threshold_and_a_text(page, files):
     expect(page.locator("#table [role=gridcell]").nth(20)).to_be_visible()
     many, all_rows = shown(page, "#drawn"), page.locator("#table").inner_text()
     assert many.shape == (512, 512, 3)
-    assert np.abs(many - cv2.resize(image(0, 64, 64), (512, 512)).astype(float)).mean() > 5
+    assert np.abs(many - cv2.resize(make_image(0, 64, 64), (512, 512)).astype(float)).mean() > 5
     maps = shown(page, "#maps")
     assert maps.shape[1] > 1000 and maps.std() > 10
 
@@ -133,7 +133,7 @@ def test_upload_threshold_and_a_text(page, files):
     set_threshold(page, 1)
     expect(page.locator("#drawn img")).not_to_have_attribute("src", before)
     none = shown(page, "#drawn")
-    assert np.abs(none - cv2.resize(image(0, 64, 64), (512, 512)).astype(float)).mean() < 5
+    assert np.abs(none - cv2.resize(make_image(0, 64, 64), (512, 512)).astype(float)).mean() < 5
     assert page.locator("#table").inner_text() != all_rows
 
     # a text gives a message, the old prediction does not stay, and the page lives on

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_infer import make_image
 from test_tools import assert_sentence
 from torch import nn
 

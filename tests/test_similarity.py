@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_infer import make_image
 from test_inferencers import CONFIGS
 from test_tools import assert_sentence
 
@@ -68,7 +69,7 @@ def test_maps_are_what_the_network_adds(predictors, scope):
         module.rescale_weight.data.copy_(torch.randn(HEADS, generator=generator))
         module.rescale_bias.data.copy_(torch.randn(HEADS, generator=generator))
     try:
-        shown, found = similarity.contexts_of(predictor, image(0, 64, 64))
+        shown, found = similarity.contexts_of(predictor, make_image(0, 64, 64))
     finally:
         for handle in handles:
             handle.remove()
@@ -109,7 +110,7 @@ def test_difference_of_what_positions_receive(given, expected):
 
 def test_what_was_padded_is_not_shown(predictors):
     """A detector pads 48x80 to 64x96."""
-    shown, found = similarity.contexts_of(predictors["mmdet"], image(0, 80, 48))
+    shown, found = similarity.contexts_of(predictors["mmdet"], make_image(0, 80, 48))
     assert shown.shape == (48, 80, 3)
     shapes = [context.similarity.shape[1:] for context in found if context.part == 1]
     expected = [(12, 20)] * 3 + [(6, 10)] * 3 + [(3, 5)] * 5
@@ -120,7 +121,7 @@ def test_what_was_padded_is_not_shown(predictors):
 def test_the_hooks_are_gone_afterwards(predictors):
     predictor = predictors["mmdet"]
     with pytest.raises(ConfigError, match="16x16 is a single position in stage 3"):
-        similarity.contexts_of(predictor, image(0, 16, 16))
+        similarity.contexts_of(predictor, make_image(0, 16, 16))
     assert not any(module._forward_hooks for module in predictor.model.modules())
 
 
@@ -154,8 +155,8 @@ def test_one_figure_a_block():
 def test_the_tool(tool, weights, tmp_path, scope):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    cv2.imwrite(str(folder / "a.png"), image(0))
-    cv2.imwrite(str(folder / "b.png"), image(1))
+    cv2.imwrite(str(folder / "a.png"), make_image(0))
+    cv2.imwrite(str(folder / "b.png"), make_image(1))
     which = {"mmdet": [], "mmseg": ["--stage", 3, "--block", 2], "mmpretrain": ["--all-blocks"]}
     if scope == "mmdet":
         (folder / "text.jpg").write_text("no image\n")
@@ -183,7 +184,7 @@ def test_the_tool(tool, weights, tmp_path, scope):
 
 
 def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), image(0))
+    cv2.imwrite(str(tmp_path / "a.png"), make_image(0))
     result = tool(
         "similarity_map.py", CONFIGS["mmseg"], weights["mmseg"], tmp_path / "a.png",
         "--block", 3, "--out", tmp_path / "out",
