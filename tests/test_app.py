@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_infer import make_image
 from test_inferencers import CONFIGS, saved
 from test_tools import assert_sentence
 
