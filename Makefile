@@ -57,6 +57,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	@# deptry does not read setup.cfg: what installing made of it, without the extras for developers
+	sed '/^\[\(dev\|docs\|test\|openmmlab-official\)\]/,/^$$/d; /^\[/d; /^fcvit-mm/d; /^$$/d' \
+		fcvit_mm.egg-info/requires.txt > $(VENV)/requirements.txt
+	$(BIN)/deptry fcvit_mm tools --requirements-files $(VENV)/requirements.txt
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix

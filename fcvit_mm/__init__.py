@@ -23,7 +23,7 @@ from .mmcv_ext import import_hook
 from .models.fcvit import FCViT
 from .models.fuse import fuse
 from .models.weights import load_pretrained
-from .utils import mim
+from .utils import mim, moved
 from .utils.errors import CheckpointError, NonFiniteError
 from .utils.mim import config_path
 
@@ -31,6 +31,7 @@ import_hook.install()
 make_mmengine_safe()
 make_mmengine_write_whole_files()
 mim.install()
+moved.install()
 
 __all__ = [
     "CheckpointError",
