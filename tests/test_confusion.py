@@ -178,7 +178,6 @@ def test_plots_of_few_and_many_classes(tmp_path, n):
     figure = confusion_matrix.draw(matrix, content["classes"])
     # counts are written where they fit
     assert len(figure.axes[0].texts) == (16 if n == 4 else 0)
-    confusion_matrix.pyplot.close(figure)
 
 
 @pytest.mark.official

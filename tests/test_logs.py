@@ -90,9 +90,10 @@ def test_a_training_that_ends_with_nan(tmp_path, monkeypatch):
         "loss": {"last": None}, "mAP": {"last": 0.5, "best": 0.5, "best_iteration": 2}
     }  # fmt: skip
     assert "not finite" in list(logs.table([run], ["loss"]).columns[1].cells)
-    monkeypatch.setattr(logs.pyplot, "close", lambda figure: None)
+    figures = []
+    monkeypatch.setattr(logs, "save_figure", lambda figure, path: figures.append(figure))
     logs.plot([run], ["loss", "mAP"], tmp_path / "plot.png")
-    assert [axes.get_title() for axes in logs.pyplot.gcf().axes] == ["loss", "evaluation"]
+    assert [axes.get_title() for axes in figures[-1].axes] == ["loss", "evaluation"]
 
 
 def test_names_of_runs_stay_whole_in_a_narrow_table(tmp_path):
@@ -135,9 +136,10 @@ def test_lines_of_a_plot_differ(tmp_path, monkeypatch):
     for folder in ("a", "b"):
         write_log(tmp_path / folder / "run", "1", [training(1, 1.0, **terms)])
         runs.append(logs.read_run(tmp_path / folder / "run"))
-    monkeypatch.setattr(logs.pyplot, "close", lambda figure: None)
+    figures = []
+    monkeypatch.setattr(logs, "save_figure", lambda figure, path: figures.append(figure))
     logs.plot(runs, logs.choose(runs, None), tmp_path / "plot.png")
-    axes = logs.pyplot.gcf().axes[0]
+    axes = figures[-1].axes[0]
     assert len(axes.lines) == 20
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 20

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from ..utils.config import load_config
 from ..utils.errors import ConfigError
-from ..visualization.draw import save_figure
+from ..visualization.figures import make_panels, save_figure
 from . import complexity
-from .complexity import Size, pyplot
+from .complexity import Size
 
 # Backbones of MMPretrain with a map from each stage, as a detector needs them.
 PEERS: dict[str, dict[str, Any]] = {
@@ -321,14 +321,8 @@ def draw(results: Sequence[Result], title: str) -> Any:
     """Medians with their quartiles, and memory, a row of panels an activity, a bar a model."""
     activities = list(dict.fromkeys(result.activity for result in results))
     names = list(dict.fromkeys(result.name for result in results))
-    figure, grid = pyplot.subplots(
-        len(activities),
-        2,
-        figsize=(10, 0.9 + len(activities) * (0.9 + 0.35 * len(names))),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    height = 0.9 + len(activities) * (0.9 + 0.35 * len(names))
+    figure, grid = make_panels(len(activities), 2, (10, height), sharey=True)
     for (left, right), activity in zip(grid, activities, strict=True):
         shown = [result for result in results if result.activity == activity]
         colors = ["#1f4e79"] + ["#9bb7d4"] * (len(shown) - 1)

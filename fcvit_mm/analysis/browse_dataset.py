@@ -86,7 +86,7 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
                 drawn, ", ".join(contents), (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, color, width
             )
     else:
-        drawn = draw(visualizer, image, sample, truth=True)
+        drawn = draw(visualizer, image, sample, ground_truth=True)
         if "gt_instances" in sample:
             labels = sample.gt_instances.labels
         else:

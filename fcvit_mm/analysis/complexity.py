@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-import matplotlib
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -36,10 +35,7 @@ from ..engine.build import build_model, check_model, task_of
 from ..models.fcvit import FCViT
 from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder, whole_file
-from ..visualization.draw import save_figure
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from ..visualization.figures import make_panels, save_figure
 
 Size = tuple[int, int]  # height, width
 Parts = dict[str, list[nn.Module]]
@@ -644,9 +640,9 @@ def lines_of(costs: Sequence[Cost]) -> dict[str, dict[str, tuple[list[float], Li
 
 def draw_sweep(costs: Sequence[Cost], title: str) -> Any:
     """Cost against the number of pixels, with the fitted lines and their residuals."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, grid = make_panels(1, 2, (10, 4.2))
     pixels = np.array([math.prod(cost.size) for cost in costs])
-    for axes, (axis, series) in zip(panels, lines_of(costs).items(), strict=True):
+    for axes, (axis, series) in zip(grid[0], lines_of(costs).items(), strict=True):
         for (name, (values, line)), color in zip(
             series.items(), ("#1f4e79", "#c0392b", "#27ae60"), strict=False
         ):

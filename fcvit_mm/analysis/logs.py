@@ -14,14 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from rich.table import Column, Table
 
 from ..utils.errors import ConfigError
-from ..visualization.draw import save_figure
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from ..visualization.figures import make_panels, save_figure
 
 # Figures of an evaluation that are shown where none are chosen.
 MAIN = re.compile(r"(mAP|mIoU|mAcc|aAcc|top1|top5)$")
@@ -239,9 +235,7 @@ def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     names = [Path(run.name).resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [run.name for run in runs]
-    figure, grid = pyplot.subplots(
-        1, len(panels), figsize=(5 * len(panels), 3.8), squeeze=False, layout="constrained"
-    )
+    figure, grid = make_panels(1, len(panels), (5 * len(panels), 3.8))
     for axes, (title, wanted) in zip(grid[0], panels.items(), strict=True):
         for i, key in enumerate(wanted):
             for j, run in enumerate(runs):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,14 +29,18 @@ from ..models.layers import NUM_HEADS, GlobalContext, by_head
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
 from ..utils.files import make_folder, whole_file
-from ..visualization.draw import enlarge, enlargement, save_figure, visible
+from ..visualization.draw import enlarge, enlargement, visible
+from ..visualization.figures import (
+    Figure,
+    apply_colormap,
+    make_panels,
+    map_colors,
+    save_figure,
+)
 from ..visualization.images import read_image, write_image
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
 Array = np.ndarray
-COLOURS = matplotlib.colormaps["RdBu_r"]
+COLORS = "RdBu_r"
 
 
 @dataclass
@@ -169,7 +172,7 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
     """
     image = enlarge(image, enlargement(image))
     values = cv2.resize(values.astype(np.float32), image.shape[1::-1])
-    shade = COLOURS(np.clip(values / limit, -1, 1) / 2 + 0.5)[..., 2::-1] * 255
+    shade = apply_colormap(np.clip(values / limit, -1, 1) / 2 + 0.5, COLORS)[..., ::-1] * 255
     grey = image.mean(2, keepdims=True)
     return (0.45 * grey + 0.55 * shade).round().astype(np.uint8)
 
@@ -177,7 +180,7 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
 def draw_grid(image: Array, contexts: Sequence[Context]) -> Any:
     """A row a context: the image, then the overlays of the heads; a matplotlib figure."""
     height = 1.35 * image.shape[0] / image.shape[1] + 0.3
-    figure = pyplot.figure(figsize=(13.4, height * len(contexts)), layout="constrained")
+    figure = Figure(figsize=(13.4, height * len(contexts)), layout="constrained")
     rows = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
     for row, context in zip(rows, contexts, strict=True):
         first, *places = row.subplots(1, NUM_HEADS + 1)
@@ -189,7 +192,7 @@ def draw_grid(image: Array, contexts: Sequence[Context]) -> Any:
         first.set_title(context.name, fontsize=8, loc="left")
         for place in (first, *places):
             place.axis("off")
-        shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-limit, limit), COLOURS)
+        shades = map_colors(COLORS, -limit, limit)
         bar = row.colorbar(shades, ax=[first, *places], pad=0.01, aspect=12)
         bar.ax.set_title("S'", fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -213,7 +216,7 @@ def differences(looks: Sequence[Sequence[Context]]) -> list[dict[str, Any]]:
 
 def draw_differences(rows: Sequence[dict[str, Any]]) -> Any:
     """A bar a block; a matplotlib figure."""
-    figure, axes = pyplot.subplots(figsize=(1.8 + 0.42 * len(rows), 3), layout="constrained")
+    figure, ((axes,),) = make_panels(1, 1, (1.8 + 0.42 * len(rows), 3))
     names = [f"{row['stage']}.{row['block']}" for row in rows]
     axes.bar(names, [row["difference"] for row in rows],
              color=[f"C{row['stage'] - 1}" for row in rows])  # fmt: skip

@@ -18,7 +18,6 @@ import torch
 # read by Gradio when it is imported, which otherwise reports its use
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
 
 from ..analysis.similarity import (
     choose,
@@ -28,13 +27,14 @@ from ..analysis.similarity import (
 from ..apis.predictor import Predictor
 from ..datasets import shapes  # noqa: E402
 from ..utils.errors import ConfigError  # noqa: E402
+from ..visualization.figures import render_figure  # noqa: E402
 from ..visualization.images import (
     read_image,  # noqa: E402
     write_image,  # noqa: E402
 )
 
 Array = np.ndarray
-# One prediction at a time: the model is one, and so is matplotlib.
+# One prediction at a time: there is one model.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 TITLES = {"detection": "objects", "segmentation": "classes", "classification": "best classes"}
 COLUMNS = {
@@ -93,13 +93,6 @@ def _say(sentence: str) -> None:
     gr.Warning(html.escape(sentence), duration=None)
 
 
-def _as_image(figure: Any) -> Array:
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-    pyplot.close(figure)
-    return pixels
-
-
 def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Blocks:
     """The page.
 
@@ -140,7 +133,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
         except ConfigError as error:
             _say(f"no maps: {error}")
             return None
-        return _as_image(draw_grid(image, choose(contexts, *names[name])))
+        return render_figure(draw_grid(image, choose(contexts, *names[name])))
 
     with gr.Blocks(title="FCViT", analytics_enabled=False) as page:
         gr.Markdown(f"# What FCViT finds, and where it looks\n{title}")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -23,9 +22,7 @@ from ..engine.build import IGNORED, task_of
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
 from ..utils.files import whole_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from ..visualization.figures import make_panels, save_figure
 
 Array = np.ndarray
 BACKGROUND = "background"
@@ -256,9 +253,7 @@ def write(content: dict[str, Any], out: Path) -> None:
     with whole_file(out.with_name(f"{out.name}.json")) as partial:
         partial.write_text(json.dumps(content))
     figure = draw(np.array(content["matrix"]), content["classes"])
-    with whole_file(out.with_name(f"{out.name}.png")) as partial:
-        figure.savefig(partial, dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, out.with_name(f"{out.name}.png"))
 
 
 def draw(matrix: Array, names: Sequence[str]) -> Any:
@@ -266,7 +261,7 @@ def draw(matrix: Array, names: Sequence[str]) -> Any:
     n = len(names)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.62 * n if n <= COUNTED else 0.16 * n), 26.0)
-    figure, axes = pyplot.subplots(figsize=(side + 1.2, side), layout="constrained")
+    figure, ((axes,),) = make_panels(1, 1, (side + 1.2, side))
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     size = 9 if n <= COUNTED else 6
     axes.set_xticks(range(n), names, rotation=90 if n > 4 else 30, fontsize=size)

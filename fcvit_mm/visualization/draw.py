@@ -1,25 +1,18 @@
-"""Predictions and truth over images, by OpenMMLab's visualizers; small images are enlarged.
+"""Draw predictions and ground truth over images with OpenMMLab's visualizers.
 
 Images are (H, W, 3), BGR, 0 to 255.
 """
 
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from torch import Tensor
-
-from ..utils.files import whole_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
 
 Array = np.ndarray
 
@@ -31,38 +24,38 @@ READABLE = 512
 
 
 def build_visualizer(cfg: Config, dataset_meta: dict[str, Any]) -> Any:
-    """The visualizer of a config, that draws and writes nothing.
+    """Build the visualizer of a config, which draws without writing files.
 
     Args:
         cfg: a config.
         dataset_meta: classes and palette, RGB.
     """
     settings = dict(cfg.visualizer, vis_backends=None)
-    # MMEngine knows visualizers by name, and there may be one of a Runner
+    # MMEngine finds visualizers by name, and a Runner may have made one
     settings["name"] = f"fcvit_mm {id(dataset_meta)}"
     visualizer = VISUALIZERS.build(settings)
     visualizer.dataset_meta = dataset_meta
     return visualizer
 
 
-def draw(visualizer: Any, image: Array, sample: Any, truth: bool = False) -> Array:
+def draw(visualizer: Any, image: Array, sample: Any, ground_truth: bool = False) -> Array:
     """Draw a data sample over its image.
 
     Args:
         visualizer: see `build_visualizer`.
         image: an image.
         sample: with pred_instances or pred_sem_seg; left as it is.
-        truth: draw gt_instances or gt_sem_seg instead.
+        ground_truth: draw gt_instances or gt_sem_seg instead.
 
     Returns:
         The image, k times as large, with the least whole k for its longer side to be `READABLE`.
     """
     k = enlargement(image)
     image, sample = enlarge(image, k), sample.clone()
-    kind = "gt" if truth else "pred"
+    kind = "gt" if ground_truth else "pred"
     if f"{kind}_instances" in sample:
         found = sample.get(f"{kind}_instances").clone()
-        # the truth may come as MMDetection's HorizontalBoxes, and as BitmapMasks
+        # ground truth may come as MMDetection's HorizontalBoxes, and as BitmapMasks
         found.bboxes = getattr(found.bboxes, "tensor", found.bboxes) * k
         if "masks" in found:
             masks = found.masks
@@ -74,39 +67,31 @@ def draw(visualizer: Any, image: Array, sample: Any, truth: bool = False) -> Arr
         labels = type(labels)(data=repeat(labels.data, k))
         sample.set_field(labels, f"{kind}_sem_seg", dtype=type(labels))
     # a detector's visualizer has a threshold of its own
-    options = {"pred_score_thr": 0.0} if "pred_instances" in sample else {}
-    visualizer.add_datasample(
-        "image", image[..., ::-1], sample, draw_gt=truth, draw_pred=not truth, **options
-    )
+    options: dict[str, Any] = {"pred_score_thr": 0.0} if "pred_instances" in sample else {}
+    options |= {"draw_gt": ground_truth, "draw_pred": not ground_truth}
+    visualizer.add_datasample("image", image[..., ::-1], sample, **options)
     return visualizer.get_image()[..., ::-1]
 
 
 def enlargement(image: Array) -> int:
-    """How many times an image is enlarged to be drawn on."""
+    """Return the factor by which an image is enlarged to be drawn on."""
     return max(1, math.ceil(READABLE / max(image.shape[:2])))
 
 
 def enlarge(image: Array, k: int) -> Array:
-    """(H, W, 3) -> (k * H, k * W, 3)."""
+    """Enlarge an image k times: (H, W, 3) -> (k * H, k * W, 3)."""
     return cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image
 
 
 def repeat(maps: Tensor, k: int) -> Tensor:
-    """(N, H, W) -> (N, k * H, k * W), each pixel k * k times."""
+    """Repeat each pixel k * k times: (N, H, W) -> (N, k * H, k * W)."""
     return maps.repeat_interleave(k, 1).repeat_interleave(k, 2)
 
 
 def visible(inputs: Tensor) -> Array:
-    """An image as a pipeline packs it, (3, H, W), 0 to 255 also where it was normalized there."""
+    """Convert an image that a pipeline packed, (3, H, W); stretch a normalized one to 0 to 255."""
     image = inputs.permute(1, 2, 0).double().numpy(force=True)
     if inputs.dtype != torch.uint8:
         low, high = image.min(), image.max()
         image = (image - low) / max(high - low, 1e-12) * 255
     return image.round().astype(np.uint8)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib's completely or not at all, and close it."""
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=110)
-    pyplot.close(figure)

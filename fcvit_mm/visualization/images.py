@@ -1,5 +1,6 @@
 """Read and write image files."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -8,9 +9,12 @@ import numpy as np
 from ..utils.errors import ConfigError
 from ..utils.files import whole_file
 
+# Endings of files that are read as images.
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image as OpenMMLab's pipelines read it: (H, W, 3), BGR, 0 to 255, EXIF applied.
+    """Read an image as OpenMMLab's pipelines do: (H, W, 3), BGR, 0 to 255, EXIF applied.
 
     Raises:
         ConfigError: no such file, or not an image.
@@ -28,13 +32,19 @@ def read_image(path: str | Path) -> np.ndarray:
     return image
 
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+def write_image(path: Path, image: np.ndarray, direct: bool = False) -> None:
+    """Write an image, in the format of its ending or else as PNG, completely or not at all.
 
+    Args:
+        image: (H, W, 3), BGR, or (H, W), uint8; as PNG also uint16.
+        direct: write to the path itself, faster, in a folder that is renamed once it is complete.
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image, in the format of its ending or else as PNG, completely or not at all."""
+    Raises:
+        OSError: it can't be written.
+    """
     if path.suffix.lower() not in IMAGES:
         path = path.with_name(f"{path.name}.png")
-    with whole_file(path) as partial:
-        if not cv2.imwrite(str(partial), image):
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 4] if path.suffix.lower() == ".png" else []
+    with nullcontext(path) if direct else whole_file(path) as partial:
+        if not cv2.imwrite(str(partial), image, options):
             raise OSError(f"OpenCV can't write {path}")

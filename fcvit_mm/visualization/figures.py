@@ -1,0 +1,67 @@
+"""Make and save plots. matplotlib is imported here and nowhere else.
+
+Figures are made without pyplot: they need no window system, and nothing has to be closed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from ..utils.files import whole_file
+
+__all__ = [
+    "Axes",
+    "Figure",
+    "Patch",
+    "Rectangle",
+    "apply_colormap",
+    "make_panels",
+    "map_colors",
+    "render_figure",
+    "save_figure",
+]
+
+
+def make_panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
+    """Make a figure with a grid of panels.
+
+    Args:
+        size: width and height in inches.
+        options: such as `sharey`, see matplotlib's `Figure.subplots`.
+
+    Returns:
+        (the figure, an array (rows, columns) of its panels).
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Write a figure, in the format of the path's ending, completely or not at all."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=dpi)
+
+
+def render_figure(figure: Figure) -> np.ndarray:
+    """Return the pixels of a figure: (H, W, 3), RGB, 0 to 255."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def apply_colormap(values: np.ndarray, name: str) -> np.ndarray:
+    """Color values (H, W), 0 to 1, by a color map of matplotlib's: (H, W, 3), RGB, 0 to 1."""
+    return colormaps[name](values)[..., :3]
+
+
+def map_colors(name: str, low: float, high: float) -> ScalarMappable:
+    """Return the scale from `low` to `high` of a color map, for `Figure.colorbar`."""
+    return ScalarMappable(Normalize(low, high), name)
