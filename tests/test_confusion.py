@@ -214,7 +214,7 @@ def test_detection_counts_every_object(tool, weights, example_data, tmp_path, ma
 
 
 def test_as_an_evaluator_of_a_config(tool, weights, tmp_path):
-    """As docs/look.md says; by test.py, which knows nothing of confusion matrices."""
+    """As docs/visualization.md says; by test.py, which knows nothing of confusion matrices."""
     config = tmp_path / "mine.py"
     config.write_text(
         f"_base_ = {str(CONFIGS['mmseg'])!r}\n"

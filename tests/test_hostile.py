@@ -624,7 +624,7 @@ distributed.destroy_process_group()
 
 
 def test_results_lie_where_this_user_alone_can_write(tmp_path):
-    """As docs/trust.md says: they are pickles in a folder that the first process makes."""
+    """As docs/reliability.md says: they are pickles in a folder that the first process makes."""
     script = tmp_path / "collect.py"
     script.write_text(COLLECT)
     result = launch(script, free_port())

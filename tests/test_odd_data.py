@@ -1,6 +1,6 @@
 """Images and annotations that are odd but no mistake: each is trained on and tested, or refused.
 
-The table of docs/trust.md has a row for each.
+The table of docs/reliability.md has a row for each.
 """
 
 import json
