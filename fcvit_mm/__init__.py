@@ -15,7 +15,7 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
-from .checkpoint.mmengine_backends import make_mmengine_safe, make_mmengine_write_whole_files
+from .checkpoint.mmengine_backends import register_atomic_local_backend, register_safe_loaders
 from .checkpoint.reader import read_checkpoint
 from .engine.hooks.non_finite_loss_hook import NonFiniteLossHook
 from .engine.layer_decay import FCViTLayerDecayOptimWrapperConstructor
@@ -28,8 +28,8 @@ from .utils.errors import CheckpointError, NonFiniteError
 from .utils.mim import config_path
 
 import_hook.install()
-make_mmengine_safe()
-make_mmengine_write_whole_files()
+register_safe_loaders()
+register_atomic_local_backend()
 mim.install()
 moved.install()
 

@@ -16,7 +16,7 @@ from test_tools import assert_sentence
 
 from fcvit_mm.analysis import browse_dataset
 from fcvit_mm.datasets import shapes
-from fcvit_mm.utils.config import dicts, load_config
+from fcvit_mm.utils.config import iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization import draw
 
@@ -157,7 +157,7 @@ def test_an_image_that_is_none(load, example_data, tmp_path):
     shutil.copytree(example_data / "data/shapes", broken)
     for path in (broken / "images/train").iterdir():
         path.write_text("no image")
-    for _, node in dicts(cfg._cfg_dict):
+    for _, node in iter_config_dicts(cfg._cfg_dict):
         if node.get("data_root"):
             node["data_root"] = str(broken)
     with pytest.raises(ConfigError, match="the pipeline fails on item 0"):

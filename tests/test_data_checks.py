@@ -23,7 +23,7 @@ from test_tools import assert_sentence
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, image_size
 from fcvit_mm.engine.preflight import check_files
-from fcvit_mm.utils.config import innermost, load_config
+from fcvit_mm.utils.config import iter_leaf_datasets, load_config
 from fcvit_mm.utils.errors import ConfigError
 
 CONFIGS = {
@@ -257,7 +257,7 @@ def test_every_config_has_heads_for_the_classes_of_its_dataset():
         cfg = load_config(str(path))
         dataset = cfg.train_dataloader.dataset
         for change, is_wrong in (0, False), (1, True):
-            for where, node in innermost(dataset, "train_dataloader.dataset"):
+            for where, node in iter_leaf_datasets(dataset, "train_dataloader.dataset"):
                 report = Report(path.name)
                 built = checks._build(node, where, cfg.default_scope, report)
                 # a folder a class names its classes when it is read

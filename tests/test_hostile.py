@@ -409,9 +409,9 @@ def write_onnx(path: Path, about: object, location: str | None = None) -> Path:
     node = helper.make_node("Mul", ["images", "w"], ["logits"])
     graph = helper.make_graph([node], "segmentor", [given], [found], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    texts = {"fcvit_mm.json": json.dumps(about), files.SEAL: files.UNSEALED}
+    texts = {"fcvit_mm.json": json.dumps(about), files.SHA256_KEY: files.SHA256_PLACEHOLDER}
     helper.set_model_props(model, texts)
-    path.write_bytes(files.seal(model.SerializeToString()))
+    path.write_bytes(files.embed_sha256(model.SerializeToString()))
     return path
 
 

@@ -67,10 +67,10 @@ SHARER = """
 import os, socket, sys
 import torch.multiprocessing as multiprocessing
 from multiprocessing.reduction import DupFd
-from fcvit_mm.repeat import end_with
+from fcvit_mm.engine.seeding import exit_with_parent
 
 def worker(pipe):
-    end_with(os.getppid(), None, 0)
+    exit_with_parent(os.getppid(), None, 0)
     pipe.send(DupFd(pipe.fileno()))
     pipe.recv()
     sys.excepthook(ValueError, ValueError("of its own"), None)

@@ -219,7 +219,7 @@ def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
 
 def test_a_machine_that_does_not_see_the_checkpoint_says_so(tmp_path, monkeypatch):
     cfg = load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
-    monkeypatch.setattr(runner_module, "_once", lambda *_: ("absent/iter_2.pth", 0))
+    monkeypatch.setattr(runner_module, "run_on_main_process", lambda *_: ("absent/iter_2.pth", 0))
     with pytest.raises(CheckpointError, match=r"absent/iter_2\.pth lies on the first machine"):
         engine.train(cfg)
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from fcvit_mm import CheckpointError, FCViT, engine
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS, check_files
-from fcvit_mm.utils.config import adapt, dicts, enable_amp, load_config
+from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 
 DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
@@ -21,7 +21,7 @@ SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py
 def norms(cfg: Config) -> set[str]:
     return {
         node["type"]
-        for _, node in dicts(cfg._cfg_dict)
+        for _, node in iter_config_dicts(cfg._cfg_dict)
         if str(node.get("type")) in ("BN", "SyncBN")
     }
 

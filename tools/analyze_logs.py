@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fcvit_mm.analysis import logs
 from fcvit_mm.utils.cli import PLOTS, ending, run_tool, writing
-from fcvit_mm.utils.files import whole_file
+from fcvit_mm.utils.files import atomic_write
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +35,7 @@ def main() -> None:
         for problem in run.problems:
             print(f"warning: {problem}", file=sys.stderr)
     if args.json:
-        with writing(args.json), whole_file(args.json) as partial:
+        with writing(args.json), atomic_write(args.json) as partial:
             partial.write_text(json.dumps(found, indent=1))
     if args.out:
         with writing(args.out):

@@ -20,7 +20,8 @@ import onnxruntime
 # The longest side of an image that a file may ask for.
 LONGEST = 16384
 # Where a file has its SHA-256, and what stood there when it was computed.
-SEAL, UNSEALED = re.compile(rb"fcvit_mm\.sha256..([0-9a-f]{64})", re.DOTALL), b"0" * 64
+SHA256_FIELD = re.compile(rb"fcvit_mm\.sha256..([0-9a-f]{64})", re.DOTALL)
+SHA256_PLACEHOLDER = b"0" * 64
 
 
 def open_model(path: str) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
@@ -31,11 +32,11 @@ def open_model(path: str) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]
         Exception: ONNX Runtime can't run it; its errors have no common class.
     """
     content = Path(path).read_bytes()
-    found = SEAL.search(content)
+    found = SHA256_FIELD.search(content)
     if not found:
         raise ValueError("it has no SHA-256")
-    unsealed = content[: found.start(1)] + UNSEALED + content[found.end(1) :]
-    if hashlib.sha256(unsealed).hexdigest().encode() != found[1]:
+    unmarked = content[: found.start(1)] + SHA256_PLACEHOLDER + content[found.end(1) :]
+    if hashlib.sha256(unmarked).hexdigest().encode() != found[1]:
         raise ValueError("it is damaged: its SHA-256 is another one than it notes")
     # from the memory, so that it can name no other file
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from ..engine.build import build_model, check_model, task_of
 from ..models.fcvit import FCViT
 from ..utils.errors import ConfigError, first_line
-from ..utils.files import make_folder, whole_file
+from ..utils.files import atomic_write, make_folder
 from ..visualization.figures import make_panels, save_figure
 
 Size = tuple[int, int]  # height, width
@@ -563,7 +563,7 @@ def table(cost: Cost, title: str) -> Table:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 

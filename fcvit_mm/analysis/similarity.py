@@ -28,7 +28,7 @@ from ..models.fcvit import FCViT
 from ..models.layers import NUM_HEADS, GlobalContext, by_head
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
-from ..utils.files import make_folder, whole_file
+from ..utils.files import atomic_write, make_folder
 from ..visualization.draw import enlarge, enlargement, visible
 from ..visualization.figures import (
     Figure,
@@ -289,7 +289,7 @@ def run(
             return [], problems
         rows = differences(looks)
         save_figure(draw_differences(rows), out / "difference.png")
-        with whole_file(out / "difference.json") as partial:
+        with atomic_write(out / "difference.json") as partial:
             partial.write_text(json.dumps({"images": len(looks), "blocks": rows}, indent=1))
     return rows, problems
 

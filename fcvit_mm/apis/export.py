@@ -27,9 +27,9 @@ from ..datasets import shapes
 from ..engine.build import task_of
 from ..models.fuse import fuse
 from ..utils.cli import require, writing
-from ..utils.config import innermost
+from ..utils.config import iter_leaf_datasets
 from ..utils.errors import ConfigError, first_line
-from ..utils.files import SEAL, UNSEALED, seal, whole_file
+from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from .predictor import Predictor
 
 # The largest difference between the file and PyTorch, relative to the largest value.
@@ -332,7 +332,7 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
     """
     known = ("LoadImageFromFile", "LoadAnnotations", "Resize", "ResizeToMultiple",
              "PackDetInputs", "PackSegInputs", "PackInputs")  # fmt: skip
-    _, dataset = next(innermost(predictor.cfg.test_dataloader.dataset, ""))
+    _, dataset = next(iter_leaf_datasets(predictor.cfg.test_dataloader.dataset, ""))
     resize: list[dict[str, Any]] = []
     for step in dataset["pipeline"]:
         name = step["type"].rpartition(".")[2]
@@ -515,7 +515,7 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
     # of a map of one position, as of RetinaNet's last one of a smaller image, one is assumed
     example = torch.rand(2 if export.batch else 1, 3, 160, 288) * 255
     axes = {2: "height", 3: "width"} | ({0: "batch"} if export.batch else {})
-    with writing(path), whole_file(path) as partial, warnings.catch_warnings(), torch.no_grad():
+    with writing(path), atomic_write(path) as partial, warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
         if path.suffix == ".pt2":
@@ -536,9 +536,9 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
                 output_names=list(export.outputs) or None,
             )
         onnx.model.metadata_props[ABOUT] = about
-        onnx.model.metadata_props[SEAL] = UNSEALED
+        onnx.model.metadata_props[SHA256_KEY] = SHA256_PLACEHOLDER
         onnx.save(partial, external_data=False)
-        partial.write_bytes(seal(partial.read_bytes()))
+        partial.write_bytes(embed_sha256(partial.read_bytes()))
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])

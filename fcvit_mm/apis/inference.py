@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
-from ..utils.files import make_folder, whole_file
+from ..utils.files import atomic_write, make_folder
 from ..visualization.images import IMAGES, read_image, write_image
 from .predictor import Predictor
 
@@ -168,7 +168,7 @@ def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.V
     Raises:
         OSError: OpenCV can't write it.
     """
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         writer = cv2.VideoWriter(
             str(partial),
             cv2.VideoWriter.fourcc(*"mp4v"),
@@ -270,7 +270,7 @@ class Results:
         lines = [f"images: {self.out / 'drawn'}"]
         if self.predictor.task == "detection":
             path = self.out / "detections.json"
-            with whole_file(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_text(json.dumps(self.detections.content()))
             n = len(self.detections.annotations)
             lines.append(f"{n} detections in {self.frames} images: {path}")

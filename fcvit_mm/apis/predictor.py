@@ -21,7 +21,7 @@ from ..checkpoint.mmengine_backends import load_from_file
 from ..engine.build import IGNORED, build_model, find_device, task_of
 from ..models.weights import check_fit, model_weights
 from ..utils.cli import add_cfg_options
-from ..utils.config import innermost
+from ..utils.config import iter_leaf_datasets
 from ..utils.errors import CheckpointError, ConfigError, first_line
 from ..visualization.draw import build_visualizer, draw
 
@@ -60,7 +60,7 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
     found = {key.lower(): value for key, value in meta.items() if isinstance(key, str)}
     if not _are_names(found.get("classes")):
         found.pop("classes", None)
-    datasets = innermost((cfg.get("test_dataloader") or {}).get("dataset"), "dataset")
+    datasets = iter_leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset"), "dataset")
     for _, node in datasets:
         known = dict(getattr(DATASETS.get(node["type"]), "METAINFO", {}))
         known |= node.get("metainfo") or {}
@@ -141,7 +141,9 @@ class Predictor:
 
     def _pipeline(self) -> Compose:
         """The test pipeline, but for an image in memory that has no annotations."""
-        _, dataset = next(innermost(self.cfg.test_dataloader.dataset, "test_dataloader.dataset"))
+        _, dataset = next(
+            iter_leaf_datasets(self.cfg.test_dataloader.dataset, "test_dataloader.dataset")
+        )
         steps = [
             step
             for step in dataset["pipeline"]

@@ -8,7 +8,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 
 from ..utils.errors import CheckpointError
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 from .reader import _listing, find_container, read_checkpoint
 
 
@@ -45,7 +45,7 @@ def load_from_elsewhere(filename: str, map_location: Any = None) -> dict[str, An
     )
 
 
-def make_mmengine_safe() -> None:
+def register_safe_loaders() -> None:
     """Put `read_checkpoint` under everything in MMEngine that reads a checkpoint."""
     register = CheckpointLoader.register_scheme
     register(["", "http://", "https://"], load_from_file, force=True)
@@ -61,7 +61,7 @@ def make_mmengine_safe() -> None:
     )
 
 
-class WholeLocalBackend(LocalBackend):
+class AtomicLocalBackend(LocalBackend):
     """MMEngine's access to local files; what it writes is complete or not there."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
@@ -71,13 +71,13 @@ class WholeLocalBackend(LocalBackend):
             OSError: it can't be written; what it held before is still there.
         """
         try:
-            with whole_file(Path(filepath)) as partial:
+            with atomic_write(Path(filepath)) as partial:
                 partial.write_bytes(obj)
         except OSError as error:
             # of a full disk Python does not say where
             raise OSError(error.errno, error.strerror, str(filepath)) from error
 
 
-def make_mmengine_write_whole_files() -> None:
-    """Put `WholeLocalBackend` under what MMEngine writes to local disks, checkpoints above all."""
-    register_backend("local", WholeLocalBackend, force=True, prefixes="")
+def register_atomic_local_backend() -> None:
+    """Put `AtomicLocalBackend` under what MMEngine writes to local disks, checkpoints above all."""
+    register_backend("local", AtomicLocalBackend, force=True, prefixes="")

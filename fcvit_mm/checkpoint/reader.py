@@ -2,7 +2,7 @@
 
 A checkpoint is a pickle, and unpickling runs whatever the file says. Everything here reads with
 PyTorch's restricted unpickler and an allow-list, and there is no way back to the unrestricted
-one; `pickles` goes through the file before. `make_mmengine_safe` puts the same reader under
+one; `pickles` goes through the file before. `register_safe_loaders` puts the same reader under
 MMEngine's `load_from`, `resume` and test.
 """
 
@@ -24,7 +24,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
-from ..utils.files import SEAL, is_sealed
+from ..utils.files import SHA256_KEY, matches_sha256
 from . import pickle_scan
 
 # Where a file keeps its weights; the first that is there is taken, the whole file if none is.
@@ -139,8 +139,8 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, compared with their checksum where we wrote it."""
     with safetensors.safe_open(path, framework="pt") as file:
-        noted = (file.metadata() or {}).get(SEAL)
-    if noted and not is_sealed(path.read_bytes(), noted):
+        noted = (file.metadata() or {}).get(SHA256_KEY)
+    if noted and not matches_sha256(path.read_bytes(), noted):
         raise ValueError("its SHA-256 is another one than it notes")
     return safetensors.torch.load_file(path)
 

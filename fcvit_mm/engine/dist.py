@@ -15,11 +15,11 @@ from ..utils.errors import CheckpointError, ConfigError
 T = TypeVar("T")
 
 
-def _once(cfg: Config, function: Callable[[], T]) -> T:
+def run_on_main_process(cfg: Config, function: Callable[[], T]) -> T:
     """What a function returns, or raises for the user, in one process for all."""
     distributed = cfg.get("launcher", "none") != "none"
     if distributed:
-        _start_distributed(cfg)
+        start_distributed(cfg)
     outcome: list = [None, None]
     if is_main_process():
         try:
@@ -36,7 +36,7 @@ def _once(cfg: Config, function: Callable[[], T]) -> T:
     return result
 
 
-def _start_distributed(cfg: Config) -> None:
+def start_distributed(cfg: Config) -> None:
     """Let the processes of a launcher find each other, as a Runner does where it is the first."""
     if is_distributed():
         return

@@ -12,9 +12,9 @@ from ..checkpoint.reader import is_url, read_checkpoint
 from ..datasets import checks
 from ..models.arch import ALIASES, get_arch
 from ..models.fcvit import FCViT
-from ..utils.config import dicts, innermost
+from ..utils.config import iter_config_dicts, iter_leaf_datasets
 from ..utils.errors import ConfigError
-from .dist import _once
+from .dist import run_on_main_process
 
 # The authors' shared drive, a folder a model; there is no direct link to the files.
 DRIVE = "https://drive.google.com/drive/folders/"
@@ -67,12 +67,12 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
     Raises:
         ConfigError: something is missing; the message says where to get it and to put it.
     """
-    for path, node in dicts(cfg.get("model", {}), "model"):
+    for path, node in iter_config_dicts(cfg.get("model", {}), "model"):
         if node.get("type") == "Pretrained":
             _check_weights(str(node.get("checkpoint")), path, cfg)
     check_data_exist(cfg, loaders)
     if cfg.get("check_data", True):
-        _once(cfg, lambda: _check_data(cfg, loaders))
+        run_on_main_process(cfg, lambda: _check_data(cfg, loaders))
 
 
 def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -83,7 +83,7 @@ def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
     """
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get("dataset")
-        for path, node in innermost(dataset, f"{loader}.dataset"):
+        for path, node in iter_leaf_datasets(dataset, f"{loader}.dataset"):
             _check_dataset(node, path)
 
 

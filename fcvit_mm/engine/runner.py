@@ -20,7 +20,7 @@ from ..checkpoint.reader import is_url, read_checkpoint
 from ..utils.config import adapt, drop_pretrained
 from ..utils.errors import CheckpointError, ConfigError, DeadWorkerError, first_line
 from . import resume
-from .dist import _once, _start_distributed
+from .dist import run_on_main_process, start_distributed
 from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
 from .hooks.seed_hook import SeedHook
@@ -58,7 +58,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     changes = adapt(cfg) + resume.keep_enough(cfg)
     if cfg.launcher != "none":
-        _start_distributed(cfg)
+        start_distributed(cfg)
     try:
         # MMEngine 0.10.7 starts loading with its loop
         with naming_dead_workers():
@@ -135,7 +135,7 @@ def _prepare_resume(cfg: Config) -> None:
             )
         return str(path), meta.get("seed")
 
-    if (found := _once(cfg, find)) is None:
+    if (found := run_on_main_process(cfg, find)) is None:
         cfg.resume = False
         return
     cfg.load_from, seed = found

@@ -27,23 +27,23 @@ from ..utils.seeding import seed_all
 SET_PARENT_DEATH_SIGNAL = 1
 
 
-class Draw(int):
+class SampleIndex(int):
     """An index into a dataset that knows its place in the training: epoch, and place in it."""
 
     place: tuple[int, int]
 
 
-def seeded_items(dataset: Any, seed: int, draws: list[Draw]) -> list:
+def seeded_items(dataset: Any, seed: int, indices: list[SampleIndex]) -> list:
     """The samples of a batch, each by randomness of its own; a dataset's `__getitems__`."""
     samples = []
-    for draw in draws:
-        seed_all(seed, *draw.place)
-        samples.append(dataset[int(draw)])
+    for index in indices:
+        seed_all(seed, *index.place)
+        samples.append(dataset[int(index)])
     return samples
 
 
 class NumberedSampler(Sampler):
-    """A sampler of MMEngine's whose indices are `Draw`s, and which has its dataset obey them.
+    """Wrap a sampler of MMEngine's to give `SampleIndex`es, which its dataset then obeys.
 
     Args:
         sampler: config of the sampler.
@@ -65,14 +65,14 @@ class NumberedSampler(Sampler):
         self.sampler.skip(count)
         self.skipped = count
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         rank, processes = get_dist_info()
         epoch = getattr(self.sampler, "epoch", 0)
-        for count, index in enumerate(self.sampler, self.skipped):
-            draw = Draw(index)
+        for count, number in enumerate(self.sampler, self.skipped):
+            index = SampleIndex(number)
             # MMEngine's samplers deal their order out to the processes by turns
-            draw.place = (epoch, count * processes + rank)
-            yield draw
+            index.place = (epoch, count * processes + rank)
+            yield index
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -84,7 +84,9 @@ class NumberedSampler(Sampler):
         return getattr(self.sampler, name)
 
 
-def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def quiet_excepthook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Print an error of a loader's worker, but not that nobody takes its batch any more.
 
     A training that ends may be fetching a batch's memory. The worker's thread that hands it out
@@ -94,7 +96,7 @@ def say(kind: type[BaseException], error: BaseException, trace: TracebackType | 
         sys.__excepthook__(kind, error, trace)
 
 
-def end_with(parent: int, then: Callable | None, worker: int) -> None:
+def exit_with_parent(parent: int, then: Callable | None, worker: int) -> None:
     """Have a loader's worker end with its training, and say no more; a `worker_init_fn`.
 
     If the training is killed, a worker would by itself wait for ever for somebody to read its last
@@ -109,7 +111,7 @@ def end_with(parent: int, then: Callable | None, worker: int) -> None:
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:  # killed before
             os._exit(1)
-    sys.excepthook = say
+    sys.excepthook = quiet_excepthook
     if then:
         then(worker)
 
@@ -126,5 +128,5 @@ class RepeatableRunner(Runner):
             sampler = dict(type=NumberedSampler, sampler=dataloader["sampler"])
             dataloader = dict(dataloader, sampler=sampler)
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        loader.worker_init_fn = partial(end_with, os.getpid(), loader.worker_init_fn)
+        loader.worker_init_fn = partial(exit_with_parent, os.getpid(), loader.worker_init_fn)
         return loader

@@ -21,7 +21,7 @@ from .. import engine
 from ..engine.build import IGNORED, task_of
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 from ..visualization.figures import make_panels, save_figure
 
 Array = np.ndarray
@@ -250,7 +250,7 @@ def figures(matrix: Array, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def write(content: dict[str, Any], out: Path) -> None:
     """Write OUT.json and OUT.png."""
-    with whole_file(out.with_name(f"{out.name}.json")) as partial:
+    with atomic_write(out.with_name(f"{out.name}.json")) as partial:
         partial.write_text(json.dumps(content))
     figure = draw(np.array(content["matrix"]), content["classes"])
     save_figure(figure, out.with_name(f"{out.name}.png"))

@@ -22,7 +22,7 @@ from ..checkpoint.reader import (
     sha256,
 )
 from ..utils.errors import CheckpointError
-from ..utils.files import SEAL, UNSEALED, seal, whole_file
+from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from .arch import ARCHS, Arch
 
 # What the backbone may lack in a file, and what a file may hold beyond the backbone.
@@ -272,13 +272,13 @@ def convert_checkpoint(
     # A tensor may be a view of a larger storage, which would be written whole.
     weights = {key: value.detach().clone().contiguous() for key, value in weights.items()}
     try:
-        with whole_file(target) as partial:
+        with atomic_write(target) as partial:
             if target.suffix == ".pth":
                 torch.save(weights, partial)
             else:
                 # not save_file, whose files only their owner can read
-                metadata = {"format": "pt", SEAL: UNSEALED}
-                partial.write_bytes(seal(safetensors.torch.save(weights, metadata)))
+                metadata = {"format": "pt", SHA256_KEY: SHA256_PLACEHOLDER}
+                partial.write_bytes(embed_sha256(safetensors.torch.save(weights, metadata)))
     except OSError as error:
         raise CheckpointError(f"{target} can't be written: {error}") from error
     return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"

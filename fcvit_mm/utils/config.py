@@ -19,20 +19,20 @@ from . import mim
 from .errors import ConfigError, first_line
 
 
-def innermost(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
+def iter_leaf_datasets(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
     """The datasets of a loader's `dataset`, each with its place, all wrappers taken off."""
     if not isinstance(dataset, dict):
         return
     if "datasets" in dataset:
         for i, inner in enumerate(dataset["datasets"]):
-            yield from innermost(inner, f"{path}.datasets.{i}")
+            yield from iter_leaf_datasets(inner, f"{path}.datasets.{i}")
     elif "dataset" in dataset:
-        yield from innermost(dataset["dataset"], f"{path}.dataset")
+        yield from iter_leaf_datasets(dataset["dataset"], f"{path}.dataset")
     else:
         yield path, dataset
 
 
-def dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+def iter_config_dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
     """Every dict in a config with its dotted path, parents first."""
     if isinstance(node, dict):
         yield path, node
@@ -42,7 +42,7 @@ def dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
     else:
         return
     for key, value in items:
-        yield from dicts(value, f"{path}.{key}" if path else str(key))
+        yield from iter_config_dicts(value, f"{path}.{key}" if path else str(key))
 
 
 # What a config may have beside what MMEngine's Runner takes and what it sets itself.
@@ -233,7 +233,7 @@ def adapt(cfg: Config) -> list[str]:
     cuda, distributed = torch.cuda.is_available(), cfg.get("launcher", "none") != "none"
     changes = []
     if not (cuda and distributed):
-        for path, node in dicts(cfg._cfg_dict):
+        for path, node in iter_config_dicts(cfg._cfg_dict):
             if node.get("type") in ("SyncBN", "MMSyncBN"):
                 node["type"] = "BN"
                 changes.append(f"{path}: BN for SyncBN, which needs GPUs and several processes")
@@ -254,7 +254,7 @@ def adapt(cfg: Config) -> list[str]:
 
 def drop_pretrained(cfg: Config) -> None:
     """Load no pretrained weights, which a whole checkpoint overwrites and which may be absent."""
-    for _, node in list(dicts(cfg.model)):
+    for _, node in list(iter_config_dicts(cfg.model)):
         init_cfg = node.get("init_cfg")
         if isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained":
             node["init_cfg"] = None

@@ -1,4 +1,4 @@
-"""Results on disk: complete or not there, and sealed where their format has no checksum."""
+"""Results on disk: complete or not there, and with a SHA-256 where their format has no checksum."""
 
 import hashlib
 import os
@@ -11,23 +11,25 @@ from pathlib import Path
 PARTIAL = ".{stem}.partial{suffix}"
 
 # Under this key a file has the SHA-256 that it has with this value in its place.
-SEAL = "fcvit_mm.sha256"
-UNSEALED = "0" * 64
+SHA256_KEY = "fcvit_mm.sha256"
+SHA256_PLACEHOLDER = "0" * 64
 
 
-def seal(content: bytes) -> bytes:
-    """Write a file's SHA-256 where it has `UNSEALED`."""
-    return content.replace(UNSEALED.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
+def embed_sha256(content: bytes) -> bytes:
+    """Return a file's content with its SHA-256 in place of `SHA256_PLACEHOLDER`."""
+    return content.replace(
+        SHA256_PLACEHOLDER.encode(), hashlib.sha256(content).hexdigest().encode(), 1
+    )
 
 
-def is_sealed(content: bytes, digest: str) -> bool:
-    """Whether a file is as it was when `seal` noted this SHA-256 in it."""
-    unsealed = content.replace(digest.encode(), UNSEALED.encode(), 1)
-    return hashlib.sha256(unsealed).hexdigest() == digest
+def matches_sha256(content: bytes, digest: str) -> bool:
+    """Return whether a file is as it was when `embed_sha256` wrote this SHA-256 into it."""
+    unmarked = content.replace(digest.encode(), SHA256_PLACEHOLDER.encode(), 1)
+    return hashlib.sha256(unmarked).hexdigest() == digest
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Another path to write to, in the same folder, that gets the name `path` at the end.
 
     After an error it is gone, and what `path` held before is still there, after a power cut too.

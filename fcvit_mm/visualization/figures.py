@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 
 __all__ = [
     "Axes",
@@ -46,7 +46,7 @@ def make_panels(rows: int, columns: int, size: tuple[float, float], **options: A
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a figure, in the format of the path's ending, completely or not at all."""
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi)
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from ..utils.errors import ConfigError
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 
 # Endings of files that are read as images.
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -45,6 +45,6 @@ def write_image(path: Path, image: np.ndarray, direct: bool = False) -> None:
     if path.suffix.lower() not in IMAGES:
         path = path.with_name(f"{path.name}.png")
     options = [cv2.IMWRITE_PNG_COMPRESSION, 4] if path.suffix.lower() == ".png" else []
-    with nullcontext(path) if direct else whole_file(path) as partial:
+    with nullcontext(path) if direct else atomic_write(path) as partial:
         if not cv2.imwrite(str(partial), image, options):
             raise OSError(f"OpenCV can't write {path}")

@@ -39,7 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ...checkpoint.reader import is_url
-from ...utils.config import dicts, innermost
+from ...utils.config import iter_config_dicts, iter_leaf_datasets
 
 # Where the rotation of an image is noted, and the values that exchange its sides.
 EXIF_ORIENTATION = 0x0112
@@ -854,7 +854,7 @@ def _reads_coco(dataset: Any) -> bool:
 def _check_heads(model: dict, where: str, classes: int, report: Report) -> None:
     """Compare the number of classes of every head, whatever its name, with the dataset's."""
     what = f"heads with another number of classes than the {classes} of {where}"
-    for path, node in dicts(model, "model"):
+    for path, node in iter_config_dicts(model, "model"):
         keys = [
             key
             for key in ("num_classes", "num_things_classes", "num_stuff_classes")
@@ -921,7 +921,7 @@ class _Check:
         self.report = report = Report(_name(where))
         self.files: list[_File] = []
         self.maps: _MapCounter | None = None
-        steps = [step for _, step in dicts(node.get("pipeline"))]
+        steps = [step for _, step in iter_config_dicts(node.get("pipeline"))]
         self.pipeline = _Pipeline.of(steps)
         backend = (node.get("backend_args") or {}).get("backend", "local")
         places = node.get("data_root"), node.get("ann_file")
@@ -996,9 +996,9 @@ def check(
     with progress, ThreadPool() as pool:
         for loader in loaders:
             key = loader.replace("_dataloader", "_evaluator")
-            evaluators = dict(dicts(cfg.get(key), key))
+            evaluators = dict(iter_config_dicts(cfg.get(key), key))
             dataset = (cfg.get(loader) or {}).get("dataset")
-            for where, node in innermost(dataset, f"{loader}.dataset"):
+            for where, node in iter_leaf_datasets(dataset, f"{loader}.dataset"):
                 same = [
                     check
                     for check in checks

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ...utils.errors import NonFiniteError
-from ...utils.files import whole_file
+from ...utils.files import atomic_write
 
 # How many names a sentence has.
 SHOWN = 4
@@ -178,7 +178,7 @@ class NonFiniteLossHook(Hook):
                 "non_finite_gradients": [] if wrong else names,
                 "batches": wrong or records,
             }
-            with whole_file(path) as file:
+            with atomic_write(path) as file:
                 file.write_text(json.dumps(content, indent=1) + "\n")
         sentence = f"{_sentence(runner.iter + 1, records, names)}; written to {path}"
         if self.skips > self.max_skips:
