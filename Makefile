@@ -45,9 +45,9 @@ test: $(VENV)/installed $(VENV)/browser
 test-official: $(OFFICIAL)/installed
 	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m official
 
-# Every Python at hand, oldest and newest PyTorch, both sets of packages: see tests/matrix.py.
+# Every Python at hand, oldest and newest PyTorch, both sets of packages: see tests/helpers/matrix.py.
 test-matrix:
-	$(PYTHON) tests/matrix.py
+	$(PYTHON) tests/helpers/matrix.py
 
 # Whether memory stays flat over 2,000 iterations and 5,000 images.
 test-long: $(VENV)/installed
@@ -87,9 +87,9 @@ $(VENV)/browser: $(VENV)/installed
 	touch $@
 
 # A second environment with the official releases; torch is 6 GB and shared with the first.
-$(OFFICIAL)/installed: $(VENV)/installed tests/share_packages.py
+$(OFFICIAL)/installed: $(VENV)/installed tests/helpers/share_packages.py
 	$(PYTHON) -m venv $(OFFICIAL)
-	$(BIN)/python tests/share_packages.py $(OFFICIAL) torch torchvision
+	$(BIN)/python tests/helpers/share_packages.py $(OFFICIAL) torch torchvision
 	$(OFFICIAL)/bin/python -m pip install --editable '.[openmmlab-official,test]'
 	touch $@
 

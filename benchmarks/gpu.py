@@ -1,8 +1,8 @@
 """How fast FCViT trains on a GPU beside its published form: python benchmarks/gpu.py.
 
 Every figure is a ratio of medians from one run, in which what is compared takes turns, with
-cuDNN's benchmark mode on, in mixed precision. The published form is tests/plain.py, with the same
-weights. Prints tables in Markdown. Measures:
+cuDNN's benchmark mode on, in mixed precision. The published form is tests/helpers/plain.py, with
+the same weights. Prints tables in Markdown. Measures:
 
     ceilings   what the GPU copies and multiplies in a second
     layers     each layer at each stage, kernels of fcvit_mm against PyTorch's operators in the
@@ -31,7 +31,7 @@ from fcvit_mm.utils.cli import whole_number
 from fcvit_mm.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
-PlainFCViT = runpy.run_path(str(ROOT / "tests/plain.py"))["PlainFCViT"]
+PlainFCViT = runpy.run_path(str(ROOT / "tests/helpers/plain.py"))["PlainFCViT"]
 ARCH, BATCH, SIZE = "s12", 2, (800, 1344)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 Row = tuple[str, ...]

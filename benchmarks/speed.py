@@ -1,8 +1,8 @@
 """How fast FCViT is beside its published form and its peers: python benchmarks/speed.py.
 
 Every figure is a ratio of medians from one run, in which what is compared takes turns. The
-published form is tests/plain.py, with the same weights; the peers are MMPretrain's. Prints a table
-in Markdown, times in milliseconds.
+published form is tests/helpers/plain.py, with the same weights; the peers are MMPretrain's. Prints
+a table in Markdown, times in milliseconds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from fcvit_mm.utils.cli import whole_number
 from fcvit_mm.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
-PLAIN = runpy.run_path(str(ROOT / "tests/plain.py"))
+PLAIN = runpy.run_path(str(ROOT / "tests/helpers/plain.py"))
 PlainFCViT, saved_bytes = PLAIN["PlainFCViT"], PLAIN["saved_bytes"]
 ARCH = "s12"
 Row = tuple[str, str, str, str]  # what, against what, ratio, medians

@@ -1,14 +1,16 @@
 """What several test files share: the example data, and the tools as subprocesses."""
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from helpers import ROOT
+from helpers.tools import free_port
 
 # Two test processes, or a test and the tool that it runs, share two cores. To be set before torch
 # is imported.
@@ -16,25 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Triton's kernels run on the CPU, unless a GPU is to be tested.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-ROOT = Path(__file__).parents[1]
-
 Tool = Callable[..., subprocess.CompletedProcess]
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def make_smallest(model: Any) -> None:
-    """Give a config's model the least FCViT there is."""
-    model.backbone.arch = dict(layers=(1,) * 4, dims=(8, 16, 16, 32), mlp_ratios=(2,) * 4)
-    if "neck" in model and "in_channels" in model.neck:
-        model.neck.in_channels = list(model.backbone.arch["dims"])
-    else:
-        model.head.in_channels = model.backbone.arch["dims"][-1]
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +31,14 @@ def example_data(tmp_path_factory) -> Path:
     shapes.generate(data / "shapes", train=8, val=4, size=(64, 64))
     shapes.generate(data / "shapes_classification", 8, 4, (32, 32), task="classification")
     return directory
+
+
+@pytest.fixture
+def data(example_data, tmp_path, monkeypatch) -> Path:
+    """A copy of the example data in the current directory."""
+    shutil.copytree(example_data / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data/shapes"
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +66,10 @@ def tool(example_data) -> Tool:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> dict[str, str]:
-    """Checkpoints with random weights, by scope; their configs are `test_inferencers.CONFIGS`."""
+    """Checkpoints with random weights, by scope; their configs are `helpers.models.CONFIGS`."""
     import torch
-    from test_inferencers import CONFIGS, saved
+
+    from helpers.models import CONFIGS, saved
 
     folder = tmp_path_factory.mktemp("weights")
     for scope in CONFIGS:
@@ -93,10 +86,10 @@ def weights(tmp_path_factory) -> dict[str, str]:
 def predictors(weights) -> dict:
     """The models of `weights` as Predictors; the detector keeps every score."""
     import torch
-    from test_inferencers import CONFIGS
 
     from fcvit_mm.apis.predictor import Predictor
     from fcvit_mm.utils.config import load_config
+    from helpers.models import CONFIGS
 
     found = {}
     for scope, config in CONFIGS.items():

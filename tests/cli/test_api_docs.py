@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from mmengine import registry
 
 import fcvit_mm
+from helpers import ROOT
 
 NAMES = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
 # what __init__ exports that is not a class or a function

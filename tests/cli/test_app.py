@@ -13,11 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_infer import make_image
-from test_inferencers import CONFIGS, saved
-from test_tools import assert_sentence
+
+from helpers import ROOT
+from helpers.images import make_image
+from helpers.models import CONFIGS, saved
+from helpers.tools import assert_sentence, free_port
 
 # untrained, all scores are near 0.2
 OPTIONS = ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from test_configs import differences
 
 from fcvit_mm import read_checkpoint
 from fcvit_mm.datasets import shapes
 from fcvit_mm.demos import transfer
+from helpers import ROOT
+from helpers.configs import differences
 
 DENSE = {
     "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.registry import MODELS, init_default_scope
 
 from fcvit_mm.datasets import shapes
 from fcvit_mm.utils.config import load_config
+from helpers import ROOT
 
 PAGE = (ROOT / "docs/custom_data.md").read_text()
 CONFIGS = dict(re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))

@@ -15,8 +15,8 @@ import pytest
 from fcvit_mm.datasets import coins
 from fcvit_mm.demos import demo
 from fcvit_mm.utils.config import load_config
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "tools/demo.py"]
 
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import mmengine
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from fcvit_mm import FCViT, config_path
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS
 from fcvit_mm.models.arch import ARCHS
+from helpers import ROOT
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in
          (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip

@@ -9,9 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_infer import make_image
-from test_tools import assert_sentence
 from torch import nn
 
 from fcvit_mm.apis import export
@@ -21,6 +18,9 @@ from fcvit_mm.engine.build import build_model
 from fcvit_mm.utils import cli
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.images import make_image
+from helpers.tools import assert_sentence, run_onnx
 
 # One block a stage: most of the time of an export goes by the number of layers.
 SMALL = {"layers": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2)}
@@ -136,7 +136,7 @@ def test_mask_rcnn_in_one_graph_predicts_what_mmdetection_does(predictors, size)
     torch.testing.assert_close(boxes, expected.bboxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-4)
     assert torch.equal(labels, expected.labels)
-    paste = script().paste
+    paste = run_onnx().paste
     for mask, box, whole in zip(masks, boxes, expected.masks.numpy(), strict=True):
         pasted = paste(mask.numpy(), box.numpy(), height, width)
         assert (pasted != whole).mean() < 0.005
@@ -166,15 +166,6 @@ def test_proposals_without_extent_are_none(predictors):
     assert len(sample.pred_instances) == len(outputs[1]) == 0
 
 
-def script():
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("run_onnx", ROOT / "tools/run_onnx.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
@@ -190,7 +181,7 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
     from mmcv.transforms import Resize
 
     image = make_image(0)
-    resized = script().resize(image, steps)
+    resized = run_onnx().resize(image, steps)
     assert resized.shape[1::-1] == expected
     if len(steps) == 1:
         if "scale" in steps[0]:

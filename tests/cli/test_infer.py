@@ -8,12 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from test_inferencers import CONFIGS, inferencer, saved
-from test_tools import assert_sentence
 
 from fcvit_mm.apis import inference
 from fcvit_mm.apis.predictor import Predictor
@@ -23,13 +20,13 @@ from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image, write_image
+from helpers import ROOT
+from helpers.images import make_image
+from helpers.models import CONFIGS, inferencer, saved
+from helpers.tools import assert_sentence
 
 # an untrained head scores each class alike
 ALL = "model.test_cfg.rcnn.score_thr=0.0"
-
-
-def make_image(index: int, width: int = 64, height: int = 48) -> np.ndarray:
-    return shapes.make_sample(3, "val", index, (width, height)).image[..., ::-1].copy()
 
 
 @pytest.fixture(scope="module")

@@ -6,40 +6,14 @@ import re
 import cv2
 import pytest
 import torch
-from conftest import ROOT
-from test_checkpoint import hostile
 
 from fcvit_mm import read_checkpoint
+from helpers import ROOT
+from helpers.hostile import hostile
+from helpers.tools import CONFIGS, SHORT, TEST, assert_sentence
 
-CONFIGS = {
-    "mask_rcnn": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
-    "semantic_fpn": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
-    "upernet": ROOT / "configs/segmentation/upernet_fcvit_tiny_shapes.py",
-}
 METRICS = {"mask_rcnn": ["coco/bbox_mAP", "coco/segm_mAP"], "semantic_fpn": ["mIoU"],
            "upernet": ["mIoU"]}  # fmt: skip
-# Four iterations of two images, a checkpoint and an evaluation after the second and the fourth.
-SHORT = [
-    "train_cfg.max_iters=4",
-    "train_cfg.val_interval=2",
-    "default_hooks.checkpoint.interval=2",
-    "default_hooks.logger.interval=1",
-    "train_dataloader.batch_size=2",
-    "train_dataloader.num_workers=0",
-    "train_dataloader.persistent_workers=False",
-    "val_dataloader.num_workers=0",
-    "val_dataloader.persistent_workers=False",
-]
-TEST = ["test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False"]
-
-
-def assert_sentence(result, *words: str) -> None:
-    """One clear sentence and exit status 2."""
-    assert result.returncode == 2, result.stderr[-2000:]
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in line
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
-from released import golden_input, imagenet_state_dict, timm_checkpoint
-from test_backbone import assert_golden
-from test_configs import differences
-from test_tools import assert_sentence
 from torch import nn
 
 from fcvit_mm import CheckpointError, engine
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.configs import differences
+from helpers.released import assert_golden, golden_input, imagenet_state_dict, timm_checkpoint
+from helpers.tools import assert_sentence
 
 CONFIGS = ROOT / "configs/classification"
 ARCHS = ("tiny", "s12", "s24", "s48")

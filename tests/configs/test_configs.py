@@ -20,8 +20,10 @@ from torch.nn.functional import interpolate
 
 from fcvit_mm.engine.layer_decay import layer_ids
 from fcvit_mm.utils.config import adapt, enable_tta
+from helpers import DATA, ROOT
+from helpers.configs import differences
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 LEAVES = sorted(
     str(path.relative_to(CONFIGS))
     for task in ("detection", "segmentation")
@@ -36,7 +38,7 @@ def read_recipes() -> dict[str, dict]:
     A value that depends on the arch is a dict by arch, "*" for the others. A recipe that is "like"
     another takes from it what it does not say itself.
     """
-    recipes = json.loads((Path(__file__).parent / "data" / "recipes.json").read_text())
+    recipes = json.loads((DATA / "recipes.json").read_text())
 
     def whole(name: str) -> dict:
         recipe = dict(recipes[name])
@@ -96,17 +98,6 @@ def test_sibling_is_a_difference(name):
         "model.decode_head.in_channels",
         "model.auxiliary_head.in_channels",
     }
-
-
-def differences(a: Any, b: Any, path: str = "") -> set[str]:
-    """The dotted paths at which two configs differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return {
-            found
-            for key in a.keys() | b.keys()
-            for found in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-        }
-    return set() if a == b else {path}
 
 
 # ------------------------------------------------------------------------------ the recipes

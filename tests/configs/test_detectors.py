@@ -3,7 +3,7 @@
 Each model is as its config says, with its own backbone and random weights; images are small,
 proposals, queries and samples few. What can't be trained or tested for want of an operator is
 checked, too: docs/operators.md has the list. `DETECTORS=all python -m pytest
-tests/test_detectors.py` tries many more configs.
+tests/configs/test_detectors.py` tries many more configs.
 """
 
 import importlib
@@ -24,10 +24,10 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
 from fcvit_mm.mmcv_ext.registry import _OPERATORS
+from helpers import ROOT
 
 pytestmark = pytest.mark.official
 
-ROOT = Path(__file__).parents[1]
 # not by import statements, which a sorter of imports would put before that of fcvit_mm
 PACKAGES = {scope: importlib.import_module(scope) for scope in ("mmdet", "mmseg")}
 demo_mm_inputs = importlib.import_module("mmdet.testing").demo_mm_inputs

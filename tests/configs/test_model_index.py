@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-import model_index
 import pytest
 import yaml
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 
-REMEDY = "run: python tests/model_index.py"
+from helpers import ROOT, model_index
+
+REMEDY = "run: python tests/helpers/model_index.py"
 METAFILES = [
     yaml.safe_load((ROOT / path).read_text())["Models"]
     for path in yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]

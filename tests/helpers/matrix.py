@@ -1,6 +1,6 @@
 """The contract on every Python at hand, oldest and newest PyTorch, both sets of packages.
 
-    python tests/matrix.py [--pythons python3.12 ...]
+    python tests/helpers/matrix.py [--pythons python3.12 ...]
 
 Each cell is a virtual environment of its own, made by pip as a user makes it: the package with the
 oldest PyTorch of setup.cfg's bound or with the newest that pip finds, and one of the two sets of
@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIRST_PYTHON = 10  # of 3
 PACKAGES = ("openmmlab", "openmmlab-official")
-TOOLS = "tests/test_tools.py::test_"
+TOOLS = "tests/cli/test_tools.py::test_"
 MODULES = ("backbone", "layers", "checkpoint", "mmcv_ops", "triton_ops")
 CONTRACT = (
-    *(f"tests/test_{name}.py" for name in MODULES),
+    *(f"tests/unit/test_{name}.py" for name in MODULES),
     TOOLS + "training_evaluates_and_writes_checkpoints",
     TOOLS + "test_prints_the_metrics_of_the_last_evaluation",
     TOOLS + "resume_goes_on_from_the_newest_checkpoint",
@@ -93,7 +93,12 @@ def cells(
             if interpreter == first:
                 run(log, *pip, requirement, "torchvision")
             else:
-                share = ("tests/share_packages.py", folder / packages, "torch", "torchvision")
+                share = (
+                    "tests/helpers/share_packages.py",
+                    folder / packages,
+                    "torch",
+                    "torchvision",
+                )
                 run(log, first, *share)
             run(log, *pip, "--editable", f".[{packages},demo]")
             versions = run(log, interpreter, "-c", VERSIONS).split()[-3:]

@@ -1,4 +1,6 @@
-"""Write model-index.yml and its metafiles anew from the configs: python tests/model_index.py.
+"""Write model-index.yml and its metafiles anew from the configs.
+
+    python tests/helpers/model_index.py
 
 A metafile a method, in OpenMMLab's form. What is published is in the tables here; parameters,
 FLOPs and schedules come from the configs.
@@ -16,7 +18,7 @@ from mmengine.config import Config
 from fcvit_mm.analysis.complexity import SIZES, build, multiply_adds
 from fcvit_mm.engine.preflight import DRIVE, RELEASED_WEIGHTS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARXIV = "https://arxiv.org/abs/"
 FCVIT = {
     "Title": "A Close Look at Spatial Modeling: From Attention to Convolution",
@@ -153,7 +155,7 @@ def parse(config: Path) -> tuple[str, str, str]:
         raise ValueError(f"{config}: a config is METHOD_fcvit_ARCH[_MORE]_DATA.py; see DATA")
     key = f"{config.parent.name}/{name['method'] or 'fcvit'}"
     if key not in METHODS:
-        raise ValueError(f"{config}: add {key} to METHODS in tests/model_index.py")
+        raise ValueError(f"{config}: add {key} to METHODS in tests/helpers/model_index.py")
     return key, name["arch"], name["data"]
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT, free_port
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from fcvit_mm.analysis import logs
+from helpers import ROOT
+from helpers.tools import free_port
 
 # A server that has imported everything, and is forked for each training.
 SERVER = multiprocessing.get_context("forkserver")

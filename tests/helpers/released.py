@@ -3,14 +3,15 @@
 import json
 import zlib
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-DATA = Path(__file__).parent / "data"
+from helpers import DATA
+
 GOLDEN = np.load(DATA / "fcvit_golden.npz")
 KEYS = json.loads((DATA / "imagenet_state_dict_keys.json").read_text())
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def golden_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -39,6 +40,13 @@ def golden_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 def golden_input(seed: int, batch: int, height: int, width: int) -> torch.Tensor:
     values = np.random.RandomState(seed).standard_normal((batch, 3, height, width))
     return torch.from_numpy(values.astype(np.float32))
+
+
+def assert_golden(name: str, actual: torch.Tensor) -> None:
+    expected = torch.from_numpy(GOLDEN[name]).double()
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).abs().max() / expected.abs().max()
+    assert error <= TOLERANCE[actual.dtype], f"{name}: {error:.1e}"
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:

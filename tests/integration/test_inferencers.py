@@ -1,56 +1,14 @@
 """OpenMMLab's inferencers take our configs by path, with a checkpoint of this machine."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from mmengine.config import Config
 from mmengine.infer import BaseInferencer
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import save_checkpoint
 
 from fcvit_mm.datasets import shapes
-
-CONFIGS = {
-    "mmdet": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
-    "mmseg": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
-    "mmpretrain": ROOT / "configs/classification/fcvit_tiny_shapes.py",
-}
-
-META = {
-    "mmdet": {"classes": shapes.CLASSES, "palette": shapes.PALETTE},
-    "mmseg": {"classes": shapes.SEMANTIC_CLASSES, "palette": shapes.SEMANTIC_PALETTE},
-    "mmpretrain": {"classes": shapes.CLASSES},
-}
-
-
-def saved(scope: str, path: Path, with_classes: bool = True) -> dict:
-    """Save a model with random weights as a training does; returns its weights."""
-    cfg = Config.fromfile(CONFIGS[scope])
-    init_default_scope(scope)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    meta = {"dataset_meta": META[scope]} if with_classes else {}
-    save_checkpoint({"state_dict": model.state_dict(), "meta": meta}, str(path))
-    return model.state_dict()
-
-
-def inferencer(scope: str, checkpoint: Path) -> BaseInferencer:
-    config = str(CONFIGS[scope])
-    if scope == "mmdet":
-        from mmdet.apis import DetInferencer
-
-        return DetInferencer(config, str(checkpoint), device="cpu")
-    if scope == "mmseg":
-        from mmseg.apis import MMSegInferencer
-
-        return MMSegInferencer(config, str(checkpoint), device="cpu")
-    from mmpretrain import ImageClassificationInferencer
-
-    return ImageClassificationInferencer(config, str(checkpoint), device="cpu")
+from helpers.models import inferencer, saved
 
 
 def assert_loaded(found: BaseInferencer, weights: dict, said: str) -> None:

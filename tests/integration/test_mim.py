@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, free_port
 from mmengine.config import Config
-from test_tools import SHORT, TEST
 
 import fcvit_mm
 from fcvit_mm.__main__ import main
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.tools import SHORT, TEST, free_port
 
 DETECTION = "detection/mask_rcnn_fcvit_tiny_shapes.py"
 CONFIGS = [str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.py")]

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from fcvit_mm import FCViT, read_checkpoint
+from helpers import ROOT
 
 # What a user writes: our backbone in a config of the toolbox's, which is named by its path because
 # `mmseg::` can't be used beside the maintained packages.

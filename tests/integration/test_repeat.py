@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
-from conftest import ROOT
-from processes import losses, mean_losses
-from test_resume import METHODS, NO_WORKERS
 
 from fcvit_mm.engine.seeding import RepeatableRunner
+from helpers import ROOT, processes
+from helpers.processes import losses, mean_losses
+from helpers.trainings import METHODS, NO_WORKERS
 
 pytestmark = pytest.mark.official
 
@@ -136,7 +135,7 @@ val_cfg = val_dataloader = val_evaluator = None
 """,
 }
 COMMON = """
-custom_imports = dict(imports=["fcvit_mm", "processes"])
+custom_imports = dict(imports=["fcvit_mm", "helpers.processes"])
 custom_hooks = [dict(type="LossRecorder")]
 randomness = dict(seed=5)
 """

@@ -12,12 +12,9 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import processes
 import pytest
 import torch
-from conftest import ROOT, free_port
 from mmengine.config import Config
-from processes import losses, said
 
 from fcvit_mm import CheckpointError, engine, read_checkpoint
 from fcvit_mm.analysis import logs
@@ -25,33 +22,21 @@ from fcvit_mm.engine import resume
 from fcvit_mm.engine import runner as runner_module
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.files import PARTIAL
+from helpers import ROOT, processes
+from helpers.processes import losses, said
+from helpers.tools import free_port
+from helpers.trainings import (
+    DETECTION,
+    ITERATIONS,
+    METHODS,
+    NO_WORKERS,
+    OPTIONS,
+    SEGMENTATION,
+    SMALL,
+)
 
-DETECTION = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
-SEGMENTATION = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_ema_shapes.py"
 # How many kills the training of `test_random_kills` must survive; KILLS=20 is the slow mode.
 KILLS = int(os.environ.get("KILLS", "2"))
-ITERATIONS = 8
-# A checkpoint after every second iteration, an evaluation after every fourth; paths are dropped and
-# images flipped at random.
-OPTIONS = [
-    f"train_cfg.max_iters={ITERATIONS}",
-    "train_cfg.val_interval=4",
-    "default_hooks.checkpoint.interval=2",
-    "default_hooks.logger.interval=1",
-    "log_processor.window_size=1",
-    "train_dataloader.batch_size=2",
-    "model.backbone.drop_path_rate=0.2",
-    "val_dataloader.num_workers=0",
-    "val_dataloader.persistent_workers=False",
-]
-NO_WORKERS = ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False"]
-SMALL = ["model.data_preprocessor.size=(64,64)"]
-METHODS = {
-    "detection": (DETECTION, [*OPTIONS, "randomness.seed=3"]),
-    "segmentation": (SEGMENTATION, [*OPTIONS, *NO_WORKERS, *SMALL, "randomness.seed=3"]),
-}
-
-
 # By epochs and with loader workers, and by iterations without; the checkpoints of either.
 EPOCHS = f"""
 _base_ = {str(DETECTION)!r}

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from fcvit_mm import engine, read_checkpoint
 from fcvit_mm.utils.config import adapt, enable_tta, load_config
+from helpers import ROOT
 
 pytestmark = pytest.mark.official
 EMA = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_ema_shapes.py")

@@ -19,13 +19,13 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
-from test_data_checks import CONFIGS, data  # noqa: F401  a fixture
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, summary
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image
+from helpers.tools import TASKS
 
 NUMBER = int(os.environ.get("FUZZ", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -131,10 +131,10 @@ def annotations(original: dict, rng: random.Random) -> bytes:
 
 
 @pytest.mark.official
-def test_annotation_files(data):  # noqa: F811
+def test_annotation_files(data):
     path = data / "annotations/instances_val.json"
     original = json.loads(path.read_text())
-    cfg = load_config(str(CONFIGS["detection"]))
+    cfg = load_config(str(TASKS["detection"]))
     flawed = 0
     for seed in range(SEED, SEED + NUMBER):
         path.write_bytes(annotations(original, random.Random(seed)))
@@ -169,11 +169,11 @@ def images() -> list[bytes]:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("task", CONFIGS)
-def test_images_and_label_maps(data, task):  # noqa: F811
+@pytest.mark.parametrize("task", TASKS)
+def test_images_and_label_maps(data, task):
     originals = images()
     assert len(originals) > 30
-    cfg = load_config(str(CONFIGS[task]))
+    cfg = load_config(str(TASKS[task]))
     paths = sorted((data / "images/val").iterdir())
     if task == "segmentation":
         paths += sorted((data / "label_maps/val").iterdir())
@@ -203,19 +203,19 @@ def eps(path: Path) -> None:
      (lambda path: path.symlink_to("/dev/zero"), "not a file")],
     ids=["a program for Ghostscript", "a pipe", "a device"],
 )  # fmt: skip
-@pytest.mark.parametrize("task", CONFIGS)
-def test_what_would_start_a_program_or_wait_is_no_image(data, task, make, words):  # noqa: F811
+@pytest.mark.parametrize("task", TASKS)
+def test_what_would_start_a_program_or_wait_is_no_image(data, task, make, words):
     path = data / "images/val/00001.png"
     path.unlink()
     make(path)
     # of a segmentation's images those that are no files are not even listed
-    (error,) = looked_at(load_config(str(CONFIGS[task]))).errors
+    (error,) = looked_at(load_config(str(TASKS[task]))).errors
     assert f"00001.png ({words})" in error or "without image: 00001.png" in error
     if task == "segmentation":
         path = data / "label_maps/val/00002.png"
         path.unlink()
         make(path)
-        errors = looked_at(load_config(str(CONFIGS[task]))).errors
+        errors = looked_at(load_config(str(TASKS[task]))).errors
         assert any(f"00002.png ({words})" in error for error in errors), errors
 
 
@@ -242,10 +242,10 @@ def test_large_images_are_decoded_one_at_a_time():
             assert (Slow.most == 1) == is_alone
 
 
-def test_a_small_file_of_too_many_pixels_is_named(data):  # noqa: F811
+def test_a_small_file_of_too_many_pixels_is_named(data):
     header = b"P5 60000 60000 255\n"
     (data / "images/val/00001.png").write_bytes(header + bytes(10))
-    report = looked_at(load_config(str(CONFIGS["detection"])))
+    report = looked_at(load_config(str(TASKS["detection"])))
     assert "decompression bomb" in report.errors[0]
 
 

@@ -20,14 +20,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, free_port
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from PIL import Image
-from test_checkpoint import READERS
-from test_export import script as run_onnx
-from test_tools import SHORT, assert_sentence
 
 from fcvit_mm import CheckpointError, FCViT, engine, load_pretrained, read_checkpoint
 from fcvit_mm.apis.predictor import load_model
@@ -38,6 +34,9 @@ from fcvit_mm.utils import files
 from fcvit_mm.utils.cli import add_cfg_options
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.hostile import READERS
+from helpers.tools import SHORT, assert_sentence, free_port, run_onnx
 
 FLIPS = int(os.environ.get("HOSTILE", "500"))
 SMALL = dict(layers=(1, 1, 1, 1), dims=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1))

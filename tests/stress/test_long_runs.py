@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.hooks import Hook
-from test_tools import SHORT, assert_sentence
 
 from fcvit_mm.datasets import shapes
+from helpers import ROOT
+from helpers.tools import SHORT, assert_sentence
 
 memory = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory.py")))
 TOTAL, SAMPLES = 48, 12  # iterations, and images

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, make_smallest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
@@ -22,6 +21,8 @@ from fcvit_mm import engine
 from fcvit_mm.datasets import checks, coco_writer
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.models import make_smallest
 
 CONFIGS = {
     "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",

@@ -4,23 +4,23 @@ Operators are called through mmcv.ops and compared with the loops of oracles.py,
 tests/data/mmcv_ops_unkind.npz, which mmcv 2.3.6's own CPU sources answered, compiled: boxes without
 extent, upside down, huge, infinite and not a number, equal scores, maps of one pixel and of none,
 tensors with gaps in memory, all types. The examples of each property are few and always the same;
-`ATTACK=2000 python -m pytest tests/test_ops_attack.py` draws that many, others in each run.
+`ATTACK=2000 python -m pytest tests/stress/test_ops_attack.py` draws that many, others in each run.
 """
 
 import itertools
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_mmcv_ops import ATTENTION, HALVES, ops
 from torch import Tensor
 from torch.autograd import gradcheck
+
+from helpers import DATA, oracles
+from helpers.operators import ATTENTION, HALVES, ops
 
 pytestmark = pytest.mark.official
 
@@ -117,7 +117,7 @@ def test_nms(boxes_scores: Any, threshold: float, offset: int, seed: int) -> Non
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, Tensor]:
-    with np.load(Path(__file__).parent / "data/mmcv_ops_unkind.npz") as file:
+    with np.load(DATA / "mmcv_ops_unkind.npz") as file:
         return {name: torch.from_numpy(array) for name, array in file.items()}
 
 

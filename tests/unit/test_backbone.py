@@ -6,24 +6,24 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from numpy.random import RandomState
-from released import GOLDEN, KEYS, fill, golden_input, imagenet_state_dict
 
 from fcvit_mm import FCViT
 from fcvit_mm.models.arch import ALIASES, ARCHS, get_arch
+from helpers.released import (
+    GOLDEN,
+    KEYS,
+    TOLERANCE,
+    assert_golden,
+    fill,
+    golden_input,
+    imagenet_state_dict,
+)
 
 pytestmark = pytest.mark.official
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 EVERY_ARCH = pytest.mark.parametrize("arch", ["tiny", "b12", "b24", "b48"])
 SMALL = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
-
-
-def assert_golden(name: str, actual: torch.Tensor) -> None:
-    expected = torch.from_numpy(GOLDEN[name]).double()
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected).abs().max() / expected.abs().max()
-    assert error <= TOLERANCE[actual.dtype], f"{name}: {error:.1e}"
 
 
 def small(**kwargs) -> FCViT:

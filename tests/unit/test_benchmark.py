@@ -7,16 +7,16 @@ import statistics
 import cv2
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
-from test_inferencers import CONFIGS
-from test_tools import assert_sentence
 from torch import Tensor, nn
 
 from fcvit_mm import FCViT
 from fcvit_mm.analysis import benchmark
 from fcvit_mm.analysis.benchmark import PREDICTION, TRAINING, Subject
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.models import CONFIGS
+from helpers.tools import assert_sentence
 
 CPU = torch.device("cpu")
 

@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
-from test_tools import assert_sentence
 
 from fcvit_mm.analysis import browse_dataset
 from fcvit_mm.datasets import shapes
 from fcvit_mm.utils.config import iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization import draw
+from helpers import ROOT
+from helpers.tools import assert_sentence
 
 CONFIGS = {
     "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",

@@ -3,7 +3,6 @@
 import argparse
 import http.server
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -17,12 +16,14 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
-from released import imagenet_state_dict, timm_checkpoint
+from mmengine.runner import CheckpointLoader, Runner
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
 from fcvit_mm.checkpoint.reader import sha256
 from fcvit_mm.models.weights import check_fit, convert_checkpoint, infer_arguments
+from helpers import ROOT
+from helpers.hostile import READERS, Payload, hostile
+from helpers.released import imagenet_state_dict, timm_checkpoint
 
 pytestmark = pytest.mark.official
 
@@ -268,35 +269,6 @@ def test_damaged_file_is_one_sentence(tmp_path, name, damage, word):
 # ------------------------------------------------------------------------------ hostile files
 
 
-class Payload:
-    """Unpickles by running a command that leaves a file behind."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
-def hostile(path: Path, mark: Path, protocol: int | None, function=os.system) -> Path:
-    content = {"state_dict": {"w": torch.zeros(1)}, "meta": Payload(function, f"touch {mark}")}
-    if protocol is None:
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content, protocol=protocol))
-    return path
-
-
-READERS = {
-    "ours": read_checkpoint,
-    "init_cfg": lambda path: tiny(
-        init_cfg=dict(type="Pretrained", checkpoint=str(path))
-    ).init_weights(),
-    "mmengine": lambda path: CheckpointLoader.load_checkpoint(str(path)),
-    "load_from": lambda path: load_checkpoint(torch.nn.Linear(1, 1), str(path)),
-}
-
-
 @pytest.mark.parametrize("protocol", [None, 2, 4], ids=["torch", "pickle2", "pickle4"])
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("function", [os.system, eval, getattr, exec], ids=lambda f: f.__name__)
@@ -445,7 +417,7 @@ def test_convert_tool(tmp_path, released):
     source = write(tmp_path / "fcvit.pth.tar", released)
 
     def convert(*args) -> subprocess.CompletedProcess:
-        tool = Path(__file__).parents[1] / "tools" / "convert_checkpoint.py"
+        tool = ROOT / "tools" / "convert_checkpoint.py"
         command = [sys.executable, str(tool), *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True)
 

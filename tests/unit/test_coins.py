@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from fcvit_mm.datasets import coins
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_without_scikit_image_it_says_what_to_install(
 def test_config_names_the_class_and_color() -> None:
     from mmengine.config import Config
 
-    base = Path(__file__).parents[1] / "configs/_base_/datasets/coins_instance.py"
+    base = ROOT / "configs/_base_/datasets/coins_instance.py"
     metainfo = Config.fromfile(base).metainfo
     assert metainfo.classes == coins.CLASSES
     assert metainfo.palette == list(coins.PALETTE)

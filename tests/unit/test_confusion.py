@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_inferencers import CONFIGS
-from test_tools import TEST, assert_sentence
 
 from fcvit_mm.datasets import shapes
 from fcvit_mm.evaluation import confusion_matrix
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers.models import CONFIGS
+from helpers.tools import TEST, assert_sentence
 
 RANDOM = np.random.default_rng(0)
 

@@ -7,11 +7,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from mmengine.config import Config
-from plain import PlainFCViT, saved_bytes
-from test_inferencers import CONFIGS
-from test_tools import assert_sentence
 from torch import nn
 
 from fcvit_mm import FCViT
@@ -20,6 +16,10 @@ from fcvit_mm.models.layers import NUM_HEADS, GlobalContext
 from fcvit_mm.ops import row_tiling
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.models import CONFIGS
+from helpers.plain import PlainFCViT, saved_bytes
+from helpers.tools import assert_sentence
 
 SIZE = (64, 96)
 CPU = torch.device("cpu")

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,37 +13,25 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, free_port
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image
-from test_tools import assert_sentence
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, image_size
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.tools import TASKS, assert_sentence, free_port
 
-CONFIGS = {
-    "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
-    "segmentation": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
-}
 TRAIN = "data/shapes/annotations/instances_train.json"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
-@pytest.fixture
-def data(example_data, tmp_path, monkeypatch) -> Path:
-    """A copy of the example data in the current directory."""
-    shutil.copytree(example_data / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "data/shapes"
-
-
 def reports(task: str = "detection", **options: Any) -> list[Report]:
     options = {key.replace("__", "."): value for key, value in options.items()}
-    return check(load_config(str(CONFIGS[task]), options), LOADERS)
+    return check(load_config(str(TASKS[task]), options), LOADERS)
 
 
 def only_error(found: list[Report]) -> str:
@@ -54,7 +41,7 @@ def only_error(found: list[Report]) -> str:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("task", CONFIGS)
+@pytest.mark.parametrize("task", TASKS)
 def test_sound_data_pass(data, task):
     train, val = reports(task)
     assert (train.errors, val.errors) == ([], [])
@@ -170,7 +157,7 @@ def test_classes_that_fit_no_category_are_said_and_what_they_would_lead_to(data)
 
 
 def mmdet_dataset(**changes: Any) -> Any:
-    node = load_config(str(CONFIGS["detection"])).train_dataloader.dataset
+    node = load_config(str(TASKS["detection"])).train_dataloader.dataset
     return DATASETS.build(dict(node, _scope_="mmdet", pipeline=[], lazy_init=True) | changes)
 
 
@@ -303,7 +290,7 @@ def test_any_name_of_a_file_can_be_printed(data):
 )
 def test_data_elsewhere_are_not_checked_and_it_is_said(data, change):
     options = {f"train_dataloader.dataset.{key}": value for key, value in change.items()}
-    train = check(load_config(str(CONFIGS["detection"]), options), LOADERS)[0]
+    train = check(load_config(str(TASKS["detection"]), options), LOADERS)[0]
     assert train.errors == [] and "not on this machine" in train.warnings[0]
 
 
@@ -392,7 +379,7 @@ def damage_somewhere(content: Any, rng: np.random.Generator) -> None:
 def test_no_damage_of_an_annotation_file_is_a_crash(data):
     path = data / "annotations/instances_val.json"
     original = path.read_text()
-    cfg = load_config(str(CONFIGS["detection"]))
+    cfg = load_config(str(TASKS["detection"]))
     flawed = 0
     for seed in range(500):
         rng = np.random.default_rng(seed)
@@ -427,7 +414,7 @@ IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("task", CONFIGS)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("damage", IMAGES)
 def test_damage_of_an_image_is_named(data, task, damage):
     change, words = IMAGES[damage]
@@ -546,7 +533,7 @@ def test_values_become_classes_as_mmsegmentation_has_it(data):
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for path in (data / "label_maps/train").iterdir():
         write_map(path, values)
-    node = load_config(str(CONFIGS["segmentation"])).train_dataloader.dataset
+    node = load_config(str(TASKS["segmentation"])).train_dataloader.dataset
     ade = dict(type="ADE20KDataset", reduce_zero_label=True)
     ade["metainfo"] = dict(classes=("sky", "wall"))
     steps = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
@@ -565,7 +552,7 @@ def test_values_become_classes_as_mmsegmentation_has_it(data):
 
 def test_a_pipeline_that_contradicts_its_dataset_is_named(data):
     options = {"train_dataloader.dataset.pipeline.1.reduce_zero_label": True}
-    error = check(load_config(str(CONFIGS["segmentation"]), options), LOADERS)[0].errors[0]
+    error = check(load_config(str(TASKS["segmentation"]), options), LOADERS)[0].errors[0]
     assert error.startswith("train_dataloader.dataset.reduce_zero_label: is False, while")
 
 
@@ -590,7 +577,7 @@ def test_images_of_another_suffix_are_named(data):
 
 
 def test_wrapped_datasets_are_each_checked(data):
-    cfg = load_config(str(CONFIGS["detection"]))
+    cfg = load_config(str(TASKS["detection"]))
     node = cfg.train_dataloader.dataset
     other = dict(node, ann_file="annotations/instances_val.json", metainfo=dict(classes=("a",)))
     cfg.train_dataloader.dataset = dict(
@@ -644,8 +631,8 @@ def broken(example_data) -> Iterator[str]:
 
 
 def test_the_tool_lists_all_and_ends_with_status_2(tool, broken):
-    result = tool("check_data.py", CONFIGS["detection"])
-    assert_sentence(result, "1 kind of error", CONFIGS["detection"].name)
+    result = tool("check_data.py", TASKS["detection"])
+    assert_sentence(result, "1 kind of error", TASKS["detection"].name)
     lines = result.stdout.splitlines()
     (line,) = [line for line in lines if line.startswith("train: error: ")]
     assert broken in line
@@ -657,7 +644,7 @@ def test_the_tool_lists_all_and_ends_with_status_2(tool, broken):
 def test_two_processes_end_each_by_itself_before_training(example_data, broken, tmp_path):
     """One checks for both; without torchrun nobody ends the other one."""
     port = str(free_port())
-    script, config = str(ROOT / "tools/train.py"), str(CONFIGS["detection"])
+    script, config = str(ROOT / "tools/train.py"), str(TASKS["detection"])
     processes = []
     for rank in ("0", "1"):
         ranks = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_PORT=port)
@@ -691,7 +678,7 @@ def test_two_processes_end_each_by_itself_before_training(example_data, broken, 
 
 def test_the_check_can_be_left_out(data):
     (data / "images/train/00003.png").write_text("no")
-    cfg = load_config(str(CONFIGS["detection"]))
+    cfg = load_config(str(TASKS["detection"]))
     with pytest.raises(ConfigError, match=r"00003\.png \(not an image\); replace"):
         check_files(cfg, LOADERS)
     cfg.check_data = False

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from plain import PlainFCViT, saved_bytes
 from torch import Tensor, nn
 
 import fcvit_mm
 from fcvit_mm import FCViT
 from fcvit_mm.models.layers import GELU, ChannelMixer
 from fcvit_mm.ops import row_tiling
+from helpers.plain import PlainFCViT, saved_bytes
 
 SMALL = dict(layers=(1, 2, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 3, 2, 2))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import pytest
 from rich.console import Console
-from test_tools import CONFIGS, SHORT, assert_sentence
 
 from fcvit_mm.analysis import logs
 from fcvit_mm.utils.errors import ConfigError
+from helpers.tools import CONFIGS, SHORT, assert_sentence
 
 
 def write_log(folder: Path, date: str, lines: list) -> Path:

@@ -20,7 +20,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch import Tensor
@@ -29,20 +28,18 @@ from torch.autograd import gradcheck
 from fcvit_mm.mmcv_ext import import_hook
 from fcvit_mm.mmcv_ext.nms import nms
 from fcvit_mm.mmcv_ext.registry import _OPERATORS
+from helpers import DATA, ROOT, oracles
+from helpers.operators import ATTENTION, HALVES, ops
 
-# not by an import statement, which a sorter of imports would put before that of fcvit_mm
-ops = importlib.import_module("mmcv.ops")
 pytestmark = pytest.mark.official
 
-ROOT = Path(__file__).parents[1]
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-HALVES = [torch.float16, torch.bfloat16]
 HALF_EPS = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(ROOT / "tests/data/mmcv_ops.npz") as file:
+    with np.load(DATA / "mmcv_ops.npz") as file:
         return dict(file)
 
 
@@ -696,7 +693,6 @@ def test_deform_conv_in_half_precision(modulated: bool, dtype: torch.dtype) -> N
 
 
 SHAPES = [(5, 4), (3, 2), (1, 2)]
-ATTENTION = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction
 
 
 def attention_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

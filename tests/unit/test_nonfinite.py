@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port, make_smallest
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 from fcvit_mm import NonFiniteError, engine
 from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import load_config
+from helpers import ROOT
+from helpers.models import make_smallest
+from helpers.tools import free_port
 
 FAULTS = ("nan", "constant", "gradient")
 

@@ -4,13 +4,13 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
 from fcvit_mm import FCViT
+from helpers import ROOT
 
 CONSTRUCTOR = "FCViTLayerDecayOptimWrapperConstructor"
 LR, DECAY = 1e-3, 0.05

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 
 from fcvit_mm import CheckpointError, FCViT, engine
@@ -13,6 +12,7 @@ from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHoo
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS, check_files
 from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
 
 DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
 SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py")

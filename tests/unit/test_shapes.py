@@ -12,6 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from fcvit_mm.datasets import coco_writer, shapes
+from helpers import ROOT
 
 SIZE = (48, 40)
 
@@ -284,7 +285,7 @@ def test_what_a_classifier_sees_is_in_no_image_for_detection() -> None:
 def test_configs_name_the_classes_and_colors() -> None:
     from mmengine.config import Config
 
-    base = Path(__file__).parents[1] / "configs/_base_/datasets"
+    base = ROOT / "configs/_base_/datasets"
     instance = Config.fromfile(base / "shapes_instance.py").metainfo
     assert instance.classes == shapes.CLASSES
     assert instance.palette == list(shapes.PALETTE)

@@ -7,15 +7,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_infer import make_image
-from test_inferencers import CONFIGS
-from test_tools import assert_sentence
 
 from fcvit_mm.analysis import similarity
 from fcvit_mm.models.layers import GlobalContext
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from helpers import ROOT
+from helpers.images import make_image
+from helpers.models import CONFIGS
+from helpers.tools import assert_sentence
 
 HEADS = 8
 

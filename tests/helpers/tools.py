@@ -1,0 +1,52 @@
+"""To run the tools: short trainings, and what a refusal looks like."""
+
+import socket
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+
+from helpers import ROOT
+
+CONFIGS = {
+    "mask_rcnn": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
+    "semantic_fpn": ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_shapes.py",
+    "upernet": ROOT / "configs/segmentation/upernet_fcvit_tiny_shapes.py",
+}
+TASKS = {"detection": CONFIGS["mask_rcnn"], "segmentation": CONFIGS["semantic_fpn"]}
+# Four iterations of two images, a checkpoint and an evaluation after the second and the fourth.
+SHORT = [
+    "train_cfg.max_iters=4",
+    "train_cfg.val_interval=2",
+    "default_hooks.checkpoint.interval=2",
+    "default_hooks.logger.interval=1",
+    "train_dataloader.batch_size=2",
+    "train_dataloader.num_workers=0",
+    "train_dataloader.persistent_workers=False",
+    "val_dataloader.num_workers=0",
+    "val_dataloader.persistent_workers=False",
+]
+TEST = ["test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False"]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def assert_sentence(result, *words: str) -> None:
+    """One clear sentence and exit status 2."""
+    assert result.returncode == 2, result.stderr[-2000:]
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in line
+
+
+def run_onnx() -> ModuleType:
+    """Load tools/run_onnx.py, which stands alone."""
+    spec = spec_from_file_location("run_onnx", ROOT / "tools/run_onnx.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
