@@ -15,7 +15,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 .PHONY: demo check-demo app chain test test-official test-matrix test-long lint format docs clean
 
 demo: check-demo $(VENV)/installed
-	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
+	$(BIN)/python tools/demos/demo.py --task $(TASK) --data $(DATA)
 
 # before anything is installed
 check-demo:
@@ -30,13 +30,13 @@ METHOD := $(if $(filter segmentation,$(TASK)),semantic_fpn,mask_rcnn)
 DEMO_CONFIG := configs/$(TASK)/$(METHOD)_fcvit_tiny_$(DATA).py
 
 app: check-demo $(VENV)/installed $(if $(CHECKPOINT),,$(DEMO_WEIGHTS))
-	$(BIN)/python tools/app.py $(or $(CONFIG),$(DEMO_CONFIG)) $(or $(CHECKPOINT),$(DEMO_WEIGHTS))
+	$(BIN)/python tools/demos/app.py $(or $(CONFIG),$(DEMO_CONFIG)) $(or $(CHECKPOINT),$(DEMO_WEIGHTS))
 
 $(DEMO_WEIGHTS): | $(VENV)/installed
-	$(BIN)/python tools/demo.py --task $(TASK) --data $(DATA)
+	$(BIN)/python tools/demos/demo.py --task $(TASK) --data $(DATA)
 
 chain: $(VENV)/installed
-	$(BIN)/python tools/chain.py
+	$(BIN)/python tools/demos/chain.py
 
 test: $(VENV)/installed $(VENV)/browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile

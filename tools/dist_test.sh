@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test on several GPUs, or processes where there is no GPU:
+# Test on several GPUs, or in several processes where there is no GPU.
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
 # Several machines: as tools/dist_train.sh.
 set -euo pipefail
@@ -7,4 +7,4 @@ if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [options of tools/test.py]" >&2
     exit 2
 fi
-exec "$(dirname "$0")/dist_run.sh" test.py "$3" "$1" "$2" "${@:4}"
+exec "$(dirname "$0")/_dist_run.sh" test.py "$3" "$1" "$2" "${@:4}"

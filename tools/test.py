@@ -1,6 +1,8 @@
-"""Measure mAP, mIoU or top-1 of a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
+"""Measure mAP, mIoU or top-1 accuracy of a checkpoint."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 from mmengine.dist import is_main_process
 
@@ -9,8 +11,8 @@ from fcvit_mm.utils.cli import add_common_arguments, run_tool
 from fcvit_mm.utils.config import draw_predictions, dump_predictions, enable_tta, load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure mAP, mIoU or top-1 of a checkpoint.")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument("--work-dir", help="logs (default: work_dirs/CONFIG)")
@@ -20,11 +22,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_common_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
     if args.tta:
@@ -39,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

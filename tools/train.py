@@ -1,14 +1,16 @@
-"""Train a detector, segmentor or classifier: python tools/train.py CONFIG."""
+"""Train a detector, segmentor or classifier."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 from fcvit_mm import engine
 from fcvit_mm.utils.cli import add_common_arguments, run_tool
 from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a detector, segmentor or classifier.")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("--work-dir", help="logs and checkpoints (default: work_dirs/CONFIG)")
     parser.add_argument(
@@ -25,11 +27,11 @@ def parse_args() -> argparse.Namespace:
         help="scale the learning rate from the config's base batch size to the actual one",
     )
     add_common_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.amp:
         enable_amp(cfg)
@@ -42,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

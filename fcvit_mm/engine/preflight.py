@@ -166,8 +166,7 @@ def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     if errors:
         more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(
-            f"{errors[0]}{more}. All is listed by python -m fcvit_mm check_data "
-            f"{cfg.filename}; "
+            f"{errors[0]}{more}. All is listed by fcvit check_data {cfg.filename}; "
             "--cfg-options check_data=False leaves this check out."
         )
 

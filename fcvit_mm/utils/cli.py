@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,10 +18,20 @@ from torch.distributed import destroy_process_group
 from .errors import CheckpointError, ConfigError, DeadWorkerError, NonFiniteError
 
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main function; end with one sentence and status 2 where a user can mend it."""
+def run_tool(
+    main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
+) -> int:
+    """Run the main function of a tool, and say an error of the user's in one sentence.
+
+    Args:
+        main: takes the arguments of the command line.
+        argv: those arguments; None takes them from `sys.argv`.
+
+    Returns:
+        The exit status: 2 after such an error, else 0.
+    """
     try:
-        main()
+        main(argv)
     except (CheckpointError, ConfigError, NonFiniteError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
@@ -29,14 +39,15 @@ def run_tool(main: Callable[[], None]) -> None:
             # torchrun ends all processes of a machine with the first: let that be the one that
             # speaks.
             time.sleep(10)
-        sys.exit(2)
+        return 2
     except DeadWorkerError as error:
         # which the others know nothing of; a dying process leaves an unfinished line
         print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     # Left to the end of the interpreter, the threads of a group may abort the process.
     if is_distributed():
         destroy_process_group()
+    return 0
 
 
 def require(module: str, extra: str) -> None:

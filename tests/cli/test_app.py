@@ -54,7 +54,7 @@ def start(config: Path, checkpoint: str, *options: str) -> tuple[subprocess.Pope
     log = Path(checkpoint).with_suffix(".log")
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, ROOT / "tools/app.py", config, checkpoint, "--device", "cpu",
+            [sys.executable, ROOT / "tools/demos/app.py", config, checkpoint, "--device", "cpu",
              "--port", str(free_port()), *options],
             stdout=file, stderr=subprocess.STDOUT, preexec_fn=obey_interrupts,
         )  # fmt: skip

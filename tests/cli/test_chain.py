@@ -1,4 +1,4 @@
-"""tools/chain.py as a subprocess, in a very short form, and the table that it prints."""
+"""tools/demos/chain.py as a subprocess, in a very short form, and the table that it prints."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/demo.py as a subprocess, in a very short form, and the parts that draw and count."""
+"""tools/demos/demo.py as a subprocess, in a very short form, and the parts that draw and count."""
 
 import os
 import pty
@@ -17,7 +17,7 @@ from fcvit_mm.demos import demo
 from fcvit_mm.utils.config import load_config
 from helpers import ROOT
 
-COMMAND = [sys.executable, "tools/demo.py"]
+COMMAND = [sys.executable, "tools/demos/demo.py"]
 
 
 def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from fcvit_mm import FCViT, config_path
+from fcvit_mm.__main__ import find_tools
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS
 from fcvit_mm.models.arch import ARCHS
 from helpers import ROOT
@@ -63,11 +64,11 @@ def kind(name: str) -> list[str]:
 
 
 RUNS = (
-    r"(tools/|fcvit_mm )(dist_)?"
+    r"(tools/|fcvit_mm |fcvit )(dist_)?"
     "(train|test|check_data|infer|similarity_map|confusion_matrix|export|app)"
 )
 # those that would run whole, as their own tests do
-WHOLE = r"tools/(browse_data|analyze_logs|model_info|benchmark|run_onnx)\.py"
+WHOLE = r"(fcvit |deployment/)(browse_data|analyze_logs|model_info|benchmark|run_onnx)"
 
 
 def test_every_block_and_command_is_of_a_kind_that_is_tested_below():
@@ -166,7 +167,9 @@ def test_extras_exist():
 @pytest.mark.parametrize("command", kind(RUNS))
 def test_tools_get_as_far_as_the_missing_weights_or_data(tool, command, example_data):
     """There is no COCO, ADE20K or ImageNet weights where tests run: the tools say so, status 2."""
-    words = [word for word in shlex.split(command) if word not in ("python", "-m", "fcvit_mm")]
+    words = [
+        word for word in shlex.split(command) if word not in ("python", "-m", "fcvit_mm", "fcvit")
+    ]
     # The other machine is not there: the command is tried for one.
     words = [word for word in words if not re.match("(NNODES|NODE_RANK|MASTER_ADDR|PORT)=", word)]
     name = words[0].removeprefix("tools/")
@@ -187,12 +190,10 @@ def test_tools_get_as_far_as_the_missing_weights_or_data(tool, command, example_
 
 
 @pytest.mark.parametrize("command", kind(WHOLE))
-def test_tools_take_the_arguments_that_the_pages_give_them(command, monkeypatch):
+def test_tools_take_the_arguments_that_the_pages_give_them(command):
     _, script, *arguments = shlex.split(command)
     assert all((ROOT / a).is_file() for a in arguments if a.startswith("configs/"))
-    monkeypatch.setattr("sys.argv", [script, *arguments])
-    tool = runpy.run_path(str(ROOT / script))
-    tool["parse_args"]()
+    runpy.run_path(str(find_tools()[Path(script).stem]))["parse_args"](arguments)
 
 
 @pytest.mark.parametrize("command", kind("benchmarks/"))

@@ -20,7 +20,7 @@ from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import make_image
-from helpers.tools import assert_sentence, run_onnx
+from helpers.tools import assert_sentence, load_tool
 
 # One block a stage: most of the time of an export goes by the number of layers.
 SMALL = {"layers": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2)}
@@ -85,7 +85,7 @@ def exported(tool, small, predictors, tmp_path_factory) -> dict[str, Path]:
 
 
 def run_script(model: Path, source: Path, out: Path) -> subprocess.CompletedProcess:
-    """tools/run_onnx.py where PyTorch and OpenMMLab can't be imported."""
+    """tools/deployment/run_onnx.py where PyTorch and OpenMMLab can't be imported."""
     code = f"""
 import runpy, sys
 class Refuse:
@@ -94,7 +94,7 @@ class Refuse:
             raise ImportError(f'{{name}} is not to be needed')
 sys.meta_path.insert(0, Refuse())
 sys.argv = ['run_onnx.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
-runpy.run_path({str(ROOT / "tools/run_onnx.py")!r}, run_name='__main__')
+runpy.run_path({str(ROOT / "tools/deployment/run_onnx.py")!r}, run_name='__main__')
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
@@ -136,7 +136,7 @@ def test_mask_rcnn_in_one_graph_predicts_what_mmdetection_does(predictors, size)
     torch.testing.assert_close(boxes, expected.bboxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-4)
     assert torch.equal(labels, expected.labels)
-    paste = run_onnx().paste
+    paste = load_tool("run_onnx").paste
     for mask, box, whole in zip(masks, boxes, expected.masks.numpy(), strict=True):
         pasted = paste(mask.numpy(), box.numpy(), height, width)
         assert (pasted != whole).mean() < 0.005
@@ -181,7 +181,7 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
     from mmcv.transforms import Resize
 
     image = make_image(0)
-    resized = run_onnx().resize(image, steps)
+    resized = load_tool("run_onnx").resize(image, steps)
     assert resized.shape[1::-1] == expected
     if len(steps) == 1:
         if "scale" in steps[0]:
@@ -428,7 +428,7 @@ def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
     assert_sentence(result, "text.jpg is not an image")
     cv2.imwrite(str(tmp_path / "a.png"), make_image(0))
     result = run_script(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
-    assert_sentence(result, "can't be run as a model of tools/export.py")
+    assert_sentence(result, "can't be run as a model of fcvit export")
     result = run_script(exported["upernet"], tmp_path / "a.png", tmp_path / "out.txt")
     assert_sentence(result, "out.txt can't be written")
     # an image of one pixel is one for it as well

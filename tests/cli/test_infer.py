@@ -1,4 +1,4 @@
-"""Images and videos through models: Predictor, and tools/infer.py as a user runs it."""
+"""Images and videos through models: Predictor, and tools/demos/infer.py as a user runs it."""
 
 import json
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ from fcvit_mm.visualization.images import read_image, write_image
 from helpers import ROOT
 from helpers.images import make_image
 from helpers.models import CONFIGS, inferencer, saved
-from helpers.tools import assert_sentence
+from helpers.tools import assert_sentence, load_tool
 
 # an untrained head scores each class alike
 ALL = "model.test_cfg.rcnn.score_thr=0.0"
@@ -357,24 +357,12 @@ def test_wrong_input_is_one_sentence(
     """By the main function of the tool, which would start anew for a second each."""
     (images / "empty").mkdir(exist_ok=True)
     monkeypatch.chdir(images)
-    command = ["infer.py", CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path, *arguments]
-    monkeypatch.setattr("sys.argv", [str(word) for word in command])
-    with pytest.raises(SystemExit) as ended:
-        run_tool(main_of("infer"))
-    assert ended.value.code == 2
+    command = [CONFIGS["mmdet"], weights["mmdet"], "--out", tmp_path, *arguments]
+    assert run_tool(load_tool("infer").main, [str(word) for word in command]) == 2
     error = capsys.readouterr().err
     assert [line for line in error.splitlines() if line.startswith("error: ")]
     for word in words:
         assert word in error
-
-
-def main_of(name: str):
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def test_an_image_of_one_pixel(predictors, tmp_path):

@@ -43,9 +43,10 @@ def assert_sentence(result, *words: str) -> None:
         assert word in line
 
 
-def run_onnx() -> ModuleType:
-    """Load tools/run_onnx.py, which stands alone."""
-    spec = spec_from_file_location("run_onnx", ROOT / "tools/run_onnx.py")
+def load_tool(name: str) -> ModuleType:
+    """Import a script of tools/ by its name."""
+    (path,) = (ROOT / "tools").rglob(f"{name}.py")
+    spec = spec_from_file_location(name, path)
     assert spec and spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from configparser import ConfigParser
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -133,20 +135,27 @@ def test_a_program_that_knows_nothing_of_us_reads_our_configs(tmp_path):
     assert result.stdout.splitlines()[-1:] == ["FCViT"], result.stderr
 
 
-def test_the_tools_are_listed_and_a_wrong_one_is_a_sentence(monkeypatch, capsys):
+def test_the_tools_are_listed_and_a_wrong_one_is_a_sentence(capsys):
     for arguments in ([], ["--help"]):
-        monkeypatch.setattr(sys, "argv", ["fcvit_mm", *arguments])
-        main()
+        main(arguments)
         listed = capsys.readouterr().out
-        assert listed.startswith("usage: python -m fcvit_mm TOOL")
-    for name in ("train", "test", "convert_checkpoint", "dist_train", "slurm_test"):
-        assert re.search(rf"\b{name}\b", listed)
-    monkeypatch.setattr(sys, "argv", ["fcvit_mm", "trian"])
+        assert listed.startswith("usage: fcvit TOOL")
+    scripts = [path.stem for path in (ROOT / "tools").rglob("[!_]*.*") if path.suffix != ".pyc"]
+    assert len(scripts) == 20
+    for name in scripts:
+        assert re.search(rf"^  {name} +[A-Z].*\.$", listed, re.MULTILINE)
     with pytest.raises(SystemExit) as stopped:
-        main()
+        main(["trian"])
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: there is no tool trian; there are ") and ", train" in line
+    assert line == "error: unknown tool trian; did you mean train?"
+
+
+def test_fcvit_is_a_console_script():
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    script = parser["options.entry_points"]["console_scripts"].strip()
+    assert EntryPoint(name="fcvit", value=script.partition(" = ")[2], group="").load() is main
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path):

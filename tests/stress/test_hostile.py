@@ -36,7 +36,7 @@ from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.hostile import READERS
-from helpers.tools import SHORT, assert_sentence, free_port, run_onnx
+from helpers.tools import SHORT, assert_sentence, free_port, load_tool
 
 FLIPS = int(os.environ.get("HOSTILE", "500"))
 SMALL = dict(layers=(1, 1, 1, 1), dims=(8, 8, 8, 8), mlp_ratios=(1, 1, 1, 1))
@@ -419,7 +419,7 @@ ABOUT = {"kind": "segmentor", "classes": ["a", "b", "c"], "palette": [[9, 9, 9]]
 
 def test_a_damaged_onnx_file_is_refused(tmp_path):
     path = write_onnx(tmp_path / "a.onnx", ABOUT)
-    content, script = path.read_bytes(), run_onnx()
+    content, script = path.read_bytes(), load_tool("run_onnx")
     assert script.open_model(str(path))[1] == ABOUT
     for changed in damaged(content):
         path.write_bytes(changed)
@@ -453,11 +453,11 @@ def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about,
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(path), "a.png", "out.png"])
     if not words:
-        run_onnx().main()
+        load_tool("run_onnx").main()
         assert (folder / "out.png").exists()
         return
     with pytest.raises(SystemExit) as end:
-        run_onnx().main()
+        load_tool("run_onnx").main()
     text = capsys.readouterr().err
     assert end.value.code == 2 and text.startswith("error: ") and text.count("\n") == 1
     assert words in text.lower() and not (folder / "out.png").exists()
@@ -574,7 +574,7 @@ distributed.destroy_process_group()
 
 
 def launch(script: Path, port: int) -> subprocess.CompletedProcess:
-    """Two processes, as tools/dist_run.sh starts them."""
+    """Two processes, as tools/_dist_run.sh starts them."""
     command = [
         sys.executable,
         "-m",

@@ -417,7 +417,7 @@ def test_convert_tool(tmp_path, released):
     source = write(tmp_path / "fcvit.pth.tar", released)
 
     def convert(*args) -> subprocess.CompletedProcess:
-        tool = ROOT / "tools" / "convert_checkpoint.py"
+        tool = ROOT / "tools/model_converters/convert_checkpoint.py"
         command = [sys.executable, str(tool), *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True)
 

@@ -670,7 +670,7 @@ def test_two_processes_end_each_by_itself_before_training(example_data, broken, 
             process.kill()
     assert [process.returncode for process in processes] == [2, 2]
     (line,) = [line for line in first.splitlines() if line.startswith("error: ")]
-    for words in (broken, "python -m fcvit_mm check_data", "check_data=False"):
+    for words in (broken, "fcvit check_data", "check_data=False"):
         assert words in line
     assert "Traceback" not in first + second and "error: " not in second
     assert not (tmp_path / "runs").exists()

@@ -279,9 +279,7 @@ def test_every_task_of_openmmlab_names_loss_and_images(
     cfg = load_config(str(ROOT / "configs" / name), SMALL, str(tmp_path))
     make_smallest(cfg.model)
     cfg.train_dataloader.dataset.pipeline.insert(1, dict(type="NotANumber"))
-    with pytest.raises(SystemExit) as end:
-        run_tool(lambda: engine.train(cfg))
-    assert end.value.code == 2
+    assert run_tool(lambda _: engine.train(cfg)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     # MMEngine's schedulers miss their mark on an optimizer's step that somebody has replaced
     assert not [one for one in recwarn if "has been overridden" in str(one.message)]

@@ -1,8 +1,9 @@
-"""Loss, learning rate, mAP and mIoU of trainings: python tools/analyze_logs.py WORK_DIR..."""
+"""Print loss, learning rate, mAP and mIoU of trainings, and plot them."""
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,19 +13,19 @@ from fcvit_mm.utils.cli import PLOTS, ending, run_tool, writing
 from fcvit_mm.utils.files import atomic_write
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Loss, learning rate, mAP and mIoU of trainings.")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="WORK_DIR", help="a work directory, or a scalars.json in one"
     )
     parser.add_argument("--keys", nargs="+", help="what to show, such as loss coco/bbox_mAP_50")
     parser.add_argument("--out", type=ending(*PLOTS), metavar="FILE.png", help="plot them")
     parser.add_argument("--json", type=ending(".json"), metavar="FILE", help="write the figures")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     runs = [logs.read_run(Path(path)) for path in args.runs]
     keys = logs.choose(runs, args.keys)
     Console().print(logs.table(runs, keys))
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

@@ -1,7 +1,8 @@
-"""How fast models are, side by side: python tools/benchmark.py CONFIG..."""
+"""Measure latency, throughput and peak memory of models, side by side."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -10,10 +11,8 @@ from fcvit_mm.engine.build import find_device
 from fcvit_mm.utils.cli import run_tool, whole_number
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Latency, throughput and peak memory of models, side by side."
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     positive = whole_number(1)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="path of a config file")
     parser.add_argument("--backbone", action="store_true", help="measure the backbones alone")
@@ -36,11 +35,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="such as cuda:1 (default: cpu)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this .json file")
     parser.add_argument("--plot", metavar="FILE", help="draw them, as .png, .pdf or .svg")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     # a file or a pipe has no width of its own
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = benchmark.run(
@@ -64,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

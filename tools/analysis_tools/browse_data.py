@@ -1,7 +1,9 @@
-"""What the pipeline of a config feeds the model: python tools/browse_data.py CONFIG."""
+"""Draw what the pipeline of a config feeds the model, with boxes and masks."""
 
 import argparse
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,21 +14,19 @@ from fcvit_mm.utils.cli import add_cfg_options, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Draw what the pipeline of a config feeds the model, with boxes and masks."
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--number", type=whole_number(1), default=8, help="default: 8")
     parser.add_argument("--out", metavar="DIR", help="images (default: work_dirs/CONFIG/data)")
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the augmentations")
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/data")
     looks = browse_dataset.run(cfg, args.split, args.number, out, args.seed)
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

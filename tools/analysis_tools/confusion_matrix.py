@@ -1,6 +1,8 @@
-"""What a model takes for what: python tools/confusion_matrix.py CONFIG CHECKPOINT."""
+"""Test a checkpoint and draw its confusion matrix, of objects or of pixels."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fcvit_mm.evaluation import confusion_matrix
@@ -8,10 +10,8 @@ from fcvit_mm.utils.cli import add_cfg_options, fraction, run_tool
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Test a checkpoint and draw its confusion matrix, of objects or of pixels."
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument(
@@ -23,11 +23,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--iou-threshold", type=fraction, default=0.5, metavar="IOU")
     parser.add_argument("--masks", action="store_true", help="compare masks of objects, not boxes")
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/confusion")
     if out.suffix in (".png", ".json"):
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

@@ -1,7 +1,8 @@
-"""What a model costs, by part: python tools/model_info.py CONFIG."""
+"""Count parameters, multiply-adds and activation memory of a model, by part."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -11,10 +12,8 @@ from fcvit_mm.utils.cli import add_cfg_options, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Parameters, multiply-adds and activation memory of a model, by part."
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config file")
     parser.add_argument(
         "--size",
@@ -29,11 +28,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="to measure memory on (default: cpu)")
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     size = tuple(args.size) if args.size else None
     table = complexity.run(cfg, size, find_device(args.device), args.json, args.sweep)
@@ -45,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

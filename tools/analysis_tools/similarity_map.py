@@ -1,6 +1,11 @@
-"""Where FCViT looks: python tools/similarity_map.py CONFIG CHECKPOINT IMAGE..."""
+"""Draw the similarity of each position to the image's mean, head by head.
+
+Measure, too, how much the contexts that positions receive differ.
+"""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +19,8 @@ from fcvit_mm.utils.cli import run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Draw the similarity of each position to the image's mean, head by head, and "
-        "measure how much the contexts that positions receive differ."
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="an image, a folder or a glob")
     parser.add_argument(
@@ -30,11 +32,11 @@ def parse_args() -> argparse.Namespace:
         "--block", type=whole_number(1), help="of the stage, from 1 on (default: the last)"
     )
     which.add_argument("--all-blocks", action="store_true", help="of the stage")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/similarity")
     sources = inference.find_sources(args.inputs, out)
@@ -52,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

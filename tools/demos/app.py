@@ -1,6 +1,8 @@
-"""A page in the browser for a model: python tools/app.py CONFIG CHECKPOINT."""
+"""Serve a page that shows what a model finds in an image, and where it looks."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 from fcvit_mm.apis.predictor import Predictor, add_arguments
 from fcvit_mm.engine.build import find_device
@@ -8,17 +10,15 @@ from fcvit_mm.utils.cli import require, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="A page in the browser: what a model finds in an image, and where it looks."
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument("--port", type=whole_number(1), default=7860)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     require("gradio", "app")
     from fcvit_mm.demos import app
 
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

@@ -1,15 +1,16 @@
-"""Pretrain a classifier, fine-tune a detector and a segmentor, compare: python tools/chain.py."""
+"""Show what pretraining as a classifier gains in detection and segmentation."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from fcvit_mm.demos import transfer
 from fcvit_mm.utils.cli import run_tool, whole_number
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Show what pretraining as a classifier gains in detection and segmentation.",
+        description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     positive = whole_number(1)
@@ -20,11 +21,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--iterations", type=positive, help="with each start")
     parser.add_argument("--processes", type=positive, help="trainings at a time")
     parser.set_defaults(**transfer.DEFAULTS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     try:
         transfer.run(**vars(args))
     except KeyboardInterrupt:
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

@@ -1,14 +1,15 @@
-"""Generate data, train FCViT-tiny on them and draw what it finds: python tools/demo.py."""
+"""Generate data, train FCViT-tiny on them and draw what it finds."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from fcvit_mm.demos import demo
 from fcvit_mm.utils.cli import run_tool, whole_number
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Generate data, train on them, draw predictions.")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=demo.TASKS, default=demo.TASKS[0])
     parser.add_argument("--data", choices=demo.DATA, default=demo.DATA[0])
     parser.add_argument("--work-dir", help="log, weights, images (default: work_dirs/demo_...)")
@@ -22,11 +23,11 @@ def parse_args() -> argparse.Namespace:
         metavar=("TRAIN", "VAL"),
         help="numbers of generated images; others than usual need a --data-root of their own",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     try:
         demo.run(**vars(args))
     except KeyboardInterrupt:
@@ -35,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

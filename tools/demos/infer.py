@@ -1,6 +1,8 @@
-"""What a model finds in images and videos: python tools/infer.py CONFIG CHECKPOINT INPUT..."""
+"""Draw what a model finds in images and videos."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,8 +14,8 @@ from fcvit_mm.utils.cli import fraction, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What a model finds in images and videos.")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument(
         "inputs",
@@ -32,11 +34,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="show these alone")
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="of each video")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/infer")
     sources = inference.find_sources(args.inputs, out)
@@ -56,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

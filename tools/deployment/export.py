@@ -1,6 +1,8 @@
-"""A model outside of Python: python tools/export.py CONFIG CHECKPOINT OUT.onnx."""
+"""Export a model to ONNX or torch.export."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -10,8 +12,8 @@ from fcvit_mm.utils.cli import add_cfg_options, ending, run_tool
 from fcvit_mm.utils.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Export a model to ONNX or torch.export.")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config file")
     parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument(
@@ -24,11 +26,11 @@ def parse_args() -> argparse.Namespace:
         help="features: backbone and neck alone",
     )
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     export.kind_of(cfg, args.part)
     predictor = Predictor(cfg, args.checkpoint, torch.device("cpu"))
@@ -37,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

@@ -1,6 +1,6 @@
 """Run an exported model on an image and draw what it finds, without PyTorch and OpenMMLab.
 
-    python tools/run_onnx.py MODEL.onnx IMAGE OUT.png
+    python run_onnx.py MODEL.onnx IMAGE OUT.png
 
 needs numpy, opencv-python and onnxruntime alone; take it as a start for programs of your own.
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ SHA256_PLACEHOLDER = b"0" * 64
 
 
 def open_model(path: str) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
-    """A file of tools/export.py, compared with the SHA-256 in it, and what it says of itself.
+    """Open a file of `fcvit export`, compare it with its SHA-256; return its description, too.
 
     Raises:
         ValueError: it is damaged, or no such file.
@@ -119,17 +120,17 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", help="of tools/export.py")
+    parser.add_argument("model", help="of fcvit export")
     parser.add_argument("image")
     parser.add_argument("out", help="the image with what was found")
     parser.add_argument("--score-threshold", type=float, default=0.5)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     try:
         image = cv2.imread(args.image)
     except cv2.error:  # where its header asks for more than 2**30 pixels
@@ -139,7 +140,7 @@ def main() -> None:
     try:
         draw(*open_model(args.model), image, args.score_threshold)
     except Exception as error:  # a file may hold anything, and ONNX Runtime has no class of errors
-        fail(f"{args.model} can't be run as a model of tools/export.py: {first_line(error)}")
+        fail(f"{args.model} can't be run as a model of fcvit export: {first_line(error)}")
     if not (cv2.haveImageWriter(args.out) and cv2.imwrite(args.out, image)):
         fail(f"{args.out} can't be written")
 

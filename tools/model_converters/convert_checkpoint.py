@@ -1,12 +1,14 @@
-"""Write the weights of an FCViT checkpoint, and nothing else, to a .pth or .safetensors file."""
+"""Write the weights of an FCViT checkpoint, and nothing else, to .pth or .safetensors."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", metavar="SRC", help="path or URL of a checkpoint")
     parser.add_argument("target", metavar="DST", help="file to write, .pth or .safetensors")
@@ -16,13 +18,13 @@ def parse_args() -> argparse.Namespace:
         action="store_false",
         help="take the plain weights where the file has averaged ones too",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     print(convert_checkpoint(args.source, args.target, args.ema))
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(run_tool(main))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What dist_train.sh and dist_test.sh share: dist_run.sh TOOL GPUS [arguments of the tool].
+# What dist_train.sh and dist_test.sh share: _dist_run.sh TOOL GPUS [arguments of the tool].
 set -euo pipefail
 tool=$1 gpus=$2
 if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What slurm_train.sh and slurm_test.sh share: slurm_run.sh TOOL PARTITION JOB_NAME [arguments].
+# What slurm_train.sh and slurm_test.sh share: _slurm_run.sh TOOL PARTITION JOB_NAME [arguments].
 set -euo pipefail
 gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8}
 [ "$gpus" -ge "$per_node" ] || per_node=$gpus
