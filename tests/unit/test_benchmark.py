@@ -1,4 +1,4 @@
-"""Benchmarks with a clock of our own, and tools/analysis_tools/benchmark.py as a subprocess. Nothing is timed."""
+"""Benchmarks with a clock of our own, and `fcvit benchmark` as a subprocess. Nothing is timed."""
 
 import inspect
 import json

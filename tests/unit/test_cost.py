@@ -1,4 +1,4 @@
-"""What a model costs, against counts by hand, and tools/analysis_tools/model_info.py as a subprocess."""
+"""What a model costs, against counts by hand, and `fcvit model_info` as a subprocess."""
 
 import json
 from collections import Counter
