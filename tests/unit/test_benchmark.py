@@ -1,10 +1,8 @@
-"""Benchmarks with a clock of our own, and `fcvit benchmark` as a subprocess. Nothing is timed."""
+"""Benchmarks with a clock of our own: nothing is timed."""
 
 import inspect
-import json
 import statistics
 
-import cv2
 import pytest
 import torch
 from mmengine.config import Config
@@ -14,9 +12,7 @@ from fcvit_mm import FCViT
 from fcvit_mm.analysis import benchmark
 from fcvit_mm.analysis.benchmark import PREDICTION, TRAINING, Subject
 from fcvit_mm.utils.errors import ConfigError
-from helpers import ROOT
 from helpers.models import CONFIGS
-from helpers.tools import assert_sentence
 
 CPU = torch.device("cpu")
 
@@ -145,56 +141,6 @@ def test_peers_have_maps_at_strides_4_to_32():
 
 
 # ------------------------------------------------------------------------------------ the tool
-
-
-@pytest.mark.official
-def test_the_tool_prints_what_it_writes(tool, tmp_path):
-    configs = CONFIGS["mmdet"], CONFIGS["mmseg"]
-    result = tool(
-        "benchmark.py", *configs, "--train", "--size", 64, 96, "--batch", 2, "--repeats", 3,
-        "--threads", 2, "--json", tmp_path / "a/b.json", "--plot", tmp_path / "b.png",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    content = json.loads((tmp_path / "a/b.json").read_text())
-    assert content["inputs"] == "2x3x64x96" and content["models"] == "models"
-    assert content["conditions"]["threads"] == 2 and content["conditions"]["dtype"] == "float32"
-    assert content["conditions"]["torch"] == torch.__version__
-    results = content["results"]
-    assert [(r["activity"], r["name"]) for r in results] == [
-        (activity, path.stem) for activity in (PREDICTION, TRAINING) for path in configs
-    ]
-    for first, row in zip([results[0]] * 2 + [results[2]] * 2, results, strict=True):
-        median = row["time"]["median"]
-        assert len(row["milliseconds"]) == 3 and median == statistics.median(row["milliseconds"])
-        assert row["ratio"] == pytest.approx(median / first["time"]["median"])
-        assert row["images_per_second"] == pytest.approx(2000 / median)
-        start = [*row["activity"].split(), row["name"]]
-        (line,) = [
-            line for line in result.stdout.splitlines() if line.split()[: len(start)] == start
-        ]
-        cells = line.split(row["name"])[1].split()
-        assert cells[0] == f"{median:.1f}" and cells[-1] == f"{row['peak_bytes'] / 1e6:.1f}"
-    # Mask R-CNN's heads, and what a backward pass needs
-    peaks = [row["peak_bytes"] for row in results]
-    assert peaks[0] > peaks[1] and peaks[2] > peaks[0] and peaks[3] > 2 * peaks[1]
-    for word in ("machine: ", "threads: 2", f"torch: {torch.__version__}", "dtype: float32"):
-        assert word in result.stdout
-    image = cv2.imread(str(tmp_path / "b.png"))
-    assert image.std() > 10 and image.shape[1] == 1100
-
-
-def test_what_does_not_run_is_one_sentence_and_status_2(tool, tmp_path):
-    """A pyramid's 1x1 map has one position, of one image: too few for BatchNorm."""
-    config = ROOT / "configs/segmentation/upernet_fcvit_tiny_shapes.py"
-    options = ["--train", "--size", 32, 32, "--repeats", 1, "--json", tmp_path / "a.json"]
-    result = tool("benchmark.py", config, *options)
-    assert_sentence(result, "training step of upernet", "try a larger --size or --batch")
-    assert not (tmp_path / "a.json").exists()
-
-
-def test_no_config_prints_the_usage(tool):
-    result = tool("benchmark.py")
-    assert result.returncode == 2 and "usage: " in result.stderr
 
 
 @pytest.mark.parametrize(

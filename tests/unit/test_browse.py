@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 
 import cv2
 import numpy as np
@@ -18,7 +17,6 @@ from fcvit_mm.utils.config import iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization import draw
 from helpers import ROOT
-from helpers.tools import assert_sentence
 
 CONFIGS = {
     "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -132,21 +130,6 @@ def test_the_whole_image_fits_amid_grey():
     cell = browse_dataset.fit(np.zeros((10, 40, 3), np.uint8), 80)
     assert cell.shape == (80, 80, 3)
     assert (cell[30:50] == 0).all() and (cell[:30] == 238).all() and (cell[50:] == 238).all()
-
-
-@pytest.mark.official
-def test_the_tool(tool, tmp_path):
-    config = ROOT / "configs" / CONFIGS["detection"]
-    result = tool("browse_data.py", config, "--number", 2, "--out", tmp_path / "out")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "64x64" in result.stdout and (tmp_path / "out/grid.png").is_file()
-    assert "2 items" in result.stdout and re.search(r"\d\.\d each", result.stdout)
-    # wrong input
-    options = ["--cfg-options", "train_dataloader.dataset.data_root=nowhere"]
-    assert_sentence(tool("browse_data.py", config, *options), "nowhere", "does not exist")
-    (tmp_path / "file").write_text("")
-    result = tool("browse_data.py", config, "--out", tmp_path / "file")
-    assert_sentence(result, f"--out {tmp_path / 'file'} can't be written")
 
 
 def test_an_image_that_is_none(load, example_data, tmp_path):

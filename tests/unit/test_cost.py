@@ -1,12 +1,9 @@
-"""What a model costs, against counts by hand, and `fcvit model_info` as a subprocess."""
+"""What a model costs, against counts by hand."""
 
-import json
 from collections import Counter
 
-import cv2
 import pytest
 import torch
-import yaml
 from mmengine.config import Config
 from torch import nn
 
@@ -19,7 +16,6 @@ from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.models import CONFIGS
 from helpers.plain import PlainFCViT, saved_bytes
-from helpers.tools import assert_sentence
 
 SIZE = (64, 96)
 CPU = torch.device("cpu")
@@ -356,82 +352,6 @@ def test_the_size_is_that_of_the_dataset(name, size, tmp_path):
 
 
 # ---------------------------------------------------------------------------------- the tool
-
-
-@pytest.mark.official
-def test_the_tool_prints_what_it_writes(tool, tmp_path):
-    config = CONFIGS["mmseg"]
-    result = tool(
-        "model_info.py",
-        config,
-        "--json",
-        tmp_path / "a/cost.json",
-        "--sweep",
-        tmp_path / "cost.png",
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    content = json.loads((tmp_path / "a/cost.json").read_text())
-    # the size that the metafile counts at is this config's default
-    (known,) = [
-        model["Metadata"]
-        for model in yaml.safe_load(
-            (ROOT / "configs/segmentation/semantic_fpn_metafile.yml").read_text()
-        )["Models"]
-        if model["Name"] == config.stem
-    ]
-    assert known["Input Size"] == "x".join(map(str, content["size"]))
-    assert content["total"]["multiply_adds"] == known["FLOPs"]
-    assert content["total"]["parameters"] == known["Parameters"]
-    for key, combine in (("parameters", sum), ("multiply_adds", sum), ("kept_bytes", sum),
-                         ("peak_bytes", max)):  # fmt: skip
-        assert content["total"][key] == combine(row[key] for row in content["rows"]) > 0
-    lines = result.stdout.splitlines()
-    for row in (*content["rows"], content["total"]):
-        (line,) = [line.strip() for line in lines if line.strip().startswith(row["part"] + "  ")]
-        assert line.removeprefix(row["part"]).split()[:5] == [
-            f"{row['parameters'] / 1e6:.3f}",
-            f"{row['multiply_adds'] / 1e9:.3f}",
-            f"{row['multiply_adds'] / known['FLOPs']:.1%}",
-            f"{row['kept_bytes'] / 1e6:.1f}",
-            f"{row['peak_bytes'] / 1e6:.1f}",
-        ]
-    assert (
-        "32: 32x32" in result.stdout and "kept: from the forward to the backward" in result.stdout
-    )
-    maps = [
-        (output["shape"][1], output["stride"])
-        for row in content["rows"][1:5]
-        for output in row["outputs"]
-    ]
-    assert maps == [(32, 4), (64, 8), (160, 16), (320, 32)]
-    image = cv2.imread(str(tmp_path / "cost.png"))
-    assert image.std() > 10 and image.shape[1] == 1100
-    sweep = content["sweep"]
-    assert sweep["sizes"] == [[32, 32], [64, 64], [96, 96], [128, 128]]
-    backbone = sweep["multiply-adds, G"]["backbone"]
-    assert backbone["residual"] < 0.001
-    expected = sum(row["multiply_adds"] for row in content["rows"][:5]) / 1e9
-    assert backbone["values"][-1] == pytest.approx(expected)
-    assert backbone["start"] + backbone["slope"] * 128**2 == pytest.approx(expected, rel=0.001)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["{image}"], ["image.jpg can't be read as a config"]),
-        (["{dino}", "--size", "32", "32"], ["32 high and 32 wide", "try a larger --size"]),
-    ],
-    ids=["image", "size"],
-)
-def test_bad_input_is_one_sentence_and_status_2(tool, tmp_path, arguments, words):
-    (tmp_path / "image.jpg").write_text("no image")
-    places = {
-        "image": tmp_path / "image.jpg",
-        "dino": ROOT / "configs/detection/dino_fcvit_s12_12e_coco.py",
-    }
-    words_of = [argument.format(**places) for argument in arguments]
-    assert_sentence(tool("model_info.py", *words_of, "--json", tmp_path / "a.json"), *words)
-    assert not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize(

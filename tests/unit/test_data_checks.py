@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
-from helpers.tools import TASKS, assert_sentence, free_port
+from helpers.tools import TASKS
 
 TRAIN = "data/shapes/annotations/instances_train.json"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -618,62 +615,6 @@ def test_a_dataset_that_can_not_be_built_is_named(data):
         "set train_dataloader.dataset.type='BaseSegDataset' for classes of your own"
     )
     assert len(error) < 400  # and not all of ADE20K's classes
-
-
-@pytest.fixture
-def broken(example_data) -> Iterator[str]:
-    """The example data of the tools with an image that is no image; its name."""
-    path = example_data / "data/shapes/images/train/00003.png"
-    content = path.read_bytes()
-    path.write_text("<html>404</html>")
-    yield "00003.png (not an image)"
-    path.write_bytes(content)
-
-
-def test_the_tool_lists_all_and_ends_with_status_2(tool, broken):
-    result = tool("check_data.py", TASKS["detection"])
-    assert_sentence(result, "1 kind of error", TASKS["detection"].name)
-    lines = result.stdout.splitlines()
-    (line,) = [line for line in lines if line.startswith("train: error: ")]
-    assert broken in line
-    rows = [line.split() for line in lines if re.search(r"\d objects ", line)]
-    assert [row[0] for row in rows] == ["train", "val,"]
-    assert [row[-2:] for row in rows] == [["1", "0"], ["0", "0"]]
-
-
-def test_two_processes_end_each_by_itself_before_training(example_data, broken, tmp_path):
-    """One checks for both; without torchrun nobody ends the other one."""
-    port = str(free_port())
-    script, config = str(ROOT / "tools/train.py"), str(TASKS["detection"])
-    processes = []
-    for rank in ("0", "1"):
-        ranks = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_PORT=port)
-        processes.append(
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    script,
-                    config,
-                    "--launcher=pytorch",
-                    f"--work-dir={tmp_path}/runs",
-                ],
-                cwd=example_data,
-                env={**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1"},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        first, second = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [2, 2]
-    (line,) = [line for line in first.splitlines() if line.startswith("error: ")]
-    for words in (broken, "fcvit check_data", "check_data=False"):
-        assert words in line
-    assert "Traceback" not in first + second and "error: " not in second
-    assert not (tmp_path / "runs").exists()
 
 
 def test_the_check_can_be_left_out(data):

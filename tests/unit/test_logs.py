@@ -11,7 +11,6 @@ from rich.console import Console
 
 from fcvit_mm.analysis import logs
 from fcvit_mm.utils.errors import ConfigError
-from helpers.tools import CONFIGS, SHORT, assert_sentence
 
 
 def write_log(folder: Path, date: str, lines: list) -> Path:
@@ -162,27 +161,3 @@ def test_no_log(tmp_path, lines, words):
         write_log(tmp_path / "run", "1", lines)
     with pytest.raises(ConfigError, match=words):
         logs.read_run(tmp_path / "run")
-
-
-@pytest.mark.official
-def test_the_tool_on_a_training(tool, tmp_path):
-    result = tool(
-        "train.py", CONFIGS["semantic_fpn"], "--work-dir", tmp_path / "run", "--cfg-options", *SHORT
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    write_log(tmp_path / "other", "1", [training(1, 2.0), {"mIoU": 7.0, "step": 1}, "{"])
-    out, figures = tmp_path / "plot.png", tmp_path / "figures.json"
-    result = tool(
-        "analyze_logs.py", tmp_path / "run", tmp_path / "other", "--out", out, "--json", figures
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "line 3: not a whole record" in result.stderr
-    found = json.loads(figures.read_text())
-    run = found[str(tmp_path / "run")]
-    assert run["iterations"] == 4 and run["seconds_per_iteration"] > 0
-    assert 0 <= run["keys"]["mIoU"]["last"] <= run["keys"]["mIoU"]["best"] <= 100
-    assert found[str(tmp_path / "other")]["keys"]["mIoU"]["best"] == 7.0
-    assert "mIoU" in result.stdout and "7 (best 7 at 1)" in result.stdout
-    image = cv2.imread(str(out))
-    assert image.shape[1] > 3 * image.shape[0] * 0.9 and image.std() > 10
-    assert_sentence(tool("analyze_logs.py", tmp_path / "nowhere"), "no such work directory")

@@ -9,11 +9,8 @@ import importlib
 import importlib.util
 import logging
 import math
-import os
 import re
-import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +25,7 @@ from torch.autograd import gradcheck
 from fcvit_mm.mmcv_ext import import_hook
 from fcvit_mm.mmcv_ext.nms import nms
 from fcvit_mm.mmcv_ext.registry import _OPERATORS
-from helpers import DATA, ROOT, oracles
+from helpers import DATA, oracles
 from helpers.operators import ATTENTION, HALVES, ops
 
 pytestmark = pytest.mark.official
@@ -60,72 +57,6 @@ def assert_close(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float
 
 
 # ---------------------------------------------------------------------------------- installing
-
-
-def run_python(code: str, **env: str) -> str:
-    """What a fresh process prints, on both channels; it must succeed."""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr
-
-
-def lines_about_operators(output: str) -> list[str]:
-    return [line for line in output.splitlines() if "compiled operators" in line]
-
-
-def test_without_compiled_operators_everything_imports_and_one_line_says_so() -> None:
-    output = run_python(
-        "import fcvit_mm, importlib.util, sys\n"
-        "assert not {'mmcv.ops', 'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules)\n"
-        "assert importlib.util.find_spec('mmcv._ext').origin == 'fcvit_mm.mmcv_ext'\n"
-        "from mmengine.utils.dl_utils import mmcv_full_available\n"
-        "assert mmcv_full_available()\n"
-        "import mmcv.ops, mmdet.models, mmdet.apis, mmseg.apis\n"
-        "from mmcv.utils import collect_env\n"
-        "print(collect_env()['MMCV Compiler'])\n"
-    )
-    (line,) = lines_about_operators(output)
-    assert "INFO" in line and "no compiled operators" in line and "pip install" in line
-    assert "none (fcvit_mm.mmcv_ext)" in output
-
-
-BROKEN_OR_FAKE = (
-    "import fcvit_mm, mmcv, warnings\n"
-    "mmcv.__path__.append({folder!r})\n"
-    "import mmcv.ops, mmcv._ext, torch\n"
-    "print('kept', mmcv.ops.nms(torch.tensor([[0., 0, 9, 9]]), torch.ones(1), 0.5)[1].tolist())\n"
-    "print('module', mmcv._ext.__file__ if hasattr(mmcv._ext, '__file__') else 'stand-in')\n"
-)
-
-
-def test_compiled_operators_that_do_not_load_are_replaced_with_one_warning(tmp_path: Path) -> None:
-    library = tmp_path / f"_ext{EXTENSION_SUFFIXES[0]}"
-    library.write_bytes(b"no library at all")
-    output = run_python(BROKEN_OR_FAKE.format(folder=str(tmp_path)))
-    (line,) = lines_about_operators(output)
-    assert "WARNING" in line and str(library) in line and torch.__version__ in line
-    assert "--no-build-isolation" in line and "--no-cache-dir" in line
-    assert "kept [0]" in output and "module stand-in" in output
-
-
-def test_compiled_operators_that_load_win(tmp_path: Path) -> None:
-    (tmp_path / "_ext.py").write_text(
-        "import torch\n"
-        "def nms(boxes, scores, iou_threshold, offset):\n"
-        "    return torch.tensor([0, 0, 0])\n"
-        "def __getattr__(name):\n"
-        "    if name.startswith('__'): raise AttributeError(name)\n"
-        "    return None\n"
-    )
-    output = run_python(BROKEN_OR_FAKE.format(folder=str(tmp_path)))
-    assert lines_about_operators(output) == []
-    assert "kept [0, 0, 0]" in output and f"module {tmp_path / '_ext.py'}" in output
 
 
 class Said(list[tuple[int, str]]):

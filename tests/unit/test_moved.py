@@ -1,7 +1,6 @@
 """The import paths of 0.1."""
 
 import importlib
-import subprocess
 import sys
 
 import pytest
@@ -20,10 +19,3 @@ def test_an_old_path_leads_to_the_module_and_warns(old, monkeypatch):
     assert new.__spec__ is spec
     # what the import system set on the package
     monkeypatch.delattr(fcvit_mm, old)
-
-
-def test_an_old_path_can_be_run():
-    command = [sys.executable, "-m", "fcvit_mm.shapes", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "usage: python -m fcvit_mm.datasets.shapes" in done.stdout
-    assert "fcvit_mm.shapes is now fcvit_mm.datasets.shapes" in done.stderr

@@ -2,8 +2,6 @@
 
 import colorsys
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,13 +11,9 @@ from pycocotools.coco import COCO
 
 from fcvit_mm.datasets import coco_writer, shapes
 from helpers import ROOT
+from helpers.images import contents
 
 SIZE = (48, 40)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -227,29 +221,6 @@ def test_bad_arguments(arguments: list[str], said: str, tmp_path: Path, capfd) -
     assert status == 2
     assert said in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_command_line(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "fcvit_mm.datasets.shapes",
-        "set",
-        "--train",
-        "2",
-        "--val",
-        "1",
-    ]
-    done = subprocess.run(
-        [*command, "--size", "64", "32", "--seed", "5"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines()[-1] == "2 + 1 images written to set"
-    shapes.generate(tmp_path / "same", 2, 1, (64, 32), 5)
-    assert contents(tmp_path / "set") == contents(tmp_path / "same")
 
 
 def test_classification_is_a_folder_a_class_with_one_object_an_image(tmp_path: Path) -> None:

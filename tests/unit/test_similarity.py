@@ -1,21 +1,19 @@
 """Where FCViT looks: the maps against what the network adds, the figure against plain loops."""
 
-import json
 import math
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from fcvit_mm.analysis import similarity
+from fcvit_mm.engine.build import build_model
 from fcvit_mm.models.layers import GlobalContext
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import make_image
 from helpers.models import CONFIGS
-from helpers.tools import assert_sentence
 
 HEADS = 8
 
@@ -150,51 +148,9 @@ def test_one_figure_a_block():
     assert second["difference"] == pytest.approx(0.45)
 
 
-@pytest.mark.official
-@pytest.mark.parametrize("scope", CONFIGS)
-def test_the_tool(tool, weights, tmp_path, scope):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    cv2.imwrite(str(folder / "a.png"), make_image(0))
-    cv2.imwrite(str(folder / "b.png"), make_image(1))
-    which = {"mmdet": [], "mmseg": ["--stage", 3, "--block", 2], "mmpretrain": ["--all-blocks"]}
-    if scope == "mmdet":
-        (folder / "text.jpg").write_text("no image\n")
-    result = tool(
-        "similarity_map.py", CONFIGS[scope], weights[scope], folder, "--out", out, *which[scope]
-    )
-    if scope == "mmdet":
-        assert_sentence(result, "text.jpg is not an image")
-    else:
-        assert result.returncode == 0, result.stderr[-2000:]
-    content = json.loads((out / "difference.json").read_text())
-    assert content["images"] == 2 and len(content["blocks"]) == 13
-    assert all(0 <= block["difference"] <= 1 for block in content["blocks"])
-    blocks = {"mmdet": ["4_block2"], "mmseg": ["3_block2"], "mmpretrain": ["4_block1", "4_block2"]}
-    expected = {
-        f"stage{block}_context{part}_head{head}.png"
-        for block in blocks[scope]
-        for part in (1, 2)
-        for head in range(1, 9)
-    }
-    for name in ("a", "b"):
-        assert {path.name for path in (out / name).iterdir()} == expected
-        assert cv2.imread(str(out / f"{name}.png")).std() > 10
-    assert cv2.imread(str(out / "difference.png")).std() > 10
-
-
-def test_wrong_input_is_one_sentence(tool, weights, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), make_image(0))
-    result = tool(
-        "similarity_map.py", CONFIGS["mmseg"], weights["mmseg"], tmp_path / "a.png",
-        "--block", 3, "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert_sentence(result, "--block 3: stage 4 has the blocks 1 to 2")
+def test_a_model_without_contexts_is_refused():
     config = ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_plain_context_shapes.py"
-    cfg = load_config(str(config))
-    from fcvit_mm.engine.build import build_model
-
     with pytest.raises(ConfigError, match="without global contexts"):
-        similarity.find_backbone(build_model(cfg), str(config))
+        similarity.find_backbone(build_model(load_config(str(config))), str(config))
     with pytest.raises(ConfigError, match="no FCViT"):
         similarity.find_backbone(torch.nn.Conv2d(3, 3, 1), "a.py")

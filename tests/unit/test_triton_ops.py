@@ -4,8 +4,6 @@ The kernels run in Triton's interpreter, or on a GPU with TRITON_INTERPRET=0.
 """
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -482,18 +480,6 @@ def test_the_network_runs_on_them(kernels, monkeypatch, half):
         assert (a - e).norm() <= (6 if INTERPRETED else 3) * (r - e).norm() + 0.01 * e.norm()
 
 
-@pytest.mark.parametrize("value", ["1", "0", None])
-def test_the_environment_turns_them_on(value):
-    environment = {key: v for key, v in os.environ.items() if key != "FCVIT_TRITON"}
-    if value is not None:
-        environment["FCVIT_TRITON"] = value
-    code = "from fcvit_mm import triton_ops; print(triton_ops._State.on)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split()[-1] == str(value == "1")
-
-
 # The choice
 
 
@@ -663,90 +649,3 @@ def test_without_triton(monkeypatch):
     with pytest.raises(ImportError, match="pip install triton"):
         dispatch.use(True)
     dispatch.use(False)
-
-
-def test_import_without_triton():
-    script = """
-import sys
-sys.modules["triton"] = None
-import torch
-from fcvit_mm import FCViT, triton_ops
-x = torch.ones(1, 8, 3, 3)
-assert triton_ops.depthwise_conv(x, torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 9
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_kernels_compile_for_a_gpu(tmp_path):
-    """What the interpreter runs is Python; a GPU's compiler knows types. It needs no GPU."""
-    script = """
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from fcvit_mm.kernels import context, depthwise, mixer, norm, residual
-
-NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
-         torch.float64: "*fp64"}
-compiled = set()
-
-def compile(kernel, grid, *arguments, **constants):
-    constants.pop("num_stages", None)
-    types = ["i32" if isinstance(a, int) else NAMES[a.dtype] for a in arguments]
-    names = kernel.arg_names
-    signature = dict(zip(names, types)) | {name: "constexpr" for name in constants}
-    assert sorted(signature) == sorted(names)
-    source = ASTSource(kernel, signature, constants)
-    triton.compile(source, target=GPUTarget("cuda", 80, 32))
-    compiled.add((kernel.fn.__module__.rpartition(".")[2] + kernel.fn.__name__))
-
-def ones(*shape):
-    return torch.ones(shape, requires_grad=True)
-
-for module in (context, depthwise, mixer, norm, residual):
-    module.launch = compile
-layouts = (torch.channels_last, torch.float16), (torch.contiguous_format, torch.float32)
-for layout, dtype in layouts:
-    x = torch.ones(1, 64, 4, 4, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
-    outs = [
-        depthwise.DepthwiseConv.apply(x, ones(64, 1, 5, 5), ones(64)),
-        context.GlobalContext.apply(
-            dtype, x, ones(8), ones(8), ones(16, 64), ones(16), ones(64, 8), ones(64)
-        ),
-        norm.Norm.apply(x, ones(64), ones(64), 1e-5, dtype),
-    ]
-    if layout == torch.channels_last:
-        outs += [
-            mixer.ChannelMixer.apply(
-                x, ones(128, 64, 1, 1), ones(128), ones(128, 1, 3, 3), ones(128),
-                ones(64, 128, 1, 1), ones(64)
-            ),
-            residual.AddScaled.apply(x.detach().float().requires_grad_(), ones(64), x),
-        ]
-    for out in outs:
-        out.sum().backward()
-print(*sorted(compiled))
-"""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
-        "context_add_kernel",
-        "context_context_grad_kernel",
-        "context_context_kernel",
-        "context_gap_grad_kernel",
-        "context_similarity_kernel",
-        "context_small_grads_kernel",
-        "depthwise_conv_kernel",
-        "depthwise_weight_kernel",
-        "depthwise_weight_product_kernel",
-        "mixer_conv_grad_kernel",
-        "mixer_gelu_grad_kernel",
-        "mixer_gelu_kernel",
-        "norm_channel_sums_kernel",
-        "norm_grad_kernel",
-        "norm_moments_kernel",
-        "norm_norm_kernel",
-        "residual_scale_grad_kernel",
-    ]
