@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT
+from helpers import ROOT, warm
 from helpers.tools import free_port
 
 # Two test processes, or a test and the tool that it runs, share two cores. To be set before torch
@@ -46,16 +46,14 @@ def tool(example_data) -> Tool:
     """Run a script of tools/ in the directory of the example data, as a user would."""
 
     def run(name: str, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess:
-        (script,) = map(str, (ROOT / "tools").rglob(name))
-        command = [script] if name.endswith(".sh") else [sys.executable, script]
+        (script,) = (ROOT / "tools").rglob(name)
+        environment = {**os.environ, "PYTHON": sys.executable, "PORT": str(free_port())}
+        if name.endswith(".py"):
+            return warm.run([script, *arguments], example_data, environment, timeout)
         return subprocess.run(
-            [*command, *map(str, arguments)],
+            [script, *map(str, arguments)],
             cwd=example_data,
-            env={
-                **os.environ,
-                "PYTHON": sys.executable,
-                "PORT": str(free_port()),
-            },
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -4,52 +4,19 @@ And what such a training leaves: its losses, as logged, and as each of several p
 """
 
 import json
-import multiprocessing
 import os
 import resource
-import runpy
-import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from fcvit_mm.analysis import logs
-from helpers import ROOT
+from helpers import ROOT, warm
 from helpers.tools import free_port
-
-# A server that has imported everything, and is forked for each training.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["fcvit_mm.engine.runner", "runpy", "torch", "mmdet.apis", "mmdet.evaluation", "mmseg.apis"]
-)
-
-
-def _run(
-    directory: Path,
-    log: Path,
-    arguments: list[str],
-    environment: dict[str, str],
-    largest_file: int,
-) -> None:
-    # formatted for every log and checkpoint, which would take most of the time
-    Config.pretty_text = ""
-    # of which MMEngine draws a seed; a process that is not forked has its own
-    np.random.seed()
-    os.chdir(directory)
-    os.environ.update(environment)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-    script = ROOT / "tools/train.py"
-    sys.argv = [str(script), *arguments]
-    runpy.run_path(str(script), run_name="__main__")
 
 
 def start(
@@ -73,26 +40,14 @@ def start(
         largest_file: in bytes, that the system lets the training write.
     """
     launched = ["--launcher", "pytorch"] if launcher else []
-    arguments = [str(config), "--work-dir", str(work_dir), *words, *launched]
-    process = SERVER.Process(
-        target=_run,
-        args=(
-            directory,
-            said(work_dir),
-            [*arguments, "--cfg-options", *options],
-            launcher or {},
-            largest_file,
-        ),
+    arguments = [config, "--work-dir", work_dir, *words, *launched, "--cfg-options", *options]
+    return warm.start(
+        [ROOT / "tools/train.py", *arguments],
+        directory,
+        said(work_dir),
+        environment={**os.environ, **(launcher or {})},
+        largest_file=largest_file,
     )
-    process.start()
-    return process
-
-
-def ready() -> None:
-    """Have the server import everything, so that the next training does not wait for it."""
-    process = SERVER.Process(target=int)
-    process.start()
-    process.join()
 
 
 def said(work_dir: Path) -> Path:

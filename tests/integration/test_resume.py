@@ -22,7 +22,7 @@ from fcvit_mm.engine import resume
 from fcvit_mm.engine import runner as runner_module
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.files import PARTIAL
-from helpers import ROOT, processes
+from helpers import ROOT, processes, warm
 from helpers.processes import losses, said
 from helpers.tools import free_port
 from helpers.trainings import (
@@ -109,7 +109,7 @@ def test_random_kills(example_data, tmp_path, method):
     whole, killed, config = tmp_path / "whole", tmp_path / "killed", tmp_path / "config.py"
     text, options, checkpoints = KILLED[method]
     config.write_text(text)
-    processes.ready()
+    warm.ready()
     began = time.monotonic()
     processes.train(example_data, whole, config, options)
     duration = time.monotonic() - began
