@@ -20,8 +20,8 @@ from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
 
-from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check, summary
+from fcvit_mm.datasets.checks.images import load
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image
@@ -238,7 +238,7 @@ def test_large_images_are_decoded_one_at_a_time():
     with ThreadPool(4) as pool:
         for side, is_alone in ((10_000, True), (1000, False)):
             Slow.most = 0
-            pool.map(checks.load, [Slow(side) for _ in range(8)], chunksize=1)
+            pool.map(load, [Slow(side) for _ in range(8)], chunksize=1)
             assert (Slow.most == 1) == is_alone
 
 

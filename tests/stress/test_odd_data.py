@@ -252,7 +252,7 @@ def test_the_runs_of_a_compressed_mask_are_those_that_were_written():
         mask[5:30, 9:33] |= share > 0
         rle = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
         runs = coco_writer.run_lengths(mask)["counts"]
-        assert checks._runs(rle["counts"].decode()) == runs and sum(runs) == mask.size
+        assert checks.coco._runs(rle["counts"].decode()) == runs and sum(runs) == mask.size
 
 
 # ---------------------------------------------------------------------------------- images
@@ -262,7 +262,7 @@ def replace(data: Path, image: Any, suffix: str = ".png", **save: Any) -> None:
     """Put an image in the place of the first of both splits, with one object all over it."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     size = image.size
-    if save.get("exif") and save["exif"][checks.EXIF_ORIENTATION] in checks.SIDEWAYS:
+    if save.get("exif") and save["exif"][checks.images.EXIF_ORIENTATION] in checks.images.SIDEWAYS:
         size = size[::-1]
     mask = np.ones(size[::-1], bool)
     for split in ("train", "val"):
@@ -310,7 +310,7 @@ def test_training_on_images_of_one_pixel_and_one_row_is_refused(data, task, size
     replace(data, noise(*size[::-1], 3))
     with pytest.raises(ConfigError) as error:
         train_and_test(task, **(KEEP if task == "detection" else {}))
-    assert "data/shapes/images/train: images of which the pipeline makes a side of one pixel" in (
+    assert "data/shapes/images/train: images that the pipeline shrinks to a side of one pixel" in (
         str(error.value)
     )
     assert ": 00000.png ({}x{}); crop or remove them".format(*size) in str(error.value)
@@ -342,7 +342,7 @@ def test_testing_on_label_maps_of_one_row_is_refused(data):
 def test_what_a_pipeline_leaves_of_an_image(step, flip, size, suits):
     """As its own resizing has it."""
     steps = [step, *([dict(type="RandomFlip", prob=0.5)] if flip else [])]
-    assert checks._Pipeline.of(steps).suits(size) == suits
+    assert checks.images.Limits.of(steps).suits(size) == suits
     init_default_scope("mmdet")
     if step["type"] == "Resize" and not flip:
         resize = TRANSFORMS.build(dict(step, _scope_="mmdet"))
@@ -356,7 +356,7 @@ def test_what_a_pipeline_leaves_of_an_image(step, flip, size, suits):
 
 def rotated() -> dict[str, Any]:
     exif = Image.Exif()
-    exif[checks.EXIF_ORIENTATION] = 6
+    exif[checks.images.EXIF_ORIENTATION] = 6
     return dict(exif=exif)
 
 

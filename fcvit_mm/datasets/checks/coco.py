@@ -1,0 +1,293 @@
+"""Check annotation files in COCO's instances format: https://cocodataset.org/#format-data."""
+
+import difflib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...utils.errors import first_line
+from .images import File, Pixels
+from .label_maps import check_counts
+from .report import SHOWN, Problem, Report, listed
+
+LISTS = ("images", "categories", "annotations")
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int  # no bool
+
+
+def _is_number(value: Any) -> bool:
+    # the bounds leave out NaN and what NumPy can't hold
+    return type(value) in (int, float) and -1e12 < value < 1e12
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) in (int, str)
+
+
+# What the entries of each list must hold.
+FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "images": {
+        "id": _is_id,
+        "file_name": lambda value: isinstance(value, str),
+        "width": lambda value: _is_integer(value) and 0 < value < 1e6,
+        "height": lambda value: _is_integer(value) and 0 < value < 1e6,
+    },
+    "categories": {"id": _is_integer, "name": lambda value: isinstance(value, str)},
+    "annotations": {
+        "id": _is_integer,
+        "image_id": _is_id,
+        "category_id": _is_integer,
+        "bbox": lambda value: (
+            isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+        ),
+        "area": _is_number,
+        # the evaluation alone needs it
+        "iscrowd": lambda value: value in (0, 1),
+    },
+}
+LAYOUT = "docs/custom_data.md shows the layout"
+
+
+def check_coco(
+    dataset: Any, where: str, report: Report, masks: bool, evaluators: dict[str, dict]
+) -> list[File]:
+    """Check the annotation file of a `CocoDataset`; returns its images.
+
+    Args:
+        dataset: built lazily.
+        where: its place in the config.
+        report: takes what is wrong.
+        masks: whether its pipeline loads them.
+        evaluators: those of its loader.
+    """
+    path = dataset.ann_file
+    # one that is only predicted for, such as COCO's test images
+    has_labels = not any(evaluator.get("format_only") for evaluator in evaluators.values())
+    content = _read(path, report, LISTS if has_labels else LISTS[:2])
+    if content is None:
+        return []
+    if not evaluators:
+        for annotation in content["annotations"]:
+            if isinstance(annotation, dict):
+                annotation["iscrowd"] = 0
+    sound = {key: _sound_entries(content[key], key, path, report) for key in LISTS}
+    _check_categories(path, sound["categories"], dataset.metainfo["classes"], where, report)
+    images = sound["images"]
+    if not images:
+        report.error(path, "no images", "add them to its list of images")
+    kept = np.ones(len(images), bool)
+    if has_labels:
+        image = _check_objects(dataset, sound, report, masks, bool(evaluators))
+        kept = _kept(dataset, images, image)
+        if images and not kept.any():
+            remedy = f"correct the errors above or set {where}.filter_cfg=None"
+            report.error(path, "no images are left by the filter_cfg", remedy)
+    prefix = dataset.data_prefix.get("img") or ""
+    return [
+        File(
+            os.path.join(prefix, image["file_name"]),
+            (image["width"], image["height"]),
+            left_out=not is_kept,
+        )
+        for image, is_kept in zip(images, kept, strict=True)
+    ]
+
+
+def _read(path: str, report: Report, wanted: Sequence[str]) -> dict[str, list] | None:
+    """Read the lists of an annotation file; None where it has not got them."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        report.error(path, f"is not JSON ({first_line(error)})", "write or download it anew")
+        return None
+    is_dict = isinstance(content, dict)
+    missing = [key for key in wanted if not is_dict or not isinstance(content.get(key), list)]
+    if missing:
+        keys = (", ".join(map(repr, content)) or "none") if is_dict else "none, it is a list"
+        what = f"no list of {' and of '.join(missing)} (its keys: {keys})"
+        report.error(path, what, f"COCO's instances format is needed; {LAYOUT}")
+        return None
+    return {key: content[key] if key in wanted else [] for key in LISTS}
+
+
+def _sound_entries(entries: list, key: str, path: str, report: Report) -> list[dict]:
+    """Return those entries that hold what `FIELDS` says and have an id of their own."""
+    sound, ids = [], set()
+    for index, entry in enumerate(entries):
+        example = f"{key}[{index}]"
+        if not isinstance(entry, dict):
+            report.error(path, f"{key} that are no objects", LAYOUT, example)
+            continue
+        if _is_id(entry.get("id")):
+            example += f" (id {entry['id']})"
+        flawed = [name for name, is_sound in FIELDS[key].items() if not is_sound(entry.get(name))]
+        if flawed:
+            what = f"{key} without {flawed[0]}, or with one that can't be read"
+            report.error(path, what, LAYOUT, example)
+        elif entry["id"] in ids:
+            report.error(path, f"ids that several of its {key} have", "give each its own", example)
+        else:
+            ids.add(entry["id"])
+            sound.append(entry)
+    return sound
+
+
+def _check_categories(
+    path: str, categories: list[dict], classes: Sequence[str], where: str, report: Report
+) -> None:
+    """Compare a config's classes with the categories of an annotation file, by name."""
+    names = [category["name"] for category in categories]
+
+    def set_classes(names: Sequence[str]) -> str:
+        few = repr(tuple(names)) if len(names) <= 10 else f"({listed([*map(repr, names)])}, ...)"
+        return f"set {where}.metainfo=dict(classes={few})"
+
+    counts = Counter(names)
+    for name, count in counts.items():
+        if count > 1:
+            remedy = "join them or give each its own"
+            report.error(path, "categories of the same name", remedy, repr(name))
+    if len(set(classes)) < len(classes):
+        report.error(where, "classes of the same name", set_classes(names))
+        return
+    missing = [name for name in classes if name not in counts]
+    known = listed([*map(repr, names)], 10) or "none"
+    for place, name in enumerate(missing):
+        # of many not all are shown
+        near = difflib.get_close_matches(name, names, n=1) if place < SHOWN else []
+        hint = f" (nearest: {near[0]!r})" if near else ""
+        what = f"classes that are no category of {path}, which has {known}"
+        report.error(where, what, set_classes(names), f"{name!r}{hint}")
+    in_file = [name for name in counts if name in set(classes)]
+    if not missing and in_file != list(classes):
+        # MMDetection numbers the labels as the file lists them
+        what = f"classes in another order than the categories of {path}, which numbers them"
+        report.error(where, what, set_classes(in_file))
+
+
+def _check_objects(
+    dataset: Any, content: dict[str, list[dict]], report: Report, masks: bool, is_evaluated: bool
+) -> np.ndarray:
+    """Check annotations against images and categories.
+
+    Returns:
+        The places in the list of images of those with an object of a class.
+    """
+    path, classes = dataset.ann_file, dataset.metainfo["classes"]
+    images, categories, annotations = (content[key] for key in LISTS)
+
+    # From here on in columns: COCO has 860,000 annotations.
+    places = {image["id"]: place for place, image in enumerate(images)}
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = {category["id"]: numbers.get(category["name"], -1) for category in categories}
+    n = len(annotations)
+    image = np.fromiter((places.get(a["image_id"], -1) for a in annotations), np.int64, n)
+    label = np.fromiter((labels.get(a["category_id"], -2) for a in annotations), np.int64, n)
+    boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
+    area = np.fromiter((a["area"] for a in annotations), np.float64, n)
+    # a last row for the images that do not exist
+    sizes = np.array([(i["width"], i["height"]) for i in images] + [(0, 0)], np.float64)[image]
+
+    corners = np.clip(boxes[:, :2], 0, None), np.minimum(boxes[:, :2] + boxes[:, 2:], sizes)
+    visible = (corners[1] > corners[0]).all(1) & (boxes[:, 2:] >= 1).all(1) & (area > 0)
+    used = (image >= 0) & (label >= 0) & visible
+    no_image = Problem(path, "annotations whose image_id is no image's id",
+                       "add those images or remove the annotations")  # fmt: skip
+    no_category = Problem(path, "annotations whose category_id is no category's id",
+                          "correct the ids or add those categories to the file")  # fmt: skip
+    no_extent = Problem(path, "annotations smaller than a pixel or wholly outside of their image",
+                        "they are left out", is_error=False)  # fmt: skip
+    for wrong, problem, key in (
+        (image < 0, no_image, "image_id"),
+        (label == -2, no_category, "category_id"),
+        ((image >= 0) & ~visible, no_extent, "bbox"),
+    ):
+        for i in np.flatnonzero(wrong):
+            annotation = annotations[i]
+            report.add(problem, f"id {annotation['id']} ({key} {annotation[key]})")
+    if masks:
+        # the evaluation reads the masks of what is left out in training, too
+        for i in np.flatnonzero((image >= 0) & (label >= 0) if is_evaluated else used):
+            size = images[image[i]]["width"], images[image[i]]["height"]
+            flaw = _segmentation_flaw(annotations[i].get("segmentation"), size, is_evaluated)
+            if flaw:
+                report.add(Problem(path, *flaw), f"id {annotations[i]['id']}")
+
+    names = [category["name"] for category in categories]
+    for name in names:
+        if name not in numbers:
+            remedy = "their annotations are left out"
+            report.warn(path, "categories that are in no class", remedy, repr(name))
+    counts = np.bincount(label[used], minlength=len(classes))
+    check_counts(path, classes, counts, report, set(classes) - set(names))
+    report.labelled, report.unit = int(used.sum()), "objects"
+    return image[(image >= 0) & (label >= 0)]
+
+
+def _segmentation_flaw(
+    segmentation: Any, size: Pixels, is_evaluated: bool
+) -> tuple[str, str, bool] | None:
+    """Return what is wrong with an annotation's mask: what, remedy, whether it is an error."""
+    if not segmentation:
+        what = "annotations without a segmentation, while masks are to be learned"
+        return what, "add each one's outline, or train a detector without masks", True
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        if not isinstance(counts, list | str) or segmentation.get("size") != [size[1], size[0]]:
+            what = "annotations whose RLE has no counts or is of another size than its image"
+            return what, 'write {"size": [height, width], "counts": ...}', True
+        runs = _runs(counts) if isinstance(counts, str) else counts
+        if all(_is_integer(r) and r >= 0 for r in runs) and sum(runs) == size[0] * size[1]:
+            return None
+        what = "annotations whose RLE is not of as many pixels as its image"
+        return what, "write its counts anew; what is decoded would be arbitrary", True
+    if not isinstance(segmentation, list) or not all(
+        isinstance(polygon, list) and {*map(type, polygon)} <= {int, float}
+        for polygon in segmentation
+    ):
+        what = "annotations whose segmentation is neither a list of polygons nor RLE"
+        return what, "write [[x1, y1, x2, y2, ...], ...]", True
+    if is_evaluated and len(segmentation[0]) < 6:
+        what = "annotations whose first polygon has less than three points"
+        return what, "the evaluation can't read it: write three points or more, or remove it", True
+    if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
+        what = "annotations whose polygons have less than three points"
+        return what, "they are ignored", False
+    return None
+
+
+def _runs(counts: str) -> list[int]:
+    """Return the runs of a compressed RLE, as `rleFrString` of COCO's maskApi.c reads them.
+
+    Five bits per character from 48 on, the lowest first; the sixth says that more follow. From the
+    fourth run on what is written is the difference from the one before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def _kept(dataset: Any, images: list[dict], annotated: np.ndarray) -> np.ndarray:
+    """Return which images `CocoDataset.filter_data` keeps, (len(images),), bool."""
+    filter_cfg = {} if dataset.test_mode else dataset.filter_cfg or {}
+    keep = np.ones(len(images), bool)
+    if filter_cfg.get("filter_empty_gt", False):
+        keep &= np.isin(np.arange(len(images)), annotated)
+    smallest = filter_cfg.get("min_size", 0)
+    return keep & np.array([min(i["width"], i["height"]) >= smallest for i in images], bool)

@@ -1,0 +1,206 @@
+"""Check image files: present, whole, of the annotated size, and readable by the pipeline."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import IO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ...utils.errors import first_line
+from .report import Problem
+
+# Where the rotation of an image is noted, and the values that exchange its sides.
+EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)
+# The last bytes of a complete file. One that ends otherwise may still be complete: it is decoded.
+END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# What OpenCV reads, too; for a few of its other formats PIL starts programs, such as Ghostscript.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+# Images with more pixels than this are decoded one at a time: PIL refuses those above 1.8e8, and
+# a small file may be one of that size.
+LARGE = 25_000_000
+_large = Lock()
+
+Pixels = tuple[int, int]  # width, height
+Finding = tuple[Problem, str]  # with the name of the file
+
+
+class File(NamedTuple):
+    """An image to check: its size as annotated, its label map, and whether the dataset leaves it
+    out, as too small or without objects."""
+
+    path: str
+    size: Pixels | None = None
+    label_map: str | None = None
+    left_out: bool = False
+
+
+class Limits(NamedTuple):
+    """What a pipeline asks of an image's sides: the least of them after the resizing, and the
+    sizes that an image is fitted into, its proportions kept."""
+
+    least: int
+    scales: list[Pixels]
+
+    @classmethod
+    def of(cls, steps: list[dict]) -> "Limits":
+        """Read them from the steps of a pipeline."""
+        # an image one pixel wide is flipped to an array that PyTorch refuses
+        least = 2 if any("Flip" in str(step.get("type")) for step in steps) else 1
+        scales = []
+        for step in steps:
+            ratio = min(step.get("ratio_range") or [1])
+            for scale in [step.get("scale"), *(step.get("scales") or [])]:
+                if step.get("keep_ratio") and isinstance(scale, list | tuple):
+                    scales.append((int(max(scale) * ratio), int(min(scale) * ratio)))
+        return cls(least, scales)
+
+    def suits(self, size: Pixels) -> bool:
+        """Tell whether enough is left of an image of this size."""
+        long, short = max(size), min(size)
+        # as mmcv.imrescale rounds
+        return all(
+            int(short * min(scale[0] / long, scale[1] / short) + 0.5) >= self.least
+            for scale in self.scales or [(long, short)]
+        )
+
+
+@contextmanager
+def open_image(path: str) -> Iterator[tuple[IO[bytes], ImageFile.ImageFile]]:
+    """Open an image of one of `FORMATS`; yields its file, too.
+
+    Raises:
+        OSError: no file, such as a pipe, which would be waited for without end.
+        Exception: see `image_size`.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a file")
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with open(path, "rb") as file, Image.open(file, formats=formats) as image:
+        yield file, image
+
+
+def load(image: Image.Image) -> None:
+    """Decode an image, a large one by itself."""
+    with _large if image.width * image.height > LARGE else nullcontext():
+        image.load()
+
+
+def image_size(path: str, decode: bool = False) -> Pixels:
+    """Return the size of an image as it is loaded, its EXIF rotation applied.
+
+    Args:
+        path: a file.
+        decode: decode the image, which finds most damage inside. Otherwise its header and the
+            mark at its end are read, which takes some 0.1 ms and finds what is not an image or
+            is cut off.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Exception: no image or a damaged one; PIL's readers raise errors of many classes.
+    """
+    return _read_header(path, decode)[0]
+
+
+def _read_header(path: str, decode: bool) -> tuple[Pixels, list[Finding]]:
+    """Return an image's size, see `image_size`, and what OpenCV would silently do to its pixels."""
+    folder, name = os.path.split(path)
+    findings = []
+    with open_image(path) as (file, image):
+        # the info first: asking for EXIF makes PIL decode some formats
+        sideways = "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+        size = image.size[::-1] if sideways else image.size
+        if image.format == "TIFF" and image.mode in ("I", "F"):
+            what = "images that OpenCV does not read"
+            findings.append((Problem(folder, what, "store 8 bits per channel"), name))
+        # PIL's mode of a color image is RGB whatever its depth; the tile says what is stored
+        if image.tile and ";16" in str(image.tile[0][3]):
+            what = "images of 16 bits per channel, of which the upper 8 are used"
+            remedy = "where their values do not fill the 16, spread them over 8 bits"
+            findings.append((Problem(folder, what, remedy, is_error=False), name))
+        if image.has_transparency_data:
+            what = "images with transparency, which is ignored"
+            remedy = "what is stored under it is seen; remove the transparency to choose it"
+            findings.append((Problem(folder, what, remedy, is_error=False), name))
+        mark = END_MARKS.get(image.format or "")
+        if mark is not None and not decode:
+            file.seek(-len(mark), os.SEEK_END)
+            decode = file.read() != mark
+            file.seek(0)
+        if decode or mark is None:
+            load(image)
+    return size, findings
+
+
+def _reason(error: Exception) -> str:
+    return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
+
+
+def check_file(file: File, decode: bool, limits: Limits) -> tuple[list[Finding], np.ndarray | None]:
+    """Read an image and its label map; returns how many pixels of the latter have each value."""
+    folder, name = os.path.split(file.path)
+    findings: list[Finding] = []
+    size: Pixels | None = None
+
+    def error(what: str, remedy: str, example: str) -> None:
+        findings.append((Problem(folder, what, remedy), example))
+
+    try:
+        size, findings = _read_header(file.path, decode)
+    except FileNotFoundError:
+        error("images that do not exist", "put them there or set data_prefix", name)
+    except Exception as e:  # see `image_size`
+        error("images that can't be read", "replace these files", f"{name} ({_reason(e)})")
+    if size and file.size and size != file.size:
+        what = "images of another size than their annotations say"
+        remedy = "correct width and height, and the boxes if the images were scaled"
+        error(what, remedy, "{} ({}x{}, annotated {}x{})".format(name, *size, *file.size))
+    if size and not file.left_out and not limits.suits(size):
+        what = "images that the pipeline shrinks to a side of one pixel, which can't be flipped, "
+        remedy = "crop or remove them; in training filter_cfg=dict(min_size=...) leaves them out"
+        error(f"{what}or of none", remedy, "{} ({}x{})".format(name, *size))
+    if file.label_map is None:
+        return findings, None
+    found, counts = _check_label_map(file.label_map, name, size)
+    return findings + found, counts
+
+
+def _check_label_map(
+    path: str, image_name: str, image_size: Pixels | None
+) -> tuple[list[Finding], np.ndarray | None]:
+    """Read a label map; returns how many pixels have each value, 256 for what a byte can't hold."""
+    folder, name = os.path.split(path)
+
+    def error(what: str, remedy: str, example: str = name) -> list[Finding]:
+        return [(Problem(folder, what, remedy), example)]
+
+    try:
+        with open_image(path) as (_, image):
+            load(image)
+            # as MMSegmentation reads it: indices of a palette stay indices
+            labels = np.array(image).squeeze()
+    except FileNotFoundError:
+        remedy = "add the label maps, remove the images or set seg_map_suffix"
+        return error("images without label map", remedy, f"{image_name} (no {name})"), None
+    except Exception as e:  # see `image_size`
+        example = f"{name} ({_reason(e)})"
+        return error("label maps that can't be read", "replace these files", example), None
+    if labels.ndim > 2:
+        remedy = "store the index of each pixel's class in a single channel"
+        return error("label maps in color", remedy), None
+    if labels.ndim < 2:
+        what = "label maps with a side of one pixel, which MMSegmentation does not read"
+        return error(what, "enlarge or remove them and their images"), None
+    findings: list[Finding] = []
+    if image_size and image_size != labels.shape[::-1]:
+        example = "{} ({}x{}, image {}x{})".format(name, *labels.shape[::-1], *image_size)
+        what = "label maps of another size than their images"
+        findings = error(what, "make both of the same size", example)
+    if labels.dtype != np.uint8:
+        labels = np.where((labels < 0) | (labels > 255), 256, labels).astype(np.uint16)
+    return findings, np.bincount(labels.ravel(), minlength=257)

@@ -1,0 +1,97 @@
+"""Collect what is wrong with a dataset: errors and warnings, each with its place and remedy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table
+
+# How many examples of a problem a sentence has.
+SHOWN = 3
+
+
+class Problem(NamedTuple):
+    """Say what is wrong at a file or key and what to do; an error stops a training."""
+
+    where: str
+    what: str
+    remedy: str
+    is_error: bool = True
+
+
+@dataclass
+class Report:
+    """Hold what was found in a dataset.
+
+    name: its loader and place in the config. images, classes: how many there are. labelled: how
+    many objects or pixels (the unit) are of a class and will be used.
+    """
+
+    name: str
+    images: int = 0
+    classes: int = 0
+    labelled: int = 0
+    unit: str = ""
+    _found: dict[Problem, list[str]] = field(default_factory=dict)
+
+    def add(self, problem: Problem, example: str = "") -> None:
+        """Note a problem, and where inside of the file it was met."""
+        examples = self._found.setdefault(problem, [])
+        if example:
+            examples.append(example)
+
+    def error(self, where: object, what: str, remedy: str, example: str = "") -> None:
+        """Note what stops a training."""
+        self.add(Problem(str(where), what, remedy), example)
+
+    def warn(self, where: object, what: str, remedy: str, example: str = "") -> None:
+        """Note what a training goes on with."""
+        self.add(Problem(str(where), what, remedy, is_error=False), example)
+
+    def _sentences(self, is_error: bool) -> list[str]:
+        sentences = [
+            f"{problem.where}: {problem.what}{': ' if examples else ''}{listed(examples)}; "
+            f"{problem.remedy}"
+            for problem, examples in self._found.items()
+            if problem.is_error == is_error
+        ]
+        # names come from files of any origin: each sentence is to be one line that can be printed
+        return [
+            "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+            for sentence in sentences
+        ]
+
+    @property
+    def errors(self) -> list[str]:
+        """A sentence per error, with its first examples."""
+        return self._sentences(True)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence per warning."""
+        return self._sentences(False)
+
+
+def listed(words: Sequence[str], shown: int = SHOWN) -> str:
+    """Join the first words by commas, and count the rest."""
+    more = f" and {len(words) - shown} more" if len(words) > shown else ""
+    return ", ".join(words[:shown]) + more
+
+
+def summary(reports: Sequence[Report]) -> Table:
+    """Tabulate what each dataset holds and how much is wrong with it, one row per dataset."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("dataset")
+    for column in ("images", "labelled", "classes", "errors", "warnings"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        table.add_row(
+            report.name,
+            f"{report.images:,}",
+            f"{report.labelled:,} {report.unit}" if report.unit else "",
+            f"{report.classes:,}",
+            f"{len(report.errors):,}",
+            f"{len(report.warnings):,}",
+        )
+    return table
