@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from ..apis.inference import Source
 from ..apis.predictor import Predictor
+from ..models.arch import NUM_HEADS
 from ..models.fcvit import FCViT
-from ..models.layers import NUM_HEADS, GlobalContext, by_head
+from ..models.layers import GlobalContext
+from ..ops import split_heads
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write, make_folder
@@ -120,7 +122,7 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
 
     def look(module: GlobalContext, x: Tensor, stage: int, block: int, part: int) -> None:
         gap = x.mean((2, 3))
-        similarity = module.similarity(x, gap)  # (1, h, H, W)
+        similarity = module.similarity(x, gap)[1]  # (1, h, H, W)
         height, width = (max(1, round(n)) for n in np.array(x.shape[2:]) * share)
         if height * width < 2:
             raise ConfigError(
@@ -128,7 +130,7 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
                 f"{stage}; take a larger one"
             )
         similarity = similarity[0, :, :height, :width]
-        given = by_head(module.context(gap))[0].mT @ similarity.flatten(1)  # (d, N)
+        given = split_heads(module.context(gap), NUM_HEADS)[0].mT @ similarity.flatten(1)  # (d, N)
         found.append(
             Context(stage, block, part, similarity.numpy(force=True), mean_difference(given))
         )

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from .layers import NUM_HEADS
-
 NUM_STAGES = 4
+# of the global contexts; the released weights have one alpha and beta per head
+NUM_HEADS = 8
 
 
 class Arch(NamedTuple):
@@ -28,6 +28,7 @@ ALIASES = {"b12": "s12", "b24": "s24", "b48": "s48"}
 
 
 def is_int(value: Any) -> bool:
+    """Tell whether a value is an integer, which True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -36,7 +37,7 @@ def get_arch(arch: str | dict) -> Arch:
 
     Raises:
         TypeError: arch is neither a name nor a dict.
-        ValueError: unknown name, wrong keys, not four positive integers a key, or channels that
+        ValueError: unknown name, wrong keys, not four positive integers per key, or channels that
             are not a multiple of the number of heads.
     """
     if isinstance(arch, str):

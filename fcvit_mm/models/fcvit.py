@@ -13,9 +13,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import dispatch
 from .arch import NUM_STAGES, get_arch, is_int
-from .layers import Block, Norm, PatchEmbed, init_start_values
+from .layers import Block, Norm, PatchEmbed, init_layer
 from .weights import classifier_weights, load_pretrained
 
 
@@ -51,7 +50,8 @@ class FCViT(BaseModule):
 
     Attributes:
         out_channels: channels of each output, in the order of out_indices.
-        strides: input pixels a position of each output, likewise.
+        strides: input pixels per position of each output, likewise.
+        triton: whether Triton kernels may run, see `use_triton`.
 
     Args:
         arch: 'tiny', 's12', 's24', 's48' (also 'b12', 'b24', 'b48'), or a dict with the keys
@@ -64,12 +64,14 @@ class FCViT(BaseModule):
         drop_rate: dropout probability in the channel mixers.
         drop_path_rate: probability of dropping a residual branch in the last block; grows
             linearly over the blocks from 0 in the first.
-        layer_scale_init: start value of the layer scales (released: 1e-6 for dense prediction,
+        layer_scale_init: initial value of the layer scales (released: 1e-6 for dense prediction,
             1e-5 for classification).
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and stages 1 to i. The output
             norms, which ImageNet weights lack, always train.
         norm_eval: True keeps BatchNorm's running statistics fixed while training.
         with_cp: True recomputes each block in the backward pass to save memory.
+        triton: True runs Triton kernels on a GPU where they are faster than PyTorch's operators,
+            see `fcvit_mm.models.triton_layers.use_triton`.
         init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads pretrained weights completely
             or raises, see `fcvit_mm.models.weights.load_pretrained` for its further keys.
 
@@ -93,6 +95,7 @@ class FCViT(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        triton: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         layers, dims, mlp_ratios = get_arch(arch)
@@ -135,11 +138,17 @@ class FCViT(BaseModule):
             self.network.append(nn.Sequential(*blocks))
         for i in self.out_indices:
             self.add_module(f"norm{2 * i}", Norm(dims[i]))
-        self.apply(init_start_values)
+        self.apply(init_layer)
         self._freeze()
+        self.triton = False
+        if triton:
+            # imported here, since it imports Triton
+            from .triton_layers import use_triton
+
+            use_triton(self)
 
     def init_weights(self) -> None:
-        """Load pretrained weights if `init_cfg` says so; start values are set at construction.
+        """Load pretrained weights if `init_cfg` says so; all else is initialized by `__init__`.
 
         Raises:
             fcvit_mm.utils.errors.CheckpointError: the file does not fill the backbone completely.
@@ -173,11 +182,11 @@ class FCViT(BaseModule):
             x: normalized images, (B, 3, H, W), any size.
 
         Returns:
-            One (B, out_channels[i], ceil(H / strides[i]), ceil(W / strides[i])) an out index.
+            One (B, out_channels[i], ceil(H / strides[i]), ceil(W / strides[i])) per out index.
         """
-        if x.device.type == "cpu" or dispatch.usable(x):
-            # Depthwise convolutions on the CPU are the faster for it: a training step takes 0.62
-            # of the time (tiny, 8x3x128x128). So are the kernels on CUDA.
+        if x.device.type == "cpu" or self.triton:
+            # Depthwise convolutions on the CPU are faster in it: a training step takes 0.62 of the
+            # time (tiny, 8x3x128x128). So are the kernels on a GPU.
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(x)
         outs = {}

@@ -14,39 +14,39 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .row_tiling import runs_on_cpu
+from .cpu import runs_on_cpu
 
-# From where on the transform is faster, as measured: the filter's size, and positions of a map.
-KERNEL, POSITIONS = 9, 256
+# From which filter size and number of positions on the transform is faster, as measured.
+MIN_KERNEL, MIN_POSITIONS = 9, 256
 
 
 def _fast_size(least: int) -> int:
-    """The next multiple of 4 without a prime factor above 7: other transforms take longer."""
+    """Return the next multiple of 4 whose prime factors are at most 7, the faster transforms."""
     multiples = count(-least // 4 * -4, 4)
     return next(size for size in multiples if pow(210, size.bit_length(), size) == 0)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
-    """Of a depthwise convolution with stride 1 and padding kernel // 2.
+    """Return the weight gradient of a depthwise convolution with stride 1 and padding k // 2.
 
         dL/dw[c, i, j] = sum over b, y, z of x[b, c, y + i - r, z + j - r] grad[b, c, y, z]
 
     for r = k // 2.
 
     Args:
-        x: its input, (B, d, H, W).
-        grad: of its output, (B, d, H, W).
+        x: the convolution's input, (B, d, H, W).
+        grad: gradient of its output, (B, d, H, W).
         kernel: k, odd.
 
     Returns:
         (d, 1, k, k).
     """
     reach = kernel // 2
-    # Shifts are circular: zeros behind the maps, as far as a filter reaches, and each shift once.
+    # Shifts are circular: zeros behind the maps as far as a filter reaches keep them apart.
     rows, columns = (_fast_size(max(length + reach, kernel)) for length in x.shape[2:])
-    of_x, of_grad = (torch.fft.rfft2(maps.contiguous(), (rows, columns)) for maps in (x, grad))
-    product = (of_x * of_grad.conj()).sum(0)
-    # back, of the shifts that are wanted alone
+    x_hat, grad_hat = (torch.fft.rfft2(maps.contiguous(), (rows, columns)) for maps in (x, grad))
+    product = (x_hat * grad_hat.conj()).sum(0)
+    # only the k x k shifts are transformed back
     shifts = torch.fft.ifft(product, dim=1).roll(reach, 1)[:, :kernel]
     shifts = torch.fft.irfft(shifts, columns).roll(reach, 2)[:, :, :kernel]
     return shifts[:, None]
@@ -69,7 +69,7 @@ class _DepthwiseConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        # of the input: by the filter turned round
+        # the input's gradient is a convolution with the filter turned round
         return (
             _conv(grad, weight.flip(2, 3)) if needs_x else None,
             weight_gradient(x, grad, weight.shape[-1]) if needs_weight else None,
@@ -77,21 +77,25 @@ class _DepthwiseConv(torch.autograd.Function):
         )
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def depthwise_conv2d(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve each channel with its own filter: stride 1, padding k // 2, size kept.
 
-    With large filters and maps the weight gradient is the module's, and there is no second one.
+    On a CPU, with large filters and maps, the weight gradient is `weight_gradient`, and there is
+    no second derivative.
 
     Args:
         x: (B, d, H, W).
         weight: (d, 1, k, k), k odd.
         bias: (d,) or None.
+
+    Returns:
+        (B, d, H, W).
     """
     if (
         torch.is_grad_enabled()
         and weight.requires_grad
-        and weight.shape[-1] >= KERNEL
-        and x.shape[2] * x.shape[3] >= POSITIONS
+        and weight.shape[-1] >= MIN_KERNEL
+        and x.shape[2] * x.shape[3] >= MIN_POSITIONS
         and runs_on_cpu(x)
     ):
         return _DepthwiseConv.apply(x, weight, bias)

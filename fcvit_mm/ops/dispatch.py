@@ -1,13 +1,10 @@
-"""FCViT's layers on a GPU: Triton kernels where they are faster than PyTorch's operators.
+"""Run a layer by a Triton kernel where that is faster than PyTorch's operators.
 
-    FCVIT_TRITON=1 python tools/train.py CONFIG
-
-turns them on, or `triton_ops.use(True)` in Python. Even then each layer is timed in both forms,
-"triton" and "plain", the first time it meets a GPU, dtype, layout and size, and the faster form is
-used from then on. The kernels are in `fcvit_mm.ops.triton`.
+Each layer is timed in both forms, "triton" and "plain", the first time it meets a GPU, dtype,
+layout and size, and the faster form is used from then on. The kernels are in
+`fcvit_mm.ops.triton`; `fcvit_mm.models.triton_layers` lets a model's layers call what is here.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,21 +13,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from . import depthwise_conv as depthwise_conv_module
+from .depthwise_conv import depthwise_conv2d
+from .group_norm import group_norm as group_norm_of_pytorch
 from .triton import channel_mixer as channel_mixer_module
 from .triton import common, global_context, layer_scale
 from .triton import depthwise_conv as depthwise_kernels
 from .triton import group_norm as group_norm_module
-from .triton.common import NUM_HEADS, is_channels_last, triton
+from .triton.common import is_channels_last, triton
 
 KERNEL_SIZES = range(3, 14, 2)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Run = Callable[[], Any]
+# (name of the form, a function that runs it) -> its time
+Timer = Callable[[str, Run], float]
 
 
-def _milliseconds(form: str, run: Run) -> float:
-    """Time of a run among others; the first ones compile or choose among cuDNN's kernels."""
+def milliseconds(form: str, run: Run) -> float:
+    """Time a run among others; the first ones compile or choose among cuDNN's kernels."""
     for _ in range(3):
         run()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -45,39 +45,27 @@ def _milliseconds(form: str, run: Run) -> float:
     return start.elapsed_time(end) / 10
 
 
-class _State:
-    on = False
-    timer: Callable[[str, Run], float] = staticmethod(_milliseconds)
+class _Choice:
+    timer: Timer = staticmethod(milliseconds)
     faster: dict[tuple, str] = {}
 
 
-def use(on: bool, timer: Callable[[str, Run], float] = _milliseconds) -> None:
-    """Turn the kernels on or off for the whole process, and forget which forms were faster.
+def set_timer(timer: Timer = milliseconds) -> None:
+    """Forget which forms were faster, and time them by another function from now on.
 
-    A layer is timed forward and, where gradients are wanted, backward: 13 runs of each form, once
-    for all inputs whose number of positions rounds up to the same power of two. When traced,
-    exported or compiled by torch.compile, and when a CUDA graph is captured before the layer was
-    timed, the plain form is used. NOTE: two runs may choose differently where the forms are about
-    equally fast, and differ in their roundings then.
-
-    Args:
-        on: whether the kernels may be used; they are off at first.
-        timer: given a form's name and a function that runs it, returns its time.
-
-    Raises:
-        ImportError: Triton is not installed.
+    A layer is timed forward and, where gradients are wanted, backward, once for all inputs whose
+    number of positions rounds up to the same power of two; `milliseconds` runs each form 13 times.
+    NOTE: two processes may choose differently where the forms are about equally fast, and differ in
+    their roundings then.
     """
-    if on and triton is None:
-        raise ImportError("the kernels of fcvit_mm need Triton: pip install triton")
-    _State.on = on
-    _State.timer = staticmethod(timer)
-    _State.faster = {}
+    _Choice.timer = staticmethod(timer)
+    _Choice.faster = {}
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels are on and can take x."""
+    """Tell whether kernels can take x: it is on a GPU, and layers run one by one."""
     return (
-        _State.on
+        triton is not None
         # also true for torch.export
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -96,7 +84,10 @@ def _run_faster(
     plain_form: Callable[..., Tensor],
     *inputs: Tensor | None,
 ) -> Tensor:
-    """Run the form that is the faster for such inputs; time both if that isn't known yet."""
+    """Run the form that is faster for such inputs; time both if that isn't known yet.
+
+    When a CUDA graph is captured before the layer was timed, the plain form is run.
+    """
     x = inputs[0]
     assert x is not None
     grads = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs]
@@ -111,7 +102,7 @@ def _run_faster(
         *grads,
     )
     forms = {"triton": triton_form, "plain": plain_form}
-    if key not in _State.faster:
+    if key not in _Choice.faster:
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return plain_form(*inputs)
 
@@ -129,13 +120,13 @@ def _run_faster(
 
         # Activation checkpointing counts the tensors saved: ours must not pass its hooks.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-            times = {name: _State.timer(name, partial(run, form)) for name, form in forms.items()}
-        _State.faster[key] = min(times, key=lambda name: times[name])
-    return forms[_State.faster[key]](*inputs)
+            times = {name: _Choice.timer(name, partial(run, form)) for name, form in forms.items()}
+        _Choice.faster[key] = min(times, key=lambda name: times[name])
+    return forms[_Choice.faster[key]](*inputs)
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
-    """In which dtype autocast runs convolutions of x."""
+    """Return the dtype in which autocast runs convolutions of x."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -143,7 +134,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 
 
 def _fit(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether a layer's parameters are where x is, and of its dtype unless autocast is on."""
+    """Tell whether parameters are where x is, and of its dtype unless autocast is on."""
     return all(
         p is None
         or (
@@ -154,7 +145,7 @@ def _fit(x: Tensor, *parameters: Tensor | None) -> bool:
     )
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def depthwise_conv(x: Tensor, *, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve each channel with its own filter: stride 1, padding k // 2, size kept.
 
     Depthwise_k of FCViT's token mixer (arXiv 2212.12552); what
@@ -180,14 +171,25 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         or not (bias is None or bias.shape == (channels,))
         or not _fit(x, weight, bias)
     ):
-        return depthwise_conv_module.conv(x, weight, bias)
-    x = x.to(_autocast_dtype(x))
-    kernel = depthwise_kernels.DepthwiseConv.apply
-    return _run_faster("depthwise_conv", kernel, depthwise_conv_module.conv, x, weight, bias)
+        return depthwise_conv2d(x, weight=weight, bias=bias)
+    return _run_faster(
+        "depthwise_conv",
+        depthwise_kernels.DepthwiseConv.apply,
+        lambda x, weight, bias: depthwise_conv2d(x, weight=weight, bias=bias),
+        *(x.to(_autocast_dtype(x)), weight, bias),
+    )
 
 
 def add_global_context(
-    x: Tensor, plain: Callable[..., Tensor], alpha: Tensor, beta: Tensor, *linear: Tensor
+    x: Tensor,
+    *,
+    plain: Callable[[Tensor], Tensor],
+    alpha: Tensor,
+    beta: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
 ) -> Tensor:
     """Add the global context, weighted by similarity (arXiv 2212.12552, section 3.2), to x.
 
@@ -199,23 +201,28 @@ def add_global_context(
     so is what is computed of gap.
 
     Args:
-        x: (B, d, H, W), d a multiple of 8, any strides.
-        plain: maps x to the same output by torch's operators.
-        alpha, beta: one value a head, (8,).
-        linear: W1 (d / 4, d), b1 (d / 4,), W2 (d, d / 8) and b2 (d,).
+        x: (B, d, H, W), any strides.
+        plain: maps x to the same output by PyTorch's operators; runs for other than 8 heads.
+        alpha, beta: one value per head, (h,), h a divisor of d.
+        weight1, bias1: W1a above W1b, (d / 4, d), and (d / 4,).
+        weight2, bias2: (d, d / 8) and (d,).
 
     Returns:
         (B, d, H, W) in the layout of x; under autocast a kernel rounds to its dtype, as the next
         convolution would.
 
     Raises:
-        ValueError: d is not a multiple of 8.
+        ValueError: d is not a multiple of h.
     """
-    parameters = (alpha, beta, *linear)
-    if not usable(x) or any(p.device != x.device for p in parameters):
+    parameters = (alpha, beta, weight1, bias1, weight2, bias2)
+    if (
+        not usable(x)
+        or len(alpha) != global_context.HEADS
+        or any(p.device != x.device for p in parameters)
+    ):
         return plain(x)
-    if x.shape[1] % NUM_HEADS:
-        raise ValueError(f"x has {x.shape[1]} channels: not a multiple of its {NUM_HEADS} heads")
+    if x.shape[1] % len(alpha):
+        raise ValueError(f"x has {x.shape[1]} channels: not a multiple of its {len(alpha)} heads")
     dtype = _autocast_dtype(x)
     return _run_faster(
         "global_context",
@@ -225,7 +232,9 @@ def add_global_context(
     )
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool = False) -> Tensor:
+def group_norm(
+    x: Tensor, *, weight: Tensor, bias: Tensor, eps: float, narrow: bool = False
+) -> Tensor:
     """Normalize each image by one mean and deviation: `F.group_norm(x, 1, weight, bias, eps)`.
 
     Can be differentiated once where the kernels run. Statistics and sums are float32 at least.
@@ -241,7 +250,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool
     """
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.group_norm(x, 1, weight, bias, eps)
+        return group_norm_of_pytorch(x, weight=weight, bias=bias, eps=eps)
 
     if not usable(x) or weight.shape != x.shape[1:2] or not _fit(x, weight, bias):
         return plain(x, weight, bias)
@@ -257,8 +266,8 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool
     )
 
 
-def in_half_precision(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether kernels are on, and layers run in half precision and channels_last."""
+def _in_half_precision(x: Tensor, *parameters: Tensor) -> bool:
+    """Tell whether kernels can run in half precision and channels_last."""
     return (
         usable(x)
         and _autocast_dtype(x) in (torch.float16, torch.bfloat16)
@@ -267,21 +276,51 @@ def in_half_precision(x: Tensor, *parameters: Tensor) -> bool:
     )
 
 
-def channel_mixer(x: Tensor, plain: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """FCViT's channel mixer: 1x1 convolution, 3x3 depthwise convolution, GELU, 1x1 convolution.
+def pointwise_conv(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve by 1x1, in half precision and channels_last as a matrix product.
+
+    Args:
+        x: (B, d, H, W).
+        weight: (m, d, 1, 1).
+        bias: (m,) or None.
+
+    Returns:
+        (B, m, H, W).
+    """
+    if not _in_half_precision(x):
+        return F.conv2d(x, weight, bias)
+    # cuDNN adds the bias in a pass of its own, a matrix product as it writes
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def channel_mixer(
+    x: Tensor,
+    *,
+    plain: Callable[[Tensor], Tensor],
+    weight1: Tensor,
+    bias1: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+) -> Tensor:
+    """Apply FCViT's channel mixer: 1x1, 3x3 depthwise convolution, GELU, 1x1 convolution.
 
     A kernel runs in half precision and channels_last alone, and keeps nothing but x for the
     backward pass. Can be differentiated once there.
 
     Args:
         x: (B, d, H, W).
-        plain: maps x to the same output by torch's operators.
-        parameters: weight and bias of each of the three convolutions, in their order.
+        plain: maps x to the same output by PyTorch's operators.
+        weight1, bias1: (m, d, 1, 1) and (m,).
+        weight, bias: of the depthwise convolution, (m, 1, 3, 3) and (m,).
+        weight2, bias2: (d, m, 1, 1) and (d,).
 
     Returns:
         (B, d, H, W).
     """
-    if not in_half_precision(x, *parameters):
+    parameters = (weight1, bias1, weight, bias, weight2, bias2)
+    if not _in_half_precision(x, *parameters):
         return plain(x)
     dtype = _autocast_dtype(x)
     return _run_faster(
@@ -292,8 +331,8 @@ def channel_mixer(x: Tensor, plain: Callable[..., Tensor], *parameters: Tensor) 
     )
 
 
-def add_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
-    """x + scale * branch, which is a layer scale and the residual addition.
+def add_scaled(x: Tensor, *, scale: Tensor, branch: Tensor) -> Tensor:
+    """Compute x + scale * branch, which is a layer scale and the residual addition.
 
     A kernel runs in channels_last alone; can be differentiated once there.
 
@@ -317,7 +356,3 @@ def add_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
     ):
         return plain(x, scale, branch)
     return _run_faster("add_scaled", layer_scale.AddScaled.apply, plain, x, scale, branch)
-
-
-if os.environ.get("FCVIT_TRITON") == "1":
-    use(True)

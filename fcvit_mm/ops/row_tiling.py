@@ -1,9 +1,9 @@
-"""Layers applied to some rows of an image at a time: what is between them stays in the cache.
+"""Run layers on some rows of a map at a time, so that what is between them stays in the cache.
 
 On a CPU the hidden channels of a mixer, up to eight times those of its input, do not fit into the
-cache: writing and reading them takes longer than computing them. `in_strips` runs a chain of layers
-strip by strip. Its backward pass computes each strip anew from the input, the only tensor that is
-kept for it.
+cache: writing and reading them takes longer than computing them. `apply_in_row_tiles` runs a chain
+of layers tile by tile. Its backward pass computes each tile anew from the chain's input, the only
+tensor that is kept for it.
 """
 
 import math
@@ -15,56 +15,62 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Of hidden channels in a strip; what has less is left whole. Measured for FCViT-s12: smaller strips
-# lose more to their neighboring rows, which are computed twice, larger ones fall out of the cache.
+from .cpu import runs_on_cpu
+
+# Size of the hidden channels in a tile. Measured for FCViT-s12: smaller tiles lose more to their
+# halo rows, which are computed twice, larger ones fall out of the cache.
 PREDICTION_BYTES = 6 * 2**20
-# In training each strip is computed twice, which is as fast only where the alternative is to go
-# through memory again and again.
+# In training each tile is computed twice, which is as fast only where hidden channels are far
+# larger than the cache.
 TRAINING_BYTES = 24 * 2**20
 
-# (rows of images (n, d, rows, W), how many of them above and below are mere neighbors)
-# -> (n, d, rows without neighbors, W)
-Chain = Callable[[Tensor, int, int], Tensor]
+# How many rows above and below a tile are there only because the tile's own rows depend on them.
+Halo = tuple[int, int]
+# (rows of maps with their halo (n, d, above + rows + below, W), halo) -> (n, d, rows, W)
+Chain = Callable[[Tensor, Halo], Tensor]
 
 
-class _Strip(NamedTuple):
-    """Rows of images: those to compute, and those that are needed for it."""
+class _Tile(NamedTuple):
+    """Which images and rows to compute, and the same rows with their halo."""
 
     images: slice
     rows: slice
-    wide: slice
+    rows_with_halo: slice
 
     def of(self, x: Tensor) -> Tensor:
         return x[self.images, :, self.rows]
 
-    def wide_of(self, x: Tensor) -> Tensor:
-        return x[self.images, :, self.wide]
+    def with_halo_of(self, x: Tensor) -> Tensor:
+        return x[self.images, :, self.rows_with_halo]
 
     @property
-    def neighbors(self) -> tuple[int, int]:
-        return self.rows.start - self.wide.start, self.wide.stop - self.rows.stop
+    def halo(self) -> Halo:
+        return (
+            self.rows.start - self.rows_with_halo.start,
+            self.rows_with_halo.stop - self.rows.stop,
+        )
 
 
-def _strip_bytes() -> int:
+def _tile_bytes() -> int:
     return TRAINING_BYTES if torch.is_grad_enabled() else PREDICTION_BYTES
 
 
-def _strips(x: Tensor, hidden: int, halo: int, strip_bytes: int) -> Iterator[_Strip]:
+def _tiles(x: Tensor, hidden_channels: int, halo_rows: int, tile_bytes: int) -> Iterator[_Tile]:
     images, _, height, width = x.shape
-    row = width * hidden * x.element_size()
-    several = max(1, strip_bytes // (row * height))
-    rows = math.ceil(height / math.ceil(height * row / strip_bytes))
-    for first in range(0, images, several):
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            yield _Strip(
-                slice(first, first + several),
+    row_bytes = width * hidden_channels * x.element_size()
+    images_per_tile = max(1, tile_bytes // (row_bytes * height))
+    rows_per_tile = math.ceil(height / math.ceil(height * row_bytes / tile_bytes))
+    for first in range(0, images, images_per_tile):
+        for top in range(0, height, rows_per_tile):
+            bottom = min(top + rows_per_tile, height)
+            yield _Tile(
+                slice(first, first + images_per_tile),
                 slice(top, bottom),
-                slice(max(top - halo, 0), min(bottom + halo, height)),
+                slice(max(top - halo_rows, 0), min(bottom + halo_rows, height)),
             )
 
 
-class _InStrips(torch.autograd.Function):
+class _RowTiles(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, chain: Chain, cut: tuple[int, int, int], x: Tensor, *parameters: Tensor
@@ -72,90 +78,84 @@ class _InStrips(torch.autograd.Function):
         ctx.chain, ctx.cut = chain, cut
         ctx.save_for_backward(x, *parameters)
         out = torch.empty_like(x)
-        for strip in _strips(x, *cut):
-            strip.of(out).copy_(chain(strip.wide_of(x), *strip.neighbors))
+        for tile in _tiles(x, *cut):
+            tile.of(out).copy_(chain(tile.with_halo_of(x), tile.halo))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, *parameters = ctx.saved_tensors
-        wanted = [parameter for parameter in parameters if parameter.requires_grad]
-        totals = [torch.zeros_like(parameter) for parameter in wanted]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        totals = [torch.zeros_like(parameter) for parameter in trained]
         grad_x = torch.zeros_like(x)
-        for strip in _strips(x, *ctx.cut):
-            part = strip.wide_of(x).detach().requires_grad_()
+        for tile in _tiles(x, *ctx.cut):
+            part = tile.with_halo_of(x).detach().requires_grad_()
             with torch.enable_grad():
-                out = ctx.chain(part, *strip.neighbors)
-            of_x, *of_parameters = torch.autograd.grad(out, (part, *wanted), strip.of(grad))
-            strip.wide_of(grad_x).add_(of_x)
-            for total, of_parameter in zip(totals, of_parameters, strict=True):
-                total += of_parameter
+                out = ctx.chain(part, tile.halo)
+            grad_part, *grads = torch.autograd.grad(out, (part, *trained), tile.of(grad))
+            tile.with_halo_of(grad_x).add_(grad_part)
+            for total, of_tile in zip(totals, grads, strict=True):
+                total += of_tile
         found = iter(totals)
-        grads = (next(found) if parameter.requires_grad else None for parameter in parameters)
-        return None, None, grad_x, *grads
+        of_parameters = (next(found) if p.requires_grad else None for p in parameters)
+        return None, None, grad_x, *of_parameters
 
 
-class _WithoutNeighbours(torch.autograd.Function):
+class _WithoutHalo(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, above: int, below: int) -> Tensor:
-        ctx.neighbors = above, below
+    def forward(ctx: Any, x: Tensor, halo: Halo) -> Tensor:
+        ctx.halo = above, below = halo
         return x[:, :, above : x.shape[2] - below]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # a slice's own gradient is contiguous, and is written a second time for it
-        return F.pad(grad, (0, 0, *ctx.neighbors)), None, None
+        return F.pad(grad, (0, 0, *ctx.halo)), None
 
 
-def without_neighbours(x: Tensor, above: int, below: int) -> Tensor:
-    """The rows of a strip itself, (n, d, rows + above + below, W) -> (n, d, rows, W), a view."""
-    return _WithoutNeighbours.apply(x, above, below) if above or below else x
+def without_halo(x: Tensor, halo: Halo) -> Tensor:
+    """Cut a tile's halo rows off: (n, d, above + rows + below, W) -> (n, d, rows, W), a view."""
+    return _WithoutHalo.apply(x, halo) if any(halo) else x
 
 
-def in_strips(
-    chain: Chain, x: Tensor, parameters: Iterable[Tensor], hidden: int, halo: int = 0
+def apply_in_row_tiles(
+    chain: Chain,
+    x: Tensor,
+    *,
+    parameters: Iterable[Tensor],
+    hidden_channels: int,
+    halo_rows: int = 0,
+    repeatable: bool = True,
 ) -> Tensor:
-    """Apply a chain of layers to some rows at a time; see the module's head.
+    """Apply a chain of layers to x, some rows at a time where that is faster.
 
     Args:
-        chain: maps rows (n, d, rows, W) and the numbers of neighboring rows among them, above and
-            below, to (n, d, rows without neighbors, W). It is called anew in the backward pass,
-            so it must not draw random numbers.
-        x: (B, d, H, W), in channels_last.
-        parameters: all tensors with gradients that the chain uses.
-        hidden: the most channels between two layers of the chain.
-        halo: how many rows above and below a row its result depends on.
+        chain: maps rows with their halo to the same rows without it, see `Chain`. Tiles call it
+            anew in the backward pass.
+        x: (B, d, H, W).
+        parameters: all tensors with gradients that the chain uses, in any order.
+        hidden_channels: the most channels between two layers of the chain.
+        halo_rows: how many rows above and below a row its result depends on.
+        repeatable: False where the chain draws random numbers: it is applied to x as a whole.
 
     Returns:
-        (B, d, H, W), in channels_last.
+        (B, d, H, W).
     """
-    return _InStrips.apply(chain, (hidden, halo, _strip_bytes()), x, *parameters)
+    if not (repeatable and should_tile(x, hidden_channels)):
+        return chain(x, (0, 0))
+    return _RowTiles.apply(chain, (hidden_channels, halo_rows, _tile_bytes()), x, *parameters)
 
 
-def runs_on_cpu(x: Tensor) -> bool:
-    """Whether layers run on x as they are called: on a CPU, in full precision, one by one.
-
-    Where a graph is made of them, for a compiler or for export, they stay PyTorch's.
-    """
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def pay(x: Tensor, hidden: int) -> bool:
-    """Whether strips pay: on a CPU, in channels_last, for large tensors.
+def should_tile(x: Tensor, hidden_channels: int) -> bool:
+    """Tell whether tiles are faster: on a CPU, in channels_last, for more than one tile.
 
     Args:
         x: (B, d, H, W).
-        hidden: as in `in_strips`.
+        hidden_channels: as in `apply_in_row_tiles`.
     """
     return (
         runs_on_cpu(x)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x[:, 0].numel() * hidden * x.element_size() > _strip_bytes()
+        and x[:, 0].numel() * hidden_channels * x.element_size() > _tile_bytes()
     )

@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(shape, kernel, layout):
         [one.detach().double().clone().requires_grad_() for one in (x, weight, bias)]
         for _ in range(2)
     )
-    out = depthwise_conv.conv(*ours)
+    out = depthwise_conv.depthwise_conv2d(ours[0], weight=ours[1], bias=ours[2])
     assert type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
     expected = F.conv2d(*theirs, padding=kernel // 2, groups=shape[1])
     assert out.is_contiguous(memory_format=torch.channels_last) or layout != "channels_last"
@@ -72,14 +72,14 @@ def test_only_the_gradients_that_are_asked_for():
         tensors = [torch.randn(2, 3, 16, 16), torch.randn(3, 1, 11, 11), torch.randn(3)]
         for index, tensor in enumerate(tensors):
             tensor.requires_grad_(bool(needed >> index & 1))
-        out = depthwise_conv.conv(*tensors)
+        out = depthwise_conv.depthwise_conv2d(tensors[0], weight=tensors[1], bias=tensors[2])
         # a weight that stays gains nothing
         assert ("_DepthwiseConv" in type(out.grad_fn).__name__) == bool(needed >> 1 & 1)
         out.sum().backward()
         for index, tensor in enumerate(tensors):
             assert (tensor.grad is not None) == bool(needed >> index & 1)
-    out = depthwise_conv.conv(
-        torch.randn(1, 3, 16, 16), torch.randn(3, 1, 11, 11).requires_grad_(), None
+    out = depthwise_conv.depthwise_conv2d(
+        torch.randn(1, 3, 16, 16), weight=torch.randn(3, 1, 11, 11).requires_grad_(), bias=None
     )
     out.sum().backward()
 
@@ -89,7 +89,10 @@ def test_elsewhere_it_is_pytorch_s():
     x = torch.randn(1, 2, 16, 16)
 
     def is_ours(x: Tensor, weight: Tensor) -> bool:
-        return "_DepthwiseConv" in type(depthwise_conv.conv(x, weight, None).grad_fn).__name__
+        return (
+            "_DepthwiseConv"
+            in type(depthwise_conv.depthwise_conv2d(x, weight=weight, bias=None).grad_fn).__name__
+        )
 
     assert is_ours(x, weight)
     assert not is_ours(x[:, :, 1:], weight)  # small maps
@@ -98,13 +101,13 @@ def test_elsewhere_it_is_pytorch_s():
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_ours(x, weight)
     with torch.no_grad():
-        assert depthwise_conv.conv(x, weight, None).grad_fn is None
+        assert depthwise_conv.depthwise_conv2d(x, weight=weight, bias=None).grad_fn is None
 
 
 def test_a_second_derivative_is_refused():
     x = torch.randn(1, 2, 16, 16, requires_grad=True)
     weight = torch.randn(2, 1, 11, 11, requires_grad=True)
-    out = depthwise_conv.conv(x, weight, None)
+    out = depthwise_conv.depthwise_conv2d(x, weight=weight, bias=None)
     (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

@@ -1,4 +1,4 @@
-"""The fast formulation is the plain one: strip by strip, fused, and with less kept for backward."""
+"""The fast formulation is the plain one: in row tiles, fused, and with less kept for backward."""
 
 import pytest
 import torch
@@ -28,11 +28,11 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
-# One strip for several images, one an image, strips of some rows and of one.
-@pytest.mark.parametrize("strip_bytes", [2**20, 2**15, 2**13, 1])
+# One tile for several images, one per image, tiles of some rows and of one.
+@pytest.mark.parametrize("tile_bytes", [2**20, 2**15, 2**13, 1])
 @pytest.mark.parametrize("size", [(64, 64), (33, 61), (32, 100), (97, 40)], ids=str)
-def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, monkeypatch):
-    monkeypatch.setattr(row_tiling, "TRAINING_BYTES", strip_bytes)
+def test_outputs_and_gradients_are_those_of_the_plain_form(size, tile_bytes, monkeypatch):
+    monkeypatch.setattr(row_tiling, "TRAINING_BYTES", tile_bytes)
     fast, plain = pair()
     x = torch.randn(3, 3, *size, dtype=torch.float64)
     images = [x.clone().requires_grad_() for _ in range(2)]
@@ -48,24 +48,24 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(size, strip_bytes, mo
         assert_close(parameter.grad, expected[name])
 
 
-def test_strips_cover_every_row_once_with_their_neighbours():
-    for images, height, strip_bytes in ((1, 17, 4096), (5, 3, 4096), (2, 40, 1), (1, 1, 1)):
+def test_tiles_cover_every_row_once_with_their_halo():
+    for images, height, tile_bytes in ((1, 17, 4096), (5, 3, 4096), (2, 40, 1), (1, 1, 1)):
         x = torch.zeros(images, 8, height, 6)
-        found = list(row_tiling._strips(x, hidden=16, halo=2, strip_bytes=strip_bytes))
-        for strip in found:
-            x[strip.images, :, strip.rows] += 1
-            above, below = strip.neighbors
-            assert above == min(2, strip.rows.start)
-            assert below == min(2, height - strip.rows.stop)
-            rows = strip.rows.stop - strip.rows.start
-            held = x[strip.images, :, strip.rows].shape[0] * rows * 6 * 16 * 4
-            assert held <= strip_bytes or rows == 1 or strip_bytes == 1
+        found = list(row_tiling._tiles(x, hidden_channels=16, halo_rows=2, tile_bytes=tile_bytes))
+        for tile in found:
+            x[tile.images, :, tile.rows] += 1
+            above, below = tile.halo
+            assert above == min(2, tile.rows.start)
+            assert below == min(2, height - tile.rows.stop)
+            rows = tile.rows.stop - tile.rows.start
+            held = x[tile.images, :, tile.rows].shape[0] * rows * 6 * 16 * 4
+            assert held <= tile_bytes or rows == 1 or tile_bytes == 1
         assert (x == 1).all()
 
 
 @pytest.fixture
 def always(monkeypatch) -> None:
-    """Strips of one row, also for the smallest tensors."""
+    """Tiles of one row, also for the smallest tensors."""
     monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 1)
     monkeypatch.setattr(row_tiling, "PREDICTION_BYTES", 1)
 
@@ -80,7 +80,7 @@ def test_parameters_without_gradients_get_none(always):
 
 
 def test_a_layer_that_somebody_exchanged_is_the_one_that_is_called(always):
-    """Strips call the modules, so that wrappers such as low-rank adapters keep their effect."""
+    """Tiles call the modules, so that wrappers such as low-rank adapters keep their effect."""
 
     class Doubled(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def test_a_second_derivative_is_refused(always):
         gradient.sum().backward()
 
 
-def test_strips_keep_less_than_half_for_the_backward_pass(always):
+def test_tiles_keep_less_than_half_for_the_backward_pass(always):
     fast, plain = FCViT("s12"), PlainFCViT("s12")
     x = torch.randn(2, 3, 96, 96)
     ratio = saved_bytes(fast, x) / saved_bytes(plain, x)
@@ -124,25 +124,25 @@ def test_strips_keep_less_than_half_for_the_backward_pass(always):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["predict", "train"])
-def test_strips_are_for_tensors_that_are_larger(grad, monkeypatch):
-    """Where one strip holds all there is nothing to gain."""
+def test_tiles_are_for_tensors_that_are_larger(grad, monkeypatch):
+    """Where one tile holds all there is nothing to gain."""
     x = torch.randn(2, 8, 4, 6).contiguous(memory_format=torch.channels_last)
     size = 2 * 16 * 4 * 6 * 4
     name, other = ("TRAINING_BYTES", "PREDICTION_BYTES")[:: 1 if grad else -1]
     monkeypatch.setattr(row_tiling, other, 2**30)
     with torch.set_grad_enabled(grad):
-        for strip_bytes, expected in ((size, False), (size - 1, True)):
-            monkeypatch.setattr(row_tiling, name, strip_bytes)
-            assert row_tiling.pay(x, hidden=16) == expected
-        assert not row_tiling.pay(x.contiguous(), hidden=16)
-        assert not row_tiling.pay(x.bfloat16(), hidden=16)
+        for tile_bytes, expected in ((size, False), (size - 1, True)):
+            monkeypatch.setattr(row_tiling, name, tile_bytes)
+            assert row_tiling.should_tile(x, hidden_channels=16) == expected
+        assert not row_tiling.should_tile(x.contiguous(), hidden_channels=16)
+        assert not row_tiling.should_tile(x.bfloat16(), hidden_channels=16)
 
 
-def test_rows_without_neighbours_have_a_gradient_in_their_layout():
+def test_rows_without_halo_have_a_gradient_in_their_layout():
     """A slice's own would be contiguous: two more passes through memory."""
     x = torch.randn(1, 8, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     for above, below in ((1, 1), (0, 2), (2, 0), (0, 0)):
-        rows = row_tiling.without_neighbours(x, above, below)
+        rows = row_tiling.without_halo(x, (above, below))
         assert torch.equal(rows, x[:, :, above : 6 - below])
         (grad,) = torch.autograd.grad(rows, x, torch.ones_like(rows))
         assert grad.is_contiguous(memory_format=torch.channels_last)
@@ -161,8 +161,8 @@ def test_gelu_is_in_place_where_no_gradient_is_wanted():
     assert torch.equal(x, expected)
 
 
-def test_a_prediction_is_cut_into_smaller_strips(monkeypatch):
-    """Of 1 row, where training has strips of 2; the backward pass has those of the forward pass."""
+def test_a_prediction_is_cut_into_smaller_tiles(monkeypatch):
+    """Of 1 row, where training has tiles of 2; the backward pass has those of the forward pass."""
     x = torch.randn(1, 8, 4, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
     monkeypatch.setattr(row_tiling, "PREDICTION_BYTES", 16 * 6 * 4)
     monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 2 * 16 * 6 * 4)
@@ -172,9 +172,9 @@ def test_a_prediction_is_cut_into_smaller_strips(monkeypatch):
         seen.append(rows.shape[2])
         return rows * 2
 
-    row_tiling.in_strips(chain, x, [], hidden=16).sum().backward()
+    row_tiling.apply_in_row_tiles(chain, x, parameters=[], hidden_channels=16).sum().backward()
     with torch.no_grad():
-        row_tiling.in_strips(chain, x, [], hidden=16)
+        row_tiling.apply_in_row_tiles(chain, x, parameters=[], hidden_channels=16)
     assert seen == [2, 2, 2, 2, 1, 1, 1, 1]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fcvit_mm.models.layers import Block, ChannelMixer, GlobalContext, PatchEmbed, TokenMixer
-from fcvit_mm.models.layers import init_start_values as init
+from fcvit_mm.models.layers import init_layer as init
 
 HEADS = 8
 
@@ -98,7 +98,7 @@ def loop_context(x, layer: GlobalContext):
 def loop_token_mixer(x, layer: TokenMixer):
     steps = ((layer.gc1, layer.dw1, layer.fc1), (layer.gc2, layer.dw2, layer.fc2))
     for context, depthwise, pointwise in steps:
-        if context is not None:
+        if isinstance(context, GlobalContext):
             x = loop_global_context(x, context)
         x = loop_conv(each(gelu, loop_conv(loop_conv(x, depthwise), pointwise[0])), pointwise[2])
         x = each(gelu, x)
@@ -162,7 +162,7 @@ def test_layer_equals_plain_loops(layer, channels, loop):
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_start_values():
+def test_initialization():
     torch.manual_seed(0)
     block = Block(256, 4, (11, 11)).apply(init)
     mixer = block.channel_mixer

@@ -3,6 +3,7 @@
 The kernels run in Triton's interpreter, or on a GPU with TRITON_INTERPRET=0.
 """
 
+import copy
 import os
 
 import pytest
@@ -14,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 pytest.importorskip("triton", reason="PyTorch for macOS and Windows comes without Triton")
 
 from fcvit_mm import FCViT
+from fcvit_mm.models import triton_layers
+from fcvit_mm.models.triton_layers import use_triton
 from fcvit_mm.ops import dispatch
-from fcvit_mm.ops.dispatch import add_global_context, depthwise_conv
 from fcvit_mm.ops.triton import channel_mixer, common, global_context, layer_scale
 from fcvit_mm.ops.triton import depthwise_conv as depthwise_conv_module
 from fcvit_mm.ops.triton import group_norm as group_norm_module
@@ -25,19 +27,24 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 assert INTERPRETED or torch.cuda.is_available(), "TRITON_INTERPRET=0 needs a GPU"
 
 HEADS = 8
+SMALL = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
 HALF = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture
 def kernels():
     """Every operation that can takes its kernel."""
-    dispatch.use(True, timer=lambda form, run: form == "plain")
+    dispatch.set_timer(lambda form, run: form == "plain")
     yield
-    dispatch.use(False)
+    dispatch.set_timer()
 
 
 def refuse(form, run):
     raise AssertionError("the kernels were to stay out of this")
+
+
+def depthwise_conv(x, weight, bias=None):
+    return dispatch.depthwise_conv(x, weight=weight, bias=bias)
 
 
 def make(shape, layout="contiguous", dtype=torch.float32):
@@ -193,7 +200,16 @@ class Context(nn.Module):
         return x + torch.einsum("bhn,bhe->bhen", s, global_context).reshape(x.shape)
 
     def forward(self, x):
-        return add_global_context(x, self.plain, *self.parameters())
+        return dispatch.add_global_context(
+            x,
+            plain=self.plain,
+            alpha=self.alpha,
+            beta=self.beta,
+            weight1=self.fc1.weight,
+            bias1=self.fc1.bias,
+            weight2=self.fc2.weight,
+            bias2=self.fc2.bias,
+        )
 
 
 def check_context(x, roundings):
@@ -361,7 +377,7 @@ def test_norm_under_autocast(kernels, dtype, narrow):
     x = make((2, 16, 5, 7), "channels_last", dtype)
     weight = torch.randn(16, device=DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16):
-        out = dispatch.group_norm(x, weight, weight, 1e-5, narrow)
+        out = dispatch.group_norm(x, weight=weight, bias=weight, eps=1e-5, narrow=narrow)
     assert out.dtype == (torch.bfloat16 if narrow else torch.float32)
     near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
 
@@ -373,7 +389,7 @@ def test_the_plain_norm_keeps_the_layout(timed, monkeypatch):
     monkeypatch.setattr(dispatch.F, "group_norm", lambda *a: real(*a).contiguous())
     x = make((2, 16, 5, 7), "channels_last")
     weight = torch.randn(16, device=DEVICE)
-    out = dispatch.group_norm(x, weight, weight, 1e-5)
+    out = dispatch.group_norm(x, weight=weight, bias=weight, eps=1e-5)
     assert_layout(out, x)
     near(out, group_norm(x.double(), weight.double(), weight.double()), 8)
 
@@ -408,7 +424,9 @@ def test_the_mixer_in_half_precision_and_channels_last_alone(kernels):
     weights = mixer_parameters(16, 16)
 
     def took_the_kernel(x):
-        out = dispatch.channel_mixer(x, lambda x: plain_mixer(x, *weights), *weights)
+        names = ("weight1", "bias1", "weight", "bias", "weight2", "bias2")
+        named = dict(zip(names, weights, strict=True))
+        out = dispatch.channel_mixer(x, plain=lambda x: plain_mixer(x, *weights), **named)
         return type(out.grad_fn).__name__ == "ChannelMixerBackward"
 
     x = make((1, 16, 3, 4), "channels_last").requires_grad_()
@@ -440,14 +458,14 @@ def launches(monkeypatch):
 @pytest.mark.parametrize("half", [False, True], ids=["float64", "mixed precision"])
 def test_the_network_runs_on_them(kernels, monkeypatch, half):
     launched = launches(monkeypatch)
-    arch = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
     torch.manual_seed(0)
     # BatchNorm's own statistics: of two numbers, as in the last stage, it would keep the sign of a
     # difference alone, which a rounding may turn
-    model = FCViT(arch, kernel_size=3, layer_scale_init=1.0, norm_eval=True).double().to(DEVICE)
+    model = FCViT(SMALL, kernel_size=3, layer_scale_init=1.0, norm_eval=True, triton=True)
+    model.double().to(DEVICE)
     model.train()
     x = make((2, 3, 32, 32), dtype=torch.float64)
-    aims = [make((2, d, 8 // 2**i, 8 // 2**i), dtype=x.dtype) for i, d in enumerate(arch["dims"])]
+    aims = [make((2, d, 8 // 2**i, 8 // 2**i), dtype=x.dtype) for i, d in enumerate(SMALL["dims"])]
 
     def run(dtype=torch.float64):
         model.to(dtype)
@@ -468,8 +486,10 @@ def test_the_network_runs_on_them(kernels, monkeypatch, half):
     # cuDNN's convolutions of float64, between the stages, return contiguous maps
     assert launched.count("_scale_grad_kernel") == (8 if half or INTERPRETED else 2)
     assert launched.count("_conv_grad_kernel") == (4 if half else 0)
-    dispatch.use(False)
+    use_triton(model, on=False)
+    launched.clear()
     expected = run()
+    assert not launched
     if not half:
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
         return
@@ -485,7 +505,7 @@ def test_the_network_runs_on_them(kernels, monkeypatch, half):
 
 @pytest.fixture
 def timed():
-    """use(True) with made-up times; gives the times, by form, and the list of what was timed."""
+    """Made-up times; gives the times, by form, and the list of what was timed."""
     times, calls = {"triton": 1.0, "plain": 2.0}, []
 
     def timer(form, run):
@@ -493,9 +513,9 @@ def timed():
         calls.append(form)
         return times[form]
 
-    dispatch.use(True, timer)
+    dispatch.set_timer(timer)
     yield times, calls
-    dispatch.use(False)
+    dispatch.set_timer()
 
 
 def test_the_faster_form_is_used_and_remembered(timed):
@@ -530,7 +550,7 @@ def test_the_faster_form_is_used_and_remembered(timed):
 
     layer = Context(8).to(DEVICE)
     for faster, name in ((0.5, "GlobalContextBackward"), (3.0, "AddBackward0")):
-        dispatch.use(True, dispatch._State.timer)
+        dispatch.set_timer(dispatch._Choice.timer)
         times["triton"] = faster
         assert type(layer(make((1, 8, 3, 4))).grad_fn).__name__ == name
     assert all(p.grad is None for p in layer.parameters())
@@ -544,9 +564,9 @@ def test_timing_runs_forward_and_backward(monkeypatch):
         "backward",
         staticmethod(lambda ctx, grad: seen.append(1) or backward(ctx, grad)),
     )
-    dispatch.use(True, timer=lambda form, run: run() or form == "triton")
+    dispatch.set_timer(lambda form, run: run() or form == "triton")
     depthwise_conv(make((1, 8, 3, 3)).requires_grad_(), torch.randn(8, 1, 3, 3, device=DEVICE))
-    dispatch.use(False)
+    dispatch.set_timer()
     assert seen == [1]
 
 
@@ -568,18 +588,45 @@ def test_milliseconds_are_those_of_runs_in_a_row(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("finish"))
-    assert dispatch._milliseconds("plain", lambda: events.append("run")) == 2
+    assert dispatch.milliseconds("plain", lambda: events.append("run")) == 2
     assert events == [*["run"] * 3, "finish", "record", *["run"] * 10, "record", "finish"]
 
 
 def test_off_by_default_and_off_again():
-    assert not dispatch._State.on
-    dispatch.use(True, timer=refuse)
-    dispatch.use(False, timer=refuse)
-    x, weight = make((1, 8, 3, 4)), torch.randn(8, 1, 3, 3, device=DEVICE)
-    near(depthwise_conv(x, weight), F.conv2d(x, weight, padding=1, groups=8), 0)
-    layer = Context(8).to(DEVICE)
-    near(layer(x), layer.plain(x), 0)
+    """A model with `triton=True` in a detector's config, or switched by a call, also in a copy."""
+    dispatch.set_timer(refuse)
+    x = make((1, 3, 32, 32))
+    model = nn.Sequential(FCViT(SMALL, kernel_size=3).to(DEVICE).eval())
+    expected = model(x)
+    use_triton(model)
+    for one in (model, copy.deepcopy(model), FCViT(SMALL, kernel_size=3, triton=True).to(DEVICE)):
+        with pytest.raises(AssertionError, match="stay out"):
+            one(x)
+    use_triton(model, on=False)
+    for out, before in zip(model(x), expected, strict=True):
+        assert torch.equal(out, before)
+    dispatch.set_timer()
+    with pytest.raises(ValueError, match="Linear has no FCViT"):
+        use_triton(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("how", ["compile", "export", "trace"])
+def test_a_graph_of_the_network_has_no_kernels(how):
+    dispatch.set_timer(refuse)
+    x = make((1, 3, 32, 32))
+    model = FCViT(SMALL, kernel_size=3).to(DEVICE).eval()
+    with torch.no_grad():
+        expected = model(x)
+        use_triton(model)
+        if how == "compile":
+            outs = torch.compile(model, backend="eager")(x)
+        elif how == "export":
+            outs = torch.export.export(model, (x,)).module()(x)
+        else:
+            outs = torch.jit.trace(model, (x,), check_trace=False)(x)
+    dispatch.set_timer()
+    for out, before in zip(outs, expected, strict=True):
+        torch.testing.assert_close(out, before)
 
 
 class Both(nn.Module):
@@ -597,7 +644,7 @@ class Both(nn.Module):
 
 @pytest.mark.parametrize("how", ["compile", "export", "trace", "fake", "empty", "k", "subclass"])
 def test_what_takes_the_plain_form(how):
-    dispatch.use(True, timer=refuse)
+    dispatch.set_timer(refuse)
     try:
         model, x = Both(), make((1, 8, 4, 5))
         expected = model.plain(x)
@@ -625,7 +672,7 @@ def test_what_takes_the_plain_form(how):
             with pytest.raises(RuntimeError):
                 depthwise_conv(x, wrong)
     finally:
-        dispatch.use(False)
+        dispatch.set_timer()
 
 
 def test_recomputation_after_timing(timed):
@@ -639,13 +686,13 @@ def test_recomputation_after_timing(timed):
 
 def test_the_cpu_takes_the_plain_form(monkeypatch):
     monkeypatch.setattr(common, "interpreted", lambda: False)
-    dispatch.use(True, timer=refuse)
+    dispatch.set_timer(refuse)
     Both().cpu()(make((1, 8, 3, 3)).cpu())
-    dispatch.use(False)
+    dispatch.set_timer()
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(dispatch, "triton", None)
+    monkeypatch.setattr(triton_layers, "triton", None)
     with pytest.raises(ImportError, match="pip install triton"):
-        dispatch.use(True)
-    dispatch.use(False)
+        FCViT(SMALL, triton=True)
+    use_triton(FCViT(SMALL), on=False)

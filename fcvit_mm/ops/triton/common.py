@@ -14,7 +14,6 @@ try:
 except ImportError:  # torch for macOS and Windows comes without it
     triton = tl = None
 
-NUM_HEADS = 8
 # Elements of one program's tile, 16 for each of 128 threads.
 TILE = 2048
 

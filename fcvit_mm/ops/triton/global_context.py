@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .common import NUM_HEADS, TILE, dense, is_channels_last, jit, launch, sum_dtype, tl, triton
+from .common import TILE, dense, is_channels_last, jit, launch, sum_dtype, tl, triton
+
+# for which these kernels are written
+HEADS = 8
 
 
 @jit
@@ -409,13 +412,13 @@ def _gap_grad_kernel(
 
 def _blocks(x: Tensor, channels_last: bool) -> tuple[tuple[int, int, int], dict[str, int | bool]]:
     """The grid (images, runs of four tiles, groups of heads), and the kernels' constants."""
-    size = x.shape[1] // NUM_HEADS
+    size = x.shape[1] // HEADS
     block_e = triton.next_power_of_2(size)
     # Neighboring threads get neighbors: 64 channels of a position, or positions of a channel.
-    heads = max(1, min(NUM_HEADS, 64 // block_e)) if channels_last else 1
+    heads = max(1, min(HEADS, 64 // block_e)) if channels_last else 1
     block_p = max(1, TILE // (heads * block_e))
     tiles = triton.cdiv(x.shape[2] * x.shape[3], 4 * block_p)
-    return (x.shape[0], tiles, NUM_HEADS // heads), {
+    return (x.shape[0], tiles, HEADS // heads), {
         "size": size,
         "heads": heads,
         "block_p": block_p,
@@ -426,7 +429,7 @@ def _blocks(x: Tensor, channels_last: bool) -> tuple[tuple[int, int, int], dict[
 
 def _small_constants(gap: Tensor) -> dict[str, int]:
     """Of the kernels with a program an image."""
-    size = gap.shape[1] // NUM_HEADS
+    size = gap.shape[1] // HEADS
     return {"size": size, "block_e": triton.next_power_of_2(size), "block_t": 32}
 
 
@@ -451,13 +454,13 @@ class GlobalContext(torch.autograd.Function):
         ctx.channels_last = is_channels_last(x)
         x = dense(x, ctx.channels_last)
         batch, channels, height, width = x.shape
-        positions, size = height * width, channels // NUM_HEADS
+        positions, size = height * width, channels // HEADS
         grid, constants = _blocks(x, ctx.channels_last)
         gap = x.mean((2, 3), dtype=sum_dtype(x))
-        deviation = gap.new_empty((batch, NUM_HEADS, positions))
-        squares = gap.new_empty((*grid[:2], NUM_HEADS))
+        deviation = gap.new_empty((batch, HEADS, positions))
+        squares = gap.new_empty((*grid[:2], HEADS))
         launch(_similarity_kernel, grid, x, gap, deviation, squares, positions, **constants)
-        scale, shift = gap.new_empty((2, batch, NUM_HEADS))
+        scale, shift = gap.new_empty((2, batch, HEADS))
         middle, share = gap.new_empty((2, batch, size))
         deviations, context = gap.new_empty(batch), torch.empty_like(gap)
         launch(
@@ -492,7 +495,7 @@ class GlobalContext(torch.autograd.Function):
         (batch, channels), positions = gap.shape, deviation.shape[2]
         products = torch.empty_like(deviation)
         of_context, of_scale, of_shift = (
-            gap.new_empty((*grid[:2], n)) for n in (channels, NUM_HEADS, NUM_HEADS)
+            gap.new_empty((*grid[:2], n)) for n in (channels, HEADS, HEADS)
         )
         launch(
             _context_grad_kernel,
@@ -501,7 +504,7 @@ class GlobalContext(torch.autograd.Function):
             *(of_context, of_scale, of_shift, positions),
             **constants,
         )
-        of_both = gap.new_empty((2, batch, NUM_HEADS))  # alpha and beta
+        of_both = gap.new_empty((2, batch, HEADS))  # alpha and beta
         grad_context, grad_gap = torch.empty_like(gap), torch.empty_like(gap)
         of_halves, twice = gap.new_empty((batch, len(weight1))), torch.empty_like(deviations)
         launch(

@@ -1,0 +1,23 @@
+"""Normalization of each image by one mean and deviation."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+def group_norm(x: Tensor, *, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Compute `F.group_norm` with one group.
+
+    Args:
+        x: (B, d, H, W).
+        weight, bias: (d,).
+        eps: is added to the variance.
+
+    Returns:
+        (B, d, H, W).
+    """
+    # NOTE: PyTorch 2.6 to 2.9, at least, crash in the backward pass in channels_last if x needs no
+    # gradient, as behind frozen layers.
+    if torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling():
+        x = x.detach().requires_grad_(weight.requires_grad)
+    return F.group_norm(x, 1, weight, bias, eps)
