@@ -1,12 +1,12 @@
-"""How fast FCViT trains on a GPU beside its published form: python benchmarks/gpu.py.
+"""Compare FCViT on a GPU with its reference implementation: python benchmarks/gpu.py.
 
 Every figure is a ratio of medians from one run, in which what is compared takes turns, with
-cuDNN's benchmark mode on, in mixed precision. The published form is tests/helpers/plain.py, with
-the same weights. Prints tables in Markdown. Measures:
+cuDNN's benchmark mode on, in mixed precision. The reference implementation is
+tests/helpers/plain.py, with the same weights. Prints tables in Markdown. Measures:
 
     ceilings   what the GPU copies and multiplies in a second
     layers     each layer at each stage, kernels of fcvit_mm against PyTorch's operators in the
-               same layout and, for the convolution, contiguous, which is the published form's
+               same layout and contiguous, which is the reference implementation's
     backbone   a training step of the backbone, forward and backward, and its peak of memory
     mask_rcnn  a whole training iteration of Mask R-CNN, optimizer included
 """
@@ -15,6 +15,7 @@ import argparse
 import gc
 import runpy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,12 @@ def busy(run: Callable[[], Any]) -> float:
     return sum(event.self_device_time_total for event in found.key_averages()) / 1e3
 
 
-def models() -> tuple[FCViT, nn.Module]:
-    """FCViT and its published form, with the same weights."""
+def models(triton: bool = True) -> tuple[FCViT, nn.Module]:
+    """FCViT, with Triton kernels or without, and its reference implementation; the same weights."""
     torch.manual_seed(0)
-    fast, plain = FCViT(ARCH, layer_scale_init=0.1), PlainFCViT(ARCH)
+    fast, plain = FCViT(ARCH, layer_scale_init=0.1, triton=triton), PlainFCViT(ARCH)
     plain.load_state_dict(fast.state_dict())
     return fast.cuda(), plain.cuda()
-
-
-def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The run with the kernels off; which of them were faster stays known."""
-
-    def call() -> None:
-        state = dispatch._State
-        before, state.on = state.on, False
-        try:
-            run()
-        finally:
-            state.on = before
-
-    return call
 
 
 def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
@@ -112,9 +99,9 @@ def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
 
 
 def layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
-    dispatch.use(True, timer=lambda form, run: form == "plain")  # whether faster or not
+    dispatch.set_timer(lambda form, run: form == "plain")  # the kernels, faster or not
     yield from _layers(dtype, repeats)
-    dispatch.use(True)
+    dispatch.set_timer()
 
 
 def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
@@ -134,18 +121,22 @@ def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
             x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
             grad = torch.randn_like(x, dtype=dtype)
             wanted = list(part.parameters())
+            pytorch = partial(type(part).forward, part)
 
             def run(
-                x: Tensor = x, part: nn.Module = part, grad: Tensor = grad, wanted: Any = wanted
+                forward: Callable[[Tensor], Tensor] = part,
+                x: Tensor = x,
+                grad: Tensor = grad,
+                wanted: Any = wanted,
             ) -> None:
                 with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-                    out = part(x)
+                    out = forward(x)
                 torch.autograd.grad(out, [x, *wanted], grad.to(out.dtype))
 
             runs = {
                 "kernel": run,
-                "PyTorch": without_kernels(run),
-                "PyTorch, contiguous": without_kernels(lambda run=run, flat=flat: run(flat)),
+                "PyTorch": partial(run, pytorch),
+                "PyTorch, contiguous": partial(run, pytorch, flat),
             }
             yield from compare(f"{name}, {'x'.join(map(str, shape))}", runs, repeats)
 
@@ -153,6 +144,7 @@ def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
 def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     x = torch.randn(BATCH, 3, *SIZE, device="cuda")
     fast, plain = models()
+    without, _ = models(triton=False)
 
     def step(model: nn.Module, x: Tensor = x) -> None:
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
@@ -162,8 +154,8 @@ def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
 
     runs = {
         "FCViT": lambda: step(fast),
-        "published form": lambda: step(plain),
-        "FCViT without kernels": without_kernels(lambda: step(fast)),
+        "reference": lambda: step(plain),
+        "FCViT without kernels": lambda: step(without),
     }
     yield from compare("backbone, forward and backward", runs, repeats)
     for what, unit, measure in (
@@ -186,7 +178,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
         BATCH, [(3, *SIZE)] * BATCH, num_items=[8] * BATCH, with_mask=True, num_classes=80
     )
     runs = {}
-    for name, backbone in zip(("FCViT", "published form"), models(), strict=True):
+    for name, backbone in zip(("FCViT", "reference"), models(), strict=True):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
         model.backbone = backbone
@@ -199,7 +191,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     yield from compare("Mask R-CNN, a training iteration", runs, repeats)
     ours, theirs = (peak(run) for run in runs.values())
     figures = f"{ours:.0f} MB, {theirs:.0f} MB"
-    yield "Mask R-CNN, peak of memory", "published form", f"{ours / theirs:.2f}", figures
+    yield "Mask R-CNN, peak of memory", "reference", f"{ours / theirs:.2f}", figures
 
 
 MEASURES = {f.__name__: f for f in (ceilings, layers, backbone, mask_rcnn)}
@@ -217,7 +209,6 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no GPU was found; benchmarks/speed.py measures on a CPU")
     torch.backends.cudnn.benchmark = True
-    dispatch.use(True)
     print(
         f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {args.dtype}, "
         f"FCViT-{ARCH}, {BATCH}x3x{SIZE[0]}x{SIZE[1]}, medians of {args.repeats}\n"

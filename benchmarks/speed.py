@@ -1,8 +1,8 @@
-"""How fast FCViT is beside its published form and its peers: python benchmarks/speed.py.
+"""Compare FCViT with its reference implementation and its peers: python benchmarks/speed.py.
 
 Every figure is a ratio of medians from one run, in which what is compared takes turns. The
-published form is tests/helpers/plain.py, with the same weights; the peers are MMPretrain's. Prints
-a table in Markdown, times in milliseconds.
+reference implementation is tests/helpers/plain.py, with the same weights; the peers are
+MMPretrain's. Prints a table in Markdown, times in milliseconds.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def compare(what: str, calls: dict[str, Call], repeats: int) -> Iterator[Row]:
 
 
 def models() -> tuple[FCViT, nn.Module]:
-    """FCViT and its published form, with the same weights."""
+    """FCViT and its reference implementation, with the same weights."""
     torch.manual_seed(0)
     fast, plain = FCViT(ARCH, layer_scale_init=0.1), PlainFCViT(ARCH)
     plain.load_state_dict(fast.state_dict())
@@ -56,11 +56,11 @@ def inference(repeats: int) -> Iterator[Row]:
     with torch.no_grad():
         for batch in (1, 2):
             x = torch.randn(batch, 3, 512, 512)
-            calls = {"fused": lambda x=x: fused(x), "published form": lambda x=x: plain(x)}
+            calls = {"fused": lambda x=x: fused(x), "reference": lambda x=x: plain(x)}
             ready = f" (prepared in {preparation:.2f} s)" if batch == 1 else ""
             yield from compare(f"inference, {batch}x3x512x512{ready}", calls, repeats)
         x = torch.randn(1, 3, 512, 512)
-        calls = {"as it is": lambda: fast(x), "published form": lambda: plain(x)}
+        calls = {"as it is": lambda: fast(x), "reference": lambda: plain(x)}
         yield from compare("inference, 1x3x512x512, not fused", calls, repeats)
 
 
@@ -70,13 +70,13 @@ def compiled(repeats: int) -> Iterator[Row]:
     fast = torch.compile(fcvit_mm.fuse(fast.eval()), options={"freezing": True})
     plain.eval()
     with torch.no_grad():
-        calls = {"compiled": lambda: fast(x), "published form": lambda: plain(x)}
+        calls = {"compiled": lambda: fast(x), "reference": lambda: plain(x)}
         yield from compare("inference, torch.compile, 1x3x512x512", calls, repeats)
 
 
 def training(repeats: int) -> Iterator[Row]:
     x = torch.randn(2, 3, 512, 512)
-    pair = dict(zip(("fast", "published form"), models(), strict=True))
+    pair = dict(zip(("fast", "reference"), models(), strict=True))
 
     def step(model: nn.Module) -> None:
         sum(out.mean() for out in model(x)).backward()
@@ -87,7 +87,7 @@ def training(repeats: int) -> Iterator[Row]:
     fast, plain = (saved_bytes(model, x) / 1e6 for model in pair.values())
     yield (
         "memory saved for backward, 2x3x512x512",
-        "published form",
+        "reference",
         f"{fast / plain:.2f}",
         f"{fast:.0f} MB, {plain:.0f} MB",
     )
@@ -149,7 +149,7 @@ def mask_rcnn(repeats: int) -> Iterator[Row]:
     cfg.model.backbone.init_cfg = None
     data = demo_mm_inputs(2, [(3, 400, 640)] * 2, with_mask=True, num_classes=80)
     calls: dict[str, Call] = {}
-    for name, backbone in zip(("fast", "published form"), models(), strict=True):
+    for name, backbone in zip(("fast", "reference"), models(), strict=True):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
         model.backbone = backbone

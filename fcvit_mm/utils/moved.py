@@ -20,7 +20,7 @@ MOVED = {
     "layers": "models.layers",
     "mmcv_ops": "mmcv_ext",
     "shapes": "datasets.shapes",
-    "triton_ops": "ops.dispatch",
+    "triton_ops": "models.triton_layers",
     "tta": "models.tta",
 }
 
