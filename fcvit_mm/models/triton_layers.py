@@ -40,11 +40,11 @@ def use_triton(model: nn.Module, on: bool = True) -> None:
         for layer in backbone.modules():
             layer.__dict__.pop("forward", None)
             if on and type(layer) in FORWARDS:
-                layer.forward = MethodType(FORWARDS[type(layer)], layer)
+                layer.__dict__["forward"] = MethodType(FORWARDS[type(layer)], layer)
         for block in backbone.modules():
             if on and isinstance(block, Block):
                 # the channel mixer rounds its input to autocast's dtype anyhow
-                block.norm2.forward = partial(_norm, block.norm2, narrow=True)
+                block.norm2.__dict__["forward"] = partial(_norm, block.norm2, narrow=True)
 
 
 def _norm(layer: Norm, x: Tensor, narrow: bool = False) -> Tensor:

@@ -92,9 +92,10 @@ def test_import_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch
-from fcvit_mm import FCViT, triton_ops
+from fcvit_mm import FCViT
+from fcvit_mm.ops import dispatch
 x = torch.ones(1, 8, 3, 3)
-assert triton_ops.depthwise_conv(x, torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 9
+assert dispatch.depthwise_conv(x, weight=torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 9
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -106,7 +107,9 @@ def test_kernels_compile_for_a_gpu(tmp_path):
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fcvit_mm.kernels import context, depthwise, mixer, norm, residual
+from fcvit_mm.ops.triton import (
+    channel_mixer, depthwise_conv, global_context, group_norm, layer_scale
+)
 
 NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
          torch.float64: "*fp64"}
@@ -125,25 +128,25 @@ def compile(kernel, grid, *arguments, **constants):
 def ones(*shape):
     return torch.ones(shape, requires_grad=True)
 
-for module in (context, depthwise, mixer, norm, residual):
+for module in (channel_mixer, depthwise_conv, global_context, group_norm, layer_scale):
     module.launch = compile
 layouts = (torch.channels_last, torch.float16), (torch.contiguous_format, torch.float32)
 for layout, dtype in layouts:
     x = torch.ones(1, 64, 4, 4, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
     outs = [
-        depthwise.DepthwiseConv.apply(x, ones(64, 1, 5, 5), ones(64)),
-        context.GlobalContext.apply(
+        depthwise_conv.DepthwiseConv.apply(x, ones(64, 1, 5, 5), ones(64)),
+        global_context.GlobalContext.apply(
             dtype, x, ones(8), ones(8), ones(16, 64), ones(16), ones(64, 8), ones(64)
         ),
-        norm.Norm.apply(x, ones(64), ones(64), 1e-5, dtype),
+        group_norm.Norm.apply(x, ones(64), ones(64), 1e-5, dtype),
     ]
     if layout == torch.channels_last:
         outs += [
-            mixer.ChannelMixer.apply(
+            channel_mixer.ChannelMixer.apply(
                 x, ones(128, 64, 1, 1), ones(128), ones(128, 1, 3, 3), ones(128),
                 ones(64, 128, 1, 1), ones(64)
             ),
-            residual.AddScaled.apply(x.detach().float().requires_grad_(), ones(64), x),
+            layer_scale.AddScaled.apply(x.detach().float().requires_grad_(), ones(64), x),
         ]
     for out in outs:
         out.sum().backward()
@@ -155,34 +158,35 @@ print(*sorted(compiled))
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "context_add_kernel",
-        "context_context_grad_kernel",
-        "context_context_kernel",
-        "context_gap_grad_kernel",
-        "context_similarity_kernel",
-        "context_small_grads_kernel",
-        "depthwise_conv_kernel",
-        "depthwise_weight_kernel",
-        "depthwise_weight_product_kernel",
-        "mixer_conv_grad_kernel",
-        "mixer_gelu_grad_kernel",
-        "mixer_gelu_kernel",
-        "norm_channel_sums_kernel",
-        "norm_grad_kernel",
-        "norm_moments_kernel",
-        "norm_norm_kernel",
-        "residual_scale_grad_kernel",
+        "channel_mixer_conv_grad_kernel",
+        "channel_mixer_gelu_grad_kernel",
+        "channel_mixer_gelu_kernel",
+        "depthwise_conv_conv_kernel",
+        "depthwise_conv_weight_kernel",
+        "depthwise_conv_weight_product_kernel",
+        "global_context_add_kernel",
+        "global_context_context_grad_kernel",
+        "global_context_context_kernel",
+        "global_context_gap_grad_kernel",
+        "global_context_similarity_kernel",
+        "global_context_small_grads_kernel",
+        "group_norm_channel_sums_kernel",
+        "group_norm_grad_kernel",
+        "group_norm_moments_kernel",
+        "group_norm_norm_kernel",
+        "layer_scale_scale_grad_kernel",
     ]
 
 
-@needs_triton
-@pytest.mark.parametrize("value", ["1", None])
-def test_the_environment_turns_them_on(value):
-    environment = {key: v for key, v in os.environ.items() if key != "FCVIT_TRITON"}
-    if value is not None:
-        environment["FCVIT_TRITON"] = value
-    code = "from fcvit_mm import triton_ops; print(triton_ops._State.on)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split()[-1] == str(value == "1")
+def test_models_import_neither_kernels_nor_toolboxes_nor_matplotlib():
+    heavy = ("ops.dispatch", "ops.triton", "models.triton_layers")
+    names = (*(f"fcvit_mm.{name}" for name in heavy), "matplotlib", "mmdet", "mmseg", "mmpretrain")
+    code = f"""
+import sys
+import fcvit_mm
+import fcvit_mm.models.fcvit
+print("found:", *[name for name in {names} if name in sys.modules])
+import fcvit_mm.models.triton_layers
+assert all(f"fcvit_mm.{{name}}" in sys.modules for name in {heavy})  # those are their names
+"""
+    assert run_python(code).splitlines()[-1] == "found:"
