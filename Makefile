@@ -45,7 +45,7 @@ test: $(VENV)/installed $(VENV)/browser
 test-official: $(OFFICIAL)/installed
 	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m official
 
-# Every Python at hand, oldest and newest PyTorch, both sets of packages: see tests/helpers/matrix.py.
+# Every installed Python, oldest and newest PyTorch, both sets of packages: see tests/helpers/matrix.py.
 test-matrix:
 	$(PYTHON) tests/helpers/matrix.py
 

@@ -1,13 +1,15 @@
-"""Compare FCViT on a GPU with its reference implementation: python benchmarks/gpu.py.
+"""Compare training on a GPU with the reference implementation.
 
-Every figure is a ratio of medians from one run, in which what is compared takes turns, with
-cuDNN's benchmark mode on, in mixed precision. The reference implementation is
-tests/helpers/plain.py, with the same weights. Prints tables in Markdown. Measures:
+    python benchmarks/gpu.py [MEASURE ...]
 
-    ceilings   what the GPU copies and multiplies in a second
-    layers     each layer at each stage, kernels of fcvit_mm against PyTorch's operators in the
-               same layout and contiguous, which is the reference implementation's
-    backbone   a training step of the backbone, forward and backward, and its peak of memory
+Each ratio is that of two medians of one run, in which what is compared takes turns, with cuDNN's
+benchmark mode on, in mixed precision. The reference implementation is tests/helpers/plain.py, with
+the same weights. Prints tables in Markdown. Measures:
+
+    ceilings   how much the GPU copies and multiplies per second
+    layers     each layer at each stage: kernels of fcvit_mm compared with PyTorch's operators, in
+               the same layout and contiguous, as the reference implementation is
+    backbone   a training step of the backbone, forward and backward, and its peak memory
     mask_rcnn  a whole training iteration of Mask R-CNN, optimizer included
 """
 
@@ -39,7 +41,7 @@ Row = tuple[str, ...]
 
 
 def finished(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The run, to its end on the GPU."""
+    """Return a function that waits until the run has ended on the GPU."""
 
     def call() -> None:
         run()
@@ -49,8 +51,8 @@ def finished(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def compare(what: str, runs: dict[str, Callable[[], Any]], repeats: int) -> Iterator[Row]:
-    """The first run against each of the others."""
-    for run in runs.values():  # kernels are compiled and chosen
+    """Compare the first run with each of the others."""
+    for run in runs.values():  # compiles and chooses kernels
         for _ in range(3):
             run()
     found = medians({name: finished(run) for name, run in runs.items()}, repeats)
@@ -60,7 +62,7 @@ def compare(what: str, runs: dict[str, Callable[[], Any]], repeats: int) -> Iter
 
 
 def peak(run: Callable[[], Any]) -> float:
-    """Most memory that tensors take during a run, MB, parameters and what else is there apart."""
+    """Return the peak memory of tensors in a run, in MB, without what was allocated before."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -71,7 +73,7 @@ def peak(run: Callable[[], Any]) -> float:
 
 
 def busy(run: Callable[[], Any]) -> float:
-    """Milliseconds in which kernels run; the rest of a step waits for the processor to launch."""
+    """Return the milliseconds in which kernels run; in the rest the GPU waits for launches."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         run()
         torch.cuda.synchronize()
@@ -79,7 +81,7 @@ def busy(run: Callable[[], Any]) -> float:
 
 
 def models(triton: bool = True) -> tuple[FCViT, nn.Module]:
-    """FCViT, with Triton kernels or without, and its reference implementation; the same weights."""
+    """Build FCViT, with or without Triton kernels, and its reference implementation."""
     torch.manual_seed(0)
     fast, plain = FCViT(ARCH, layer_scale_init=0.1, triton=triton), PlainFCViT(ARCH)
     plain.load_state_dict(fast.state_dict())
@@ -95,7 +97,7 @@ def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
         run()
     found = medians({name: finished(run) for name, run in runs.items()}, repeats)
     yield "copy", "", "", f"{2 * data.numel() / found['copy'] / 1e9:.2f} TB/s, read and written"
-    yield "product of matrices", "", "", f"{2 * 8192**3 / found['product'] / 1e9:.0f} TFLOP/s"
+    yield "matrix product", "", "", f"{2 * 8192**3 / found['product'] / 1e9:.0f} TFLOP/s"
 
 
 def layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
@@ -159,13 +161,13 @@ def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     }
     yield from compare("backbone, forward and backward", runs, repeats)
     for what, unit, measure in (
-        ("time of its kernels", "ms", busy),
-        ("peak of memory", "MB", peak),
+        ("kernel time", "ms", busy),
+        ("peak memory", "MB", peak),
     ):
         (_, ours), *others = ((name, measure(run)) for name, run in runs.items())
         for name, theirs in others:
-            figures = f"{ours:.0f} {unit}, {theirs:.0f} {unit}"
-            yield f"backbone, {what}", name, f"{ours / theirs:.2f}", figures
+            values = f"{ours:.0f} {unit}, {theirs:.0f} {unit}"
+            yield f"backbone, {what}", name, f"{ours / theirs:.2f}", values
 
 
 def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
@@ -190,8 +192,8 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
         runs[name] = lambda model=model, optimizer=optimizer: model.train_step(data, optimizer)
     yield from compare("Mask R-CNN, a training iteration", runs, repeats)
     ours, theirs = (peak(run) for run in runs.values())
-    figures = f"{ours:.0f} MB, {theirs:.0f} MB"
-    yield "Mask R-CNN, peak of memory", "reference", f"{ours / theirs:.2f}", figures
+    values = f"{ours:.0f} MB, {theirs:.0f} MB"
+    yield "Mask R-CNN, peak memory", "reference", f"{ours / theirs:.2f}", values
 
 
 MEASURES = {f.__name__: f for f in (ceilings, layers, backbone, mask_rcnn)}
@@ -213,7 +215,7 @@ def main() -> None:
         f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {args.dtype}, "
         f"FCViT-{ARCH}, {BATCH}x3x{SIZE[0]}x{SIZE[1]}, medians of {args.repeats}\n"
     )
-    print("| measure | against | ratio | medians |\n|---|---|---|---|", flush=True)
+    print("| measurement | compared with | ratio | medians |\n|---|---|---|---|", flush=True)
     for name in args.measures or MEASURES:
         for row in MEASURES[name](DTYPES[args.dtype], args.repeats):
             print(f"| {' | '.join(row)} |", flush=True)

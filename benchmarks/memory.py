@@ -1,12 +1,14 @@
-"""Whether memory stays flat in long runs: python benchmarks/memory.py.
+"""Check that memory stays flat in long runs.
 
-Trains for 2,000 iterations and evaluates 5,000 generated images, detection and segmentation, each
-in a process of its own, on the CPU, without loader processes, so that all that the pipelines leave
-behind is in the memory that is measured. The models are the least that our configs allow: what
-leaks does so an iteration or an image, not a pixel.
+    python benchmarks/memory.py
 
-What a metric keeps of each image until the end is no leak: an evaluation is measured with it, and
-without it against the bound. Prints a table in Markdown; status 1 where memory rises.
+Trains for 2,000 iterations and evaluates 5,000 generated images, detection and segmentation. Each
+run has its own process, on the CPU and without loader processes, so that the measured memory
+includes all that the pipelines leave behind. The models are the smallest that our configs allow,
+since a leak does not depend on the number of pixels.
+
+A metric must keep its results until the end, which is no leak: an evaluation is measured with them,
+and without them for the bound. Prints a table in Markdown; status 1 if memory grows.
 """
 
 import argparse
@@ -37,27 +39,27 @@ CONFIGS = {
 PHASES = ("training", "evaluation", "evaluation with results")
 SIZE = (32, 32)
 ARCH = dict(layers=(1,) * 4, dims=(8, 16, 16, 32), mlp_ratios=(2,) * 4)
-# Bytes an iteration or an image that memory may rise by: less than any tensor of a batch has.
+# Memory may grow by this many bytes per iteration or image: less than any tensor of a batch.
 BOUND = 4096
-# Of a run, until caches and allocators have what they want.
+# Part of a run in which caches and allocators fill up.
 WARM_UP = 0.25
 SAMPLES = 100
-# What is kept of a metric's results where they are not to count: the end needs some.
+# Images whose results are kept where results must not count: the end of a metric needs some.
 KEPT = 16
 
 
 def resident() -> int:
-    """The physical memory of this process, in bytes (Linux)."""
+    """Return the physical memory of this process, in bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class Curve:
-    """One entry a sample.
+    """Samples of a run, one entry each.
 
-    steps: iterations or images so far. memory: resident, in bytes. objects: how many
-    Python's collector has come to know.
+    steps: iterations or images so far. memory: resident, in bytes. objects: number of objects
+    that Python's garbage collector tracks.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -65,24 +67,24 @@ class Curve:
     objects: list[int] = field(default_factory=list)
 
     def slope(self, values: str = "memory") -> float:
-        """By how much one of them rises a step: a line through what is between the warm-up and the
-        last sample, which has the traces of a checkpoint."""
+        """Return the growth per step: the slope of a line through the samples after the warm-up,
+        without the last one, after which a checkpoint has been written."""
         used = slice(int(len(self.steps) * WARM_UP), -1)
         return float(np.polyfit(self.steps[used], getattr(self, values)[used], 1)[0])
 
 
 def is_flat(curve: Curve) -> bool:
-    """Whether memory rises by less than `BOUND` a step."""
+    """Return whether memory grows by less than `BOUND` per step."""
     return curve.slope() < BOUND
 
 
 class Watch(Hook):
-    """Samples memory at even distances.
+    """Sample memory at regular intervals.
 
     Args:
         total: iterations or images of the run.
-        samples: how many.
-        forget: drop a metric's results but for `KEPT` images.
+        samples: how many to take.
+        forget: keep a metric's results only for `KEPT` images.
     """
 
     priority = "LOWEST"
@@ -93,7 +95,7 @@ class Watch(Hook):
         self.curve = Curve()
 
     def before_run(self, runner: Runner) -> None:
-        """Leave out of all counts what is there before."""
+        """Exclude what exists before the run from all counts."""
         gc.collect()
         gc.freeze()
 
@@ -105,7 +107,7 @@ class Watch(Hook):
             for metric in runner.test_loop.evaluator.metrics:
                 del metric.results[KEPT:]
         if (batch_idx + 1) % self.every == 0:
-            # what waits in cycles is no leak
+            # unreachable cycles are no leak
             gc.collect()
             self.curve.steps.append(batch_idx + 1)
             self.curve.memory.append(resident())
@@ -119,7 +121,7 @@ class Watch(Hook):
 
 
 def config(task: str, data: Path, work_dir: Path, iterations: int) -> Config:
-    """A config of the least model, one process, without evaluations in between."""
+    """Return a config of the smallest model, one process, without evaluations in between."""
     cfg = load_config(CONFIGS[task], work_dir=str(work_dir))
     move_data(cfg, data)
     shorten(cfg, iterations)
@@ -148,13 +150,13 @@ def measure(
     """Train, or evaluate the weights that the training left in the work directory.
 
     Args:
-        task: of `CONFIGS`.
-        phase: of `PHASES`.
-        data: a dataset of `fcvit_mm.datasets.shapes`.
-        work_dir: of both.
-        total: iterations; of an evaluation the images that there are.
-        samples: how many are taken.
-        hooks: further ones.
+        task: a key of `CONFIGS`.
+        phase: one of `PHASES`.
+        data: a dataset generated by `fcvit_mm.datasets.shapes`.
+        work_dir: of training and evaluation.
+        total: iterations of a training, images of an evaluation.
+        samples: how many to take.
+        hooks: further hooks.
     """
     cfg = config(task, data, work_dir, total)
     watch = Watch(total, samples, forget=phase == "evaluation")
@@ -171,7 +173,7 @@ def measure(
 
 
 def _quiet(log: str) -> None:
-    """Send what a process prints to a file."""
+    """Send what the process prints to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -183,7 +185,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     args = parser.parse_args()
     failed = False
-    # a fresh process for each, in which nothing is warm
+    # a fresh process for each run
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -191,7 +193,7 @@ def main() -> None:
     ):
         data = Path(folder, "shapes")
         shapes.generate(data, 64, args.images, SIZE)
-        print("| | steps | MB after the warm-up | MB at the end | bytes a step | |")
+        print("| | steps | MB after the warm-up | MB at the end | bytes per step | |")
         print("|---|---|---|---|---|---|")
         for task in CONFIGS:
             for phase in PHASES:

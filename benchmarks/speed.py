@@ -1,8 +1,10 @@
-"""Compare FCViT with its reference implementation and its peers: python benchmarks/speed.py.
+"""Compare FCViT's speed with the reference implementation and its peers, on a CPU.
 
-Every figure is a ratio of medians from one run, in which what is compared takes turns. The
-reference implementation is tests/helpers/plain.py, with the same weights; the peers are
-MMPretrain's. Prints a table in Markdown, times in milliseconds.
+    python benchmarks/speed.py [MEASURE ...]
+
+Each ratio is that of two medians of one run, in which what is compared takes turns. The reference
+implementation is tests/helpers/plain.py, with the same weights; the peers are MMPretrain's. Prints
+a table in Markdown, times in milliseconds.
 """
 
 import argparse
@@ -29,18 +31,18 @@ ROOT = Path(__file__).parents[1]
 PLAIN = runpy.run_path(str(ROOT / "tests/helpers/plain.py"))
 PlainFCViT, saved_bytes = PLAIN["PlainFCViT"], PLAIN["saved_bytes"]
 ARCH = "s12"
-Row = tuple[str, str, str, str]  # what, against what, ratio, medians
+Row = tuple[str, str, str, str]  # measurement, compared with, ratio, medians
 
 
 def compare(what: str, calls: dict[str, Call], repeats: int) -> Iterator[Row]:
-    """The first call against each of the others."""
+    """Compare the first call with each of the others."""
     (first, ours), *others = medians(calls, repeats).items()
     for name, theirs in others:
         yield what, name, f"{ours / theirs:.2f}", f"{first} {ours:.0f}, {name} {theirs:.0f}"
 
 
 def models() -> tuple[FCViT, nn.Module]:
-    """FCViT and its reference implementation, with the same weights."""
+    """Build FCViT and its reference implementation, with the same weights."""
     torch.manual_seed(0)
     fast, plain = FCViT(ARCH, layer_scale_init=0.1), PlainFCViT(ARCH)
     plain.load_state_dict(fast.state_dict())
@@ -60,7 +62,7 @@ def inference(repeats: int) -> Iterator[Row]:
             ready = f" (prepared in {preparation:.2f} s)" if batch == 1 else ""
             yield from compare(f"inference, {batch}x3x512x512{ready}", calls, repeats)
         x = torch.randn(1, 3, 512, 512)
-        calls = {"as it is": lambda: fast(x), "reference": lambda: plain(x)}
+        calls = {"not fused": lambda: fast(x), "reference": lambda: plain(x)}
         yield from compare("inference, 1x3x512x512, not fused", calls, repeats)
 
 
@@ -94,7 +96,7 @@ def training(repeats: int) -> Iterator[Row]:
 
 
 def gradients(repeats: int) -> Iterator[Row]:
-    """The weight gradients of the 11x11 depthwise convolutions, stage by stage."""
+    """Compare the weight gradients of the 11x11 depthwise convolutions, stage by stage."""
     fast, _ = models()
     for dim, stride in zip(fast.out_channels, fast.strides, strict=True):
         shape = (2, dim, 512 // stride, 512 // stride)
@@ -125,8 +127,8 @@ def pixels(repeats: int) -> Iterator[Row]:
                 medians(calls, repeats).values(), sizes.values(), strict=True
             )
         )
-    figures = f"{large:.0f} ns a pixel, {small:.0f} ns"
-    yield "time a pixel, 1333x800", "224x224", f"{large / small:.2f}", figures
+    values = f"{large:.0f} ns per pixel, {small:.0f} ns"
+    yield "time per pixel, 1333x800", "224x224", f"{large / small:.2f}", values
 
 
 def peers(repeats: int) -> Iterator[Row]:
@@ -134,7 +136,7 @@ def peers(repeats: int) -> Iterator[Row]:
     fast, _ = models()
     built = {name: MODELS.build(cfg) for name, cfg in PEERS.items()}
     for model in (fast, *built.values()):
-        model.eval()  # in a statement of its own: some of MMPretrain's do not return the model
+        model.eval()  # some of MMPretrain's models do not return themselves
     with torch.no_grad():
         calls = {"FCViT-s12": lambda: fast(x)}
         calls |= {name: lambda model=model: model(x) for name, model in built.items()}
@@ -185,7 +187,7 @@ def main() -> None:
         f"{os.cpu_count()} processors, PyTorch {torch.__version__}, float32, FCViT-{ARCH}, "
         f"medians of {args.repeats}\n"
     )
-    print("| measure | against | ratio | medians, ms |\n|---|---|---|---|", flush=True)
+    print("| measurement | compared with | ratio | medians, ms |\n|---|---|---|---|", flush=True)
     for name in args.measures or MEASURES:
         for row in MEASURES[name](args.repeats):
             print(f"| {' | '.join(row)} |", flush=True)

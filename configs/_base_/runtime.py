@@ -1,4 +1,4 @@
-# What every experiment needs, whatever its task.
+# Settings of all configs, for every task.
 custom_imports = dict(imports=["fcvit_mm"])
 
 default_hooks = dict(
@@ -6,11 +6,11 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    # max_skips: how many steps may be left out before a training stops
+    # max_skips: how many non-finite steps may be skipped before training stops
     nonfinite=dict(type="NonFiniteLossHook", max_skips=0),
 )
-# FCViT's BatchNorms are trained, each GPU on its own images: averaging their running statistics
-# before an evaluation makes all GPUs evaluate one and the same model.
+# Each GPU trains FCViT's BatchNorms on its own images. Averaging their running statistics before an
+# evaluation makes all GPUs evaluate the same model.
 custom_hooks = [dict(type="SyncBuffersHook")]
 
 env_cfg = dict(

@@ -1,7 +1,7 @@
 _base_ = "./runtime.py"
 
 default_scope = "mmdet"
-# mmdet's own model for test-time augmentation refuses masks
+# mmdet's own model for test-time augmentation does not support masks
 custom_imports = dict(imports=["fcvit_mm", "fcvit_mm.models.tta"])
 
 # the last two epochs and the best one: all twelve of Mask R-CNN would take 5 to 10 GB

@@ -1,4 +1,4 @@
-# For detectors whose schedule counts iterations.
+# For detectors with a schedule in iterations.
 _base_ = "./runtime_detection.py"
 
 default_hooks = dict(

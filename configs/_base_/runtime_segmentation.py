@@ -14,7 +14,7 @@ visualizer = dict(
     type="SegLocalVisualizer", vis_backends={{_base_.vis_backends}}, name="visualizer"
 )
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)
-# training crops all have one size
+# all training crops have the same size
 env_cfg = dict(cudnn_benchmark=True)
 
 tta_model = dict(type="SegTTAModel")

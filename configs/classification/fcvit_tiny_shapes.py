@@ -1,4 +1,4 @@
-"""FCViT-tiny as a classifier of generated images: what `make chain` pretrains with."""
+"""FCViT-tiny as a classifier of generated images, which `make chain` pretrains."""
 
 _base_ = [
     "../_base_/models/classifier_fcvit.py",
@@ -9,7 +9,7 @@ _base_ = [
 
 model = dict(
     data_preprocessor=dict(num_classes=4),
-    # The published start, 1e-5, is for 300 epochs: a few hundred iterations do not undo it.
+    # with the published 1e-5, a few hundred iterations from random weights change little
     backbone=dict(arch="tiny", drop_path_rate=0.0, layer_scale_init=0.1),
     head=dict(num_classes=4, in_channels=320),
     train_cfg=None,

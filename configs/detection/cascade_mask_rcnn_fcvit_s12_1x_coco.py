@@ -4,7 +4,7 @@ Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXi
 Hardware:  8 GPUs, 4 images each
 Run:       tools/dist_train.sh configs/detection/cascade_mask_rcnn_fcvit_s12_1x_coco.py 8
 Published: none; this is FCViT's recipe for Mask R-CNN with MMDetection's Cascade Mask R-CNN,
-           untried with FCViT's weights
+           not tried with FCViT's weights
 """
 
 _base_ = [

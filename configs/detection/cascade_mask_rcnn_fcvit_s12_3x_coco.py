@@ -3,7 +3,7 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/detection/cascade_mask_rcnn_fcvit_s12_3x_coco.py 8
-Published: none; this is ConvNeXt's recipe, layer-wise decay of the learning rate included, untried
+Published: none; this is ConvNeXt's recipe with its layer-wise learning-rate decay, not tried
            with FCViT's weights
 """
 

@@ -3,7 +3,8 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/detection/dino_fcvit_s12_12e_coco.py 8
-Published: none; this is MMDetection's recipe for DINO with ResNet-50, untried with FCViT's weights
+Published: none; this is MMDetection's recipe for DINO with ResNet-50, not tried with
+           FCViT's weights
 """
 
 _base_ = [

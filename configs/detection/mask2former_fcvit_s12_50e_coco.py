@@ -3,7 +3,7 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/detection/mask2former_fcvit_s12_50e_coco.py 8
-Published: none; this is MMDetection's recipe for Mask2Former with ResNet-50, untried with FCViT's
+Published: none; this is MMDetection's recipe for Mask2Former with ResNet-50, not tried with FCViT's
            weights
 """
 

@@ -3,7 +3,7 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/detection/mask_rcnn_fcvit_s12_3x_coco.py 8
-Published: none; this is the recipe of peers of these sizes (Swin and its successors), untried with
+Published: none; this is the recipe of similar backbones (Swin and its successors), not tried with
            FCViT's weights
 """
 

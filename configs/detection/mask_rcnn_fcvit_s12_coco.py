@@ -4,7 +4,7 @@ Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXi
 Hardware:  8 GPUs, 4 images each
 Run:       tools/dist_train.sh configs/detection/mask_rcnn_fcvit_s12_coco.py 8
 Published: box AP 42.3 (AP50 64.2, AP75 46.2), mask AP 38.6 (AP50 61.1, AP75 41.3)
-           s24: box AP 44.1 (65.4, 48.4), mask AP 39.9 (62.4, 42.7); tiny, s48: none
+           s24: box AP 44.1 (65.4, 48.4), mask AP 39.9 (62.4, 42.7); tiny, s48: not published
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""Mask R-CNN with FCViT-tiny on a photograph of coins: what `make demo DATA=coins` runs."""
+"""Mask R-CNN with FCViT-tiny on a photograph of coins; `make demo DATA=coins` trains it."""
 
 _base_ = [
     "../_base_/models/mask_rcnn_fcvit_tiny_small.py",

@@ -1,4 +1,4 @@
-"""Mask R-CNN with FCViT-tiny on generated images, from random weights: what `make demo` runs."""
+"""Mask R-CNN with FCViT-tiny on generated images, from random weights; `make demo` trains it."""
 
 _base_ = [
     "../_base_/models/mask_rcnn_fcvit_tiny_small.py",

@@ -3,8 +3,8 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 4 images each
 Run:       tools/dist_train.sh configs/detection/retinanet_fcvit_s12_1x_coco.py 8
-Published: none; this is FCViT's recipe for Mask R-CNN with the RetinaNet of its peers (PVT,
-           PoolFormer), untried with FCViT's weights
+Published: none; this is FCViT's recipe for Mask R-CNN with RetinaNet, as PVT and
+           PoolFormer use it, not tried with FCViT's weights
 """
 
 _base_ = [

@@ -3,8 +3,8 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/mask2former_fcvit_s12_160k_ade20k.py 8
-Published: none; this is Mask2Former's recipe (arXiv 2112.01527) with the images resized and
-           distorted as in our other configs of ADE20K, untried with FCViT's weights
+Published: none; this is Mask2Former's recipe (arXiv 2112.01527) with the image augmentation of
+           our other ADE20K configs, not tried with FCViT's weights
 """
 
 _base_ = [

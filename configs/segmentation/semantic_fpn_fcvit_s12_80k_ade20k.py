@@ -3,7 +3,7 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/semantic_fpn_fcvit_s12_80k_ade20k.py 8
-Published: none; this is PVT's recipe (arXiv 2102.12122), untried with FCViT's weights
+Published: none; this is PVT's recipe (arXiv 2102.12122), not tried with FCViT's weights
 """
 
 _base_ = [

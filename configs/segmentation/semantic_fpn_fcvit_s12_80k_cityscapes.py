@@ -3,8 +3,8 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/semantic_fpn_fcvit_s12_80k_cityscapes.py 8
-Published: none; crops and duration are MMSegmentation's on Cityscapes, the optimizer is PVT's of
-           Semantic FPN (arXiv 2102.12122), the whole untried with FCViT's weights
+Published: none; crops and schedule are MMSegmentation's for Cityscapes, the optimizer is PVT's for
+           Semantic FPN (arXiv 2102.12122). Not tried with FCViT's weights
 """
 
 _base_ = [

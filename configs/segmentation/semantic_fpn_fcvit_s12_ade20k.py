@@ -3,7 +3,7 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 4 images each
 Run:       tools/dist_train.sh configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py 8
-Published: mIoU 43.3; s24: 45.5; tiny, s48: none
+Published: mIoU 43.3; s24: 45.5; tiny, s48: not published
 """
 
 _base_ = [

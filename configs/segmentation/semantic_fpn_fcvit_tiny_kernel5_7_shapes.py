@@ -1,4 +1,4 @@
-"""Ablation: depthwise 5x5 and 7x7 in the token mixers, as the paper counts its parameters."""
+"""Ablation: depthwise 5x5 and 7x7 in the token mixers, which fit the paper's parameter counts."""
 
 _base_ = "./semantic_fpn_fcvit_tiny_shapes.py"
 

@@ -1,4 +1,4 @@
-"""Ablation: a global context that every position receives alike, S' = 1."""
+"""Ablation: the same global context for every position, S' = 1."""
 
 _base_ = "./semantic_fpn_fcvit_tiny_shapes.py"
 

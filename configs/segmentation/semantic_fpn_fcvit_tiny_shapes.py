@@ -1,5 +1,7 @@
-"""Semantic FPN with FCViT-tiny on generated images, from random weights: what
-`make demo TASK=segmentation` runs."""
+"""Semantic FPN with FCViT-tiny on generated images, from random weights.
+
+`make demo TASK=segmentation` trains it.
+"""
 
 _base_ = [
     "../_base_/models/semantic_fpn_fcvit.py",
@@ -11,7 +13,7 @@ _base_ = [
 channels = 64
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    # The published start, 1e-6, is for pretrained weights: a few hundred iterations do not undo it.
+    # with the published 1e-6, a few hundred iterations from random weights change little
     backbone=dict(arch="tiny", layer_scale_init=0.1, init_cfg=None),
     neck=dict(in_channels=[32, 64, 160, 320], out_channels=channels),
     decode_head=dict(in_channels=[channels] * 4, channels=channels, num_classes=5),

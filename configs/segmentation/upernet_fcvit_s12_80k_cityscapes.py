@@ -3,8 +3,8 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/upernet_fcvit_s12_80k_cityscapes.py 8
-Published: none; crops and duration are MMSegmentation's on Cityscapes, the optimizer is the one of
-           peers' UperNet on ADE20K, the whole untried with FCViT's weights
+Published: none; crops and schedule are MMSegmentation's for Cityscapes, the optimizer is that of
+           our UperNet on ADE20K. Not tried with FCViT's weights
 """
 
 _base_ = [

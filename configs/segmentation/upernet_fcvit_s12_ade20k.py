@@ -3,7 +3,7 @@
 Paper:     A Close Look at Spatial Modeling: From Attention to Convolution, arXiv 2212.12552
 Hardware:  8 GPUs, 2 images each
 Run:       tools/dist_train.sh configs/segmentation/upernet_fcvit_s12_ade20k.py 8
-Published: none; this is the recipe of peers of these sizes, untried with FCViT's weights
+Published: none; this is the recipe of similar backbones, not tried with FCViT's weights
 """
 
 _base_ = [
@@ -13,6 +13,6 @@ _base_ = [
     "../_base_/runtime_segmentation.py",
 ]
 
-# peers drop 0.2 to 0.3: the lower end for tiny and s12, the upper one for the deeper s24 and s48
+# similar backbones use 0.2 to 0.3: 0.2 for tiny and s12, 0.3 for the deeper s24 and s48
 model = dict(backbone=dict(drop_path_rate=0.2))
 train_dataloader = dict(batch_size=2)

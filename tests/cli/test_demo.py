@@ -183,12 +183,12 @@ def test_tiles_are_stitched_into_whole_objects() -> None:
     order = np.argsort(stitched.boxes[:, 0])
     for (x, y, radius), mask in zip(discs, stitched.masks[order], strict=True):
         np.testing.assert_array_equal(mask, disc(384, 78, x, y - 225, radius))
-    truth = demo.Objects(stitched.boxes, stitched.masks, stitched.labels)
-    assert demo.count_found(truth, stitched) == 4
+    ground_truth = demo.Objects(stitched.boxes, stitched.masks, stitched.labels)
+    assert demo.count_found(ground_truth, stitched) == 4
     fewer = demo.Objects(
         stitched.boxes[1:], stitched.masks[1:], stitched.labels[1:], stitched.scores[1:]
     )
-    assert demo.count_found(truth, fewer) == 3
+    assert demo.count_found(ground_truth, fewer) == 3
     none, empty = objects_in_tiles(region, [])
     nothing = demo.stitch(none, region, lambda sample: empty[sample.img_path])
-    assert demo.count_found(truth, nothing) == 0
+    assert demo.count_found(ground_truth, nothing) == 0

@@ -213,7 +213,7 @@ def test_the_benchmark_prints_a_table():
     command = [sys.executable, script, "pixels", "--repeats", "1", "--threads", "1"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    row = r"\| time a pixel, 1333x800 \| 224x224 \| \d+\.\d\d \| \d+ ns a pixel, \d+ ns \|"
+    row = r"\| time per pixel, 1333x800 \| 224x224 \| \d+\.\d\d \| \d+ ns per pixel, \d+ ns \|"
     assert re.search(row, result.stdout) and "PyTorch" in result.stdout
 
 

@@ -22,7 +22,7 @@ from helpers import ROOT
 from helpers.images import make_image
 from helpers.tools import assert_sentence, load_tool
 
-# One block a stage: most of the time of an export goes by the number of layers.
+# One block per stage: the time of an export grows with the number of layers.
 SMALL = {"layers": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2)}
 CONFIGS = {
     "mask_rcnn": "detection/mask_rcnn_fcvit_tiny_shapes.py",

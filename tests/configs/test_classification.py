@@ -156,7 +156,7 @@ def test_an_image_is_tested_as_pillow_resizes_and_crops_it(imagenet, arch, side)
     left, top = round((side - 224) / 2), round((height - 224) / 2)
     image = image.resize((side, height), Image.Resampling.BICUBIC)
     expected = np.asarray(image.crop((left, top, left + 224, top + 224)))
-    # decoders of JPEG differ by a few grey levels
+    # decoders of JPEG differ by a few gray levels
     difference = results["img"][..., ::-1].astype(int) - expected
     assert results["img"].shape == (224, 224, 3) and abs(difference).mean() < 1.0
 

@@ -68,7 +68,7 @@ def test_every_family_is_complete():
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_survives_dumping(name, tmp_path):
-    """The copy that MMEngine puts beside a run's results is the same config."""
+    """The copy that MMEngine saves with a run's results is the same config."""
     cfg = load(name)
     cfg.dump(tmp_path / "dumped.py")
     assert Config.fromfile(tmp_path / "dumped.py")._cfg_dict == cfg._cfg_dict

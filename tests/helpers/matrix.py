@@ -1,4 +1,4 @@
-"""The contract on every Python at hand, oldest and newest PyTorch, both sets of packages.
+"""The contract on every Python that is found, oldest and newest PyTorch, both sets of packages.
 
     python tests/helpers/matrix.py [--pythons python3.12 ...]
 
@@ -41,7 +41,7 @@ class CellError(Exception):
     """A step of a cell failed; its message is the step and the last lines of its output."""
 
 
-def pythons_at_hand() -> list[Path]:
+def find_pythons() -> list[Path]:
     """An interpreter of each Python from 3.10 on, of the PATH or of pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
     found = []
@@ -111,7 +111,7 @@ def cells(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pythons", nargs="+", type=Path, default=pythons_at_hand())
+    parser.add_argument("--pythons", nargs="+", type=Path, default=find_pythons())
     parser.add_argument("--logs", type=Path, default=ROOT / "work_dirs/matrix")
     args = parser.parse_args()
     args.logs.mkdir(parents=True, exist_ok=True)

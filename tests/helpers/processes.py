@@ -90,7 +90,7 @@ class LossRecorder(Hook):
 
 
 def mean_losses(work_dir: Path) -> list[dict[str, float]]:
-    """What `LossRecorder` wrote, the mean over the processes, an entry an iteration."""
+    """What `LossRecorder` wrote, the mean over the processes, one entry per iteration."""
     written = [
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in sorted(work_dir.glob("losses_*.json"))

@@ -14,7 +14,7 @@ from fcvit_mm import FCViT, read_checkpoint
 from helpers import ROOT
 
 # What a user writes: our backbone in a config of the toolbox's, which is named by its path because
-# `mmseg::` can't be used beside the maintained packages.
+# `mmseg::` cannot be used with the maintained packages.
 CONFIGS = {
     "mmdet": """
 _base_ = "CONFIGS/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"

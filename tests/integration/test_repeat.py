@@ -143,7 +143,7 @@ randomness = dict(seed=5)
 
 @pytest.fixture(scope="module")
 def one_object(example_data) -> None:
-    """The detection data with one object an image: DINO pads to the most of a process's."""
+    """The detection data with one object per image: DINO pads to the most of a process's batch."""
     folder = example_data / "data/shapes/annotations"
     content = json.loads((folder / "instances_train.json").read_text())
     first = {note["image_id"]: note for note in reversed(content["annotations"])}

@@ -148,7 +148,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "ICO", "TGA", "JP
 
 
 def images() -> list[bytes]:
-    """An image in each format, in color, grey and with a palette where it has these."""
+    """An image in each format, in color, gray and with a palette where it has these."""
     values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     found = []
     for format in FORMATS:

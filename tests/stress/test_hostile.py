@@ -248,7 +248,7 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "sparse": (tensor(lambda: torch.eye(3).to_sparse()), "_rebuild_sparse_tensor"),
     "meta": (tensor(lambda: torch.zeros(2**40, device="meta")), "_rebuild_meta_tensor"),
-    "quantised": (
+    "quantized": (
         tensor(lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
         "_rebuild_qtensor",
     ),
@@ -599,7 +599,7 @@ def test_processes_of_one_machine_listen_to_it_alone(tmp_path):
     result = launch(script, port)
     assert result.returncode == 0, result.stderr[-2000:]
     found = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("listens")]
-    # the store and a socket a process; 127.0.0.1 as /proc has it
+    # the store and one socket per process; 127.0.0.1 as /proc writes it
     assert found == ["0100007F"] * 3
     with socket.create_server(("127.0.0.1", port)):
         assert_sentence(launch(script, port), f"port {port} can't be used", "set PORT")

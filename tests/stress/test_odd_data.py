@@ -367,10 +367,10 @@ def transparent() -> np.ndarray:
 
 
 # image, suffix of its file, how it is saved, what the check warns of, and the RGB that is loaded
-GREY, DEEP, ALPHA = noise(64, 64), noise(64, 64, dtype=np.uint16), transparent()
+GRAY, DEEP, ALPHA = noise(64, 64), noise(64, 64, dtype=np.uint16), transparent()
 SMOOTH = cv2.resize(noise(4, 4, 3), (64, 64), interpolation=cv2.INTER_CUBIC)
 IMAGES: dict[str, tuple[Any, str, dict, str, np.ndarray]] = {
-    "grey": (GREY, ".png", {}, "", np.dstack([GREY] * 3)),
+    "gray": (GRAY, ".png", {}, "", np.dstack([GRAY] * 3)),
     "16 bits": (DEEP, ".png", {}, "of which the upper 8 are used", np.dstack([DEEP >> 8] * 3)),
     "alpha": (ALPHA, ".png", {}, "with transparency, which is ignored", ALPHA[..., :3]),
     "CMYK": (Image.fromarray(SMOOTH).convert("CMYK"), ".jpg", dict(quality=95), "", SMOOTH),

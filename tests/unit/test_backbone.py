@@ -27,7 +27,7 @@ SMALL = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2)
 
 
 def small(**kwargs) -> FCViT:
-    """A small network whose branches count (the start value of layer scale would hide them)."""
+    """A small network whose branches count (the initial layer scale would hide them)."""
     torch.manual_seed(0)
     return FCViT(**{"arch": SMALL, "layer_scale_init": 0.5, **kwargs})
 

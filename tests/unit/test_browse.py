@@ -56,7 +56,7 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "00000_00000.png", "00001_00001.png", "00002_00002.png", "grid.png"
     }  # fmt: skip
-    # two items a row, each beside its file
+    # two items per row, each next to its file
     assert cv2.imread(str(tmp_path / "grid.png")).shape == (512, 1036, 3)
 
 

@@ -22,21 +22,23 @@ def plain_iou(a: np.ndarray, b: np.ndarray) -> float:
     return inner / (sum(areas) - inner)
 
 
-def plain_matrix(n, found, truth, threshold: float) -> np.ndarray:
-    """found: (label, score, box) of detections; truth: (label, box) of objects."""
+def plain_matrix(n, found, ground_truth, threshold: float) -> np.ndarray:
+    """found: (label, score, box) of detections; ground_truth: (label, box) of objects."""
     matrix = np.zeros((n + 1, n + 1), int)
     taken = set()
     for label, _, box in sorted(found, key=lambda detection: -detection[1]):
         candidates = [
-            (plain_iou(box, other), i) for i, (_, other) in enumerate(truth) if i not in taken
+            (plain_iou(box, other), i)
+            for i, (_, other) in enumerate(ground_truth)
+            if i not in taken
         ]
         iou, i = max(candidates, key=lambda pair: pair[0], default=(0, -1))
         if i >= 0 and iou >= threshold:
             taken.add(i)
-            matrix[truth[i][0], label] += 1
+            matrix[ground_truth[i][0], label] += 1
         else:
             matrix[n, label] += 1
-    for i, (label, _) in enumerate(truth):
+    for i, (label, _) in enumerate(ground_truth):
         if i not in taken:
             matrix[label, n] += 1
     return matrix
@@ -54,12 +56,12 @@ def test_detections_against_plain_loops(tmp_path, threshold):
     metric.dataset_meta = {"classes": ("a", "b", "c")}
     expected = np.zeros((4, 4), int)
     for objects, detections in ((5, 9), (0, 4), (3, 0), (6, 12), (8, 30)):
-        truth = list(zip(RANDOM.integers(0, 3, objects), random_boxes(objects), strict=True))
+        ground_truth = list(zip(RANDOM.integers(0, 3, objects), random_boxes(objects), strict=True))
         boxes = random_boxes(detections)
         labels, scores = RANDOM.integers(0, 3, detections), RANDOM.uniform(0, 1, detections)
         found = list(zip(labels, scores, boxes, strict=True))
-        expected += plain_matrix(3, [d for d in found if d[1] >= 0.25], truth, threshold)
-        metric.process(None, [sample(labels, scores, boxes, truth)])
+        expected += plain_matrix(3, [d for d in found if d[1] >= 0.25], ground_truth, threshold)
+        metric.process(None, [sample(labels, scores, boxes, ground_truth)])
     metric.compute_metrics(metric.results)
     content = json.loads((tmp_path / "m.json").read_text())
     assert content["classes"] == ["a", "b", "c", "background"]
@@ -67,7 +69,7 @@ def test_detections_against_plain_loops(tmp_path, threshold):
     assert expected[:3, :3].sum() > expected[:3, :3].trace() > 0
 
 
-def sample(labels, scores, boxes, truth, ignored=()) -> dict:
+def sample(labels, scores, boxes, ground_truth, ignored=()) -> dict:
     def part(boxes, labels) -> dict:
         return {
             "bboxes": torch.tensor(np.array(boxes).reshape(-1, 4)),
@@ -76,7 +78,9 @@ def sample(labels, scores, boxes, truth, ignored=()) -> dict:
 
     return {
         "pred_instances": {**part(boxes, labels), "scores": torch.tensor(scores)},
-        "gt_instances": part([box for _, box in truth], [int(label) for label, _ in truth]),
+        "gt_instances": part(
+            [box for _, box in ground_truth], [int(label) for label, _ in ground_truth]
+        ),
         "ignored_instances": part(list(ignored), [0] * len(ignored)),
     }
 
@@ -102,9 +106,9 @@ def test_images_that_a_sampler_repeats_count_once(tmp_path):
     """Several processes get as many images each; MMEngine cuts off the surplus."""
     metric = confusion_matrix.ConfusionMatrix(str(tmp_path / "m"))
     metric.dataset_meta = {"classes": ("a", "b")}
-    truth = torch.tensor([[[0, 1]]])
+    ground_truth = torch.tensor([[[0, 1]]])
     for predicted in ([0, 1], [1, 1], [0, 0], [0, 1]):
-        maps = {"pred_sem_seg": torch.tensor([[predicted]]), "gt_sem_seg": truth}
+        maps = {"pred_sem_seg": torch.tensor([[predicted]]), "gt_sem_seg": ground_truth}
         metric.process(None, [{key: {"data": labels} for key, labels in maps.items()}])
     found = metric.evaluate(3)
     assert json.loads((tmp_path / "m.json").read_text())["matrix"] == [[2, 1], [1, 2]]
@@ -147,14 +151,14 @@ def test_overlaps_of_masks():
 
 
 def test_pixels_against_plain_loops():
-    labels, truth = RANDOM.integers(0, 3, (2, 7, 9))
-    truth[RANDOM.random(truth.shape) < 0.3] = 255
+    labels, ground_truth = RANDOM.integers(0, 3, (2, 7, 9))
+    ground_truth[RANDOM.random(ground_truth.shape) < 0.3] = 255
     expected = np.zeros((3, 3), int)
-    for i, j in np.ndindex(truth.shape):
-        if truth[i, j] != 255:
-            expected[truth[i, j], labels[i, j]] += 1
+    for i, j in np.ndindex(ground_truth.shape):
+        if ground_truth[i, j] != 255:
+            expected[ground_truth[i, j], labels[i, j]] += 1
     matrix = np.zeros((3, 3), np.int64)
-    confusion_matrix.count_pixels(matrix, labels, truth)
+    confusion_matrix.count_pixels(matrix, labels, ground_truth)
     assert np.array_equal(matrix, expected)
 
 

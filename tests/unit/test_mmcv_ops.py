@@ -740,7 +740,7 @@ def test_focal_loss_of_certain_logits_is_finite() -> None:
     logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
     loss = ops.sigmoid_focal_loss(logits, torch.tensor([0, 0]), 2.0, 0.25, None, "none")
     loss.sum().backward()
-    # where the truth has probability 0, the logarithm is that of the smallest normal float32
+    # where the ground truth has probability 0, the logarithm is that of the smallest normal float32
     limit = -math.log(np.finfo(np.float32).tiny)
     assert_close(loss, np.array([[0, 0], [0.25 * limit, 0.75 * limit]], dtype=np.float32))
     assert logits.grad is not None

@@ -156,12 +156,12 @@ def test_each_class_has_its_colors_and_they_vary() -> None:
         for label, mask in zip(drawn.labels, drawn.masks, strict=True):
             color = tuple(drawn.image[mask].mean(0) / 255)
             hues.setdefault(int(label), []).append(2 * np.pi * colorsys.rgb_to_hsv(*color)[0])
-    centres = {label: np.angle(np.exp(1j * np.array(h)).mean()) for label, h in hues.items()}
+    centers = {label: np.angle(np.exp(1j * np.array(h)).mean()) for label, h in hues.items()}
     for label, of_class in hues.items():
-        off = [abs(np.angle(np.exp(1j * (h - centres[label])))) for h in of_class]
+        off = [abs(np.angle(np.exp(1j * (h - centers[label])))) for h in of_class]
         assert np.std(off) > 0.05
-        for other in centres.keys() - {label}:
-            assert abs(np.angle(np.exp(1j * (centres[other] - centres[label])))) > 2 * np.mean(off)
+        for other in centers.keys() - {label}:
+            assert abs(np.angle(np.exp(1j * (centers[other] - centers[label])))) > 2 * np.mean(off)
 
 
 def test_a_complete_set_is_kept_and_an_incomplete_one_written_anew(
@@ -176,7 +176,7 @@ def test_a_complete_set_is_kept_and_an_incomplete_one_written_anew(
     (out / "label_maps/val/00003.png").unlink()
     assert shapes.generate(out, **arguments)
     assert contents(out) == contents(folder)
-    assert list(tmp_path.iterdir()) == [out], "something was left beside the dataset"
+    assert list(tmp_path.iterdir()) == [out], "something was left next to the dataset"
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         action="store_true",
-        help=f"backbones alone, beside {', '.join(benchmark.PEERS)}",
+        help=f"backbones alone, compared with {', '.join(benchmark.PEERS)}",
     )
     parser.add_argument("--train", action="store_true", help="measure a training step, too")
     parser.add_argument(

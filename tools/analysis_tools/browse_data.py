@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/data")
     looks = browse_dataset.run(cfg, args.split, args.number, out, args.seed)
-    table = Table("item", "file", "size", "objects or pixels a class")
+    table = Table("item", "file", "size", "objects or pixels per class")
     for found in looks:
         contents = ", ".join(f"{name} {n}" for name, n in found.contents.items())
         width, height = found.size

@@ -1,6 +1,5 @@
 # ADE20K (arXiv 1608.05442), the 150 classes of the scene parsing challenge, under
-# data/ade/ADEChallengeData2016. A model of crops other than 512 also sets
-# model.data_preprocessor.size.
+# data/ade/ADEChallengeData2016. If the crops are not 512x512, set model.data_preprocessor.size too.
 dataset_type = "ADE20KDataset"
 data_root = "data/ade/ADEChallengeData2016"
 crop_size = (512, 512)
@@ -17,13 +16,13 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    # rounds up: each stage's map is then exactly twice as large as the next one's
+    # rounds up, so that each stage's map is exactly twice as large as the next one's
     dict(type="ResizeToMultiple", size_divisor=32),
-    # after the resizing: the ground truth stays as large as the file
+    # after Resize: the ground truth keeps the size of the file
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# for test.py --tta: six sizes, each as it is and mirrored, whose probabilities are averaged
+# for test.py --tta: averages the probabilities of six sizes, each with its horizontal flip
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(

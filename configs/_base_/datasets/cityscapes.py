@@ -1,5 +1,5 @@
-# Cityscapes (arXiv 1604.01685), fine annotations of 19 classes, under data/cityscapes; loaded as
-# ADE20K is. A model also sets model.data_preprocessor.size to the crops' and num_classes to 19.
+# Cityscapes (arXiv 1604.01685), fine annotations of 19 classes, under data/cityscapes. The
+# model must have 19 classes and the crop size as data_preprocessor.size.
 _base_ = "./ade20k.py"
 
 dataset_type = "CityscapesDataset"
@@ -22,7 +22,7 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# for test.py --tta: six sizes, each as it is and mirrored, whose probabilities are averaged
+# for test.py --tta: averages the probabilities of six sizes, each with its horizontal flip
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(

@@ -1,4 +1,4 @@
-# COCO 2017, boxes alone: masks are neither loaded nor measured.
+# COCO 2017, boxes only: masks are neither loaded nor evaluated.
 _base_ = "./coco_instance.py"
 
 load = dict(type="LoadAnnotations", with_bbox=True)

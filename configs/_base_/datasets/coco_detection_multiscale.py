@@ -1,4 +1,4 @@
-# Multi-scale training as detection transformers have it: images without objects are used, too.
+# Multi-scale training of detection transformers: images without objects are used too.
 _base_ = ["./coco_detection.py", "./multiscale.py"]
 
 train_pipeline = [

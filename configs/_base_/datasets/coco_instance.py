@@ -12,7 +12,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(1333, 800), keep_ratio=True),
-    # after Resize: the ground truth stays as large as the file
+    # after Resize: the ground truth keeps the size of the file
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(
         type="PackDetInputs",

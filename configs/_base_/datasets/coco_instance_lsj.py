@@ -1,5 +1,5 @@
-# COCO 2017 with large-scale jittering (arXiv 2012.07177): an image is enlarged or reduced, and
-# what fits is cut out.
+# COCO 2017 with large-scale jittering (arXiv 2012.07177): images are resized by
+# 0.1 to 2 and cropped.
 _base_ = "./coco_instance.py"
 
 size = (1024, 1024)

@@ -5,7 +5,7 @@ data_root = "data/coins/"
 # fcvit_mm.datasets.coins.CLASSES and PALETTE
 metainfo = dict(classes=("coin",), palette=[(255, 196, 0)])
 
-# 45 tiles alone: a coin looks like a coin from any side and in any light.
+# Strong augmentation for only 45 tiles: coins can be flipped in any direction.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),

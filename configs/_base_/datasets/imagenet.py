@@ -1,8 +1,8 @@
-# ImageNet-1k (arXiv 1409.0575) under data/imagenet, a folder a class in train/ and val/.
+# ImageNet-1k (arXiv 1409.0575) under data/imagenet, one folder per class in train/ and val/.
 dataset_type = "ImageNet"
 data_root = "data/imagenet/"
 size = 224
-# of the images as they are read, BGR
+# in the order in which images are read, BGR
 mean = [103.53, 116.28, 123.675]
 std = [57.375, 57.12, 58.395]
 
@@ -31,7 +31,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    # 0.9 of the short side is cropped: floor(224 / 0.9)
+    # crops 0.9 of the short side: floor(224 / 0.9)
     dict(type="ResizeEdge", scale=248, edge="short", backend="pillow", interpolation="bicubic"),
     dict(type="CenterCrop", crop_size=size),
     dict(type="PackInputs"),

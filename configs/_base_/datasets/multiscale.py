@@ -1,6 +1,6 @@
-# A training image's size, at random: short sides of 480 to 800 pixels, for one half of the
-# images after a crop from another size (DETR, arXiv 2005.12872; that long sides end at 1333
-# before the crop, too, is Swin's).
+# Random size of a training image: short sides of 480 to 800 pixels; half of the images are resized
+# and cropped before that (DETR, arXiv 2005.12872). Limiting the long side to 1333 before the crop,
+# too, is from Swin.
 resize = dict(
     type="RandomChoiceResize",
     scales=[(1333, side) for side in range(480, 801, 32)],

@@ -1,4 +1,4 @@
-# Generated images of one shape each, a folder a class, under data/shapes_classification:
+# Generated images of one shape each, one folder per class, under data/shapes_classification:
 # python -m fcvit_mm.datasets.shapes data/shapes_classification --task classification
 dataset_type = "CustomDataset"
 data_root = "data/shapes_classification/"
@@ -8,7 +8,7 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackInputs"),
 ]
-# The images are used as they are: nothing is resized.
+# The images are not resized.
 test_pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 # for test.py --tta
 tta_pipeline = [

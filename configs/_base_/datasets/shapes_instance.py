@@ -14,7 +14,7 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
-# The images are used as they are: nothing is resized.
+# The images are not resized.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale_factor=1.0),

@@ -2,7 +2,7 @@
 # python -m fcvit_mm.datasets.shapes data/shapes
 dataset_type = "BaseSegDataset"
 data_root = "data/shapes/"
-# fcvit_mm.datasets.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the ground is a class of its own
+# fcvit_mm.datasets.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the background is a class
 metainfo = dict(
     classes=("ground", "circle", "square", "triangle", "star"),
     palette=[
@@ -20,7 +20,7 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
-# The images are used as they are: nothing is resized.
+# The images are not resized.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

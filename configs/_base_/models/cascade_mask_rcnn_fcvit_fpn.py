@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN (arXiv 1712.00726) with an FPN on FCViT-S12, COCO's 80 classes: Mask R-CNN with
-# three box heads, each trained on the boxes of the one before it, which must overlap more.
+# three box heads, each trained on the boxes of the previous one, with a higher IoU threshold.
 _base_ = "./mask_rcnn_fcvit_fpn.py"
 
 model = dict(

@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN with box heads of four convolutions and one linear layer, trained for the
-# overlap of the decoded boxes (GIoU), as ConvNeXt (arXiv 2201.03545) and Swin have it.
+# Cascade Mask R-CNN with box heads of four convolutions and one linear layer, trained with
+# the GIoU loss of the decoded boxes, as in ConvNeXt (arXiv 2201.03545) and Swin.
 _base_ = "./cascade_mask_rcnn_fcvit_fpn.py"
 
 model = dict(

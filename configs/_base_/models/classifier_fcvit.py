@@ -1,5 +1,5 @@
-# FCViT as published for ImageNet. The last stage's output norm is the classifier's norm; then the
-# mean over positions and a linear layer.
+# FCViT for ImageNet. The last stage's output norm is the classifier's norm; the mean over positions
+# and a linear layer follow.
 model = dict(
     type="ImageClassifier",
     data_preprocessor=dict(
@@ -24,6 +24,6 @@ model = dict(
         loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original"),
         init_cfg=dict(type="TruncNormal", layer="Linear", std=0.02),
     ),
-    # one of the two, drawn anew for each batch
+    # one of the two at random for each batch
     train_cfg=dict(augments=[dict(type="Mixup", alpha=0.8), dict(type="CutMix", alpha=1.0)]),
 )

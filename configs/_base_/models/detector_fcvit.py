@@ -1,4 +1,4 @@
-# What all detectors share: images normalized as for ImageNet, FCViT-S12 with its weights.
+# Common to all detectors: images normalized as for ImageNet, pretrained FCViT-S12.
 model = dict(
     data_preprocessor=dict(
         type="DetDataPreprocessor",

@@ -9,7 +9,7 @@ model = dict(
     with_box_refine=True,
     as_two_stage=True,
     data_preprocessor=dict(pad_size_divisor=1),
-    # Stage 1 is not used: its output norm would never get a gradient.
+    # without stage 1, whose output norm would get no gradient
     backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
         type="ChannelMapper",

@@ -8,7 +8,7 @@ model = dict(
     type="Mask2Former",
     data_preprocessor=dict(
         mask_pad_value=0,
-        # in training
+        # of training crops
         batch_augments=[
             dict(
                 type="BatchFixedSizePad",

@@ -1,5 +1,5 @@
-# The head of Mask2Former (arXiv 2112.01527) on FCViT-S12, without what depends on the classes:
-# their number and loss_cls. Its parts are MMDetection's, in MMSegmentation too.
+# The head of Mask2Former (arXiv 2112.01527) on FCViT-S12, without the number of
+# classes and loss_cls. MMSegmentation also uses MMDetection's parts.
 mask2former_head = dict(
     type="Mask2FormerHead",
     in_channels=[64, 128, 320, 512],

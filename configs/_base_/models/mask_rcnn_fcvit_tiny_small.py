@@ -5,7 +5,7 @@ _base_ = "./mask_rcnn_fcvit_fpn.py"
 channels = 64
 norm_cfg = dict(type="BN")
 model = dict(
-    # The published start, 1e-6, is for pretrained weights: a few hundred iterations do not undo it.
+    # with the published 1e-6, a few hundred iterations from random weights change little
     backbone=dict(arch="tiny", layer_scale_init=0.1, init_cfg=None),
     neck=dict(in_channels=[32, 64, 160, 320], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(

@@ -3,7 +3,7 @@ _base_ = "./detector_fcvit.py"
 
 model = dict(
     type="RetinaNet",
-    # Stage 1 is left out here and not in the neck: its output norm would never get a gradient.
+    # Stage 1 is excluded here, not in the neck: its output norm would get no gradient.
     backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
         type="FPN",
@@ -41,7 +41,7 @@ model = dict(
             min_pos_iou=0,
             ignore_iof_thr=-1,
         ),
-        # focal loss takes all anchors
+        # focal loss uses all anchors
         sampler=dict(type="PseudoSampler"),
         allowed_border=-1,
         pos_weight=-1,

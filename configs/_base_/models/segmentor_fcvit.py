@@ -1,4 +1,4 @@
-# What every segmentor has in common: FCViT-S12, crops of 512, whole images in test.
+# Common to all segmentors: FCViT-S12, crops of 512, tests on whole images.
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

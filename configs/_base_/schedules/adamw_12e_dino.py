@@ -1,6 +1,6 @@
-# 12 epochs of AdamW, the backbone at a tenth of the learning rate, gradients cut to a norm of 0.1:
-# DINO's (arXiv 2203.03605). In single precision, as MMDetection has it: in half, mmcv would round
-# the places at which deformable attention samples, too.
+# 12 epochs of AdamW, a tenth of the learning rate for the backbone, gradients clipped to a norm of
+# 0.1: DINO's (arXiv 2203.03605). In float32, as in MMDetection: with half precision mmcv would also
+# round the sampling positions of deformable attention.
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),

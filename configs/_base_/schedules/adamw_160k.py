@@ -1,12 +1,12 @@
-# 160k iterations of AdamW in half precision, linear decay after a warm-up: what Swin (arXiv
-# 2103.14030) introduced for UperNet and its successors kept.
+# 160k iterations of AdamW in half precision, linear decay after a warm-up: introduced
+# by Swin (arXiv 2103.14030) for UperNet and kept by its successors.
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     dtype="float16",
     loss_scale="dynamic",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # No decay on norms. The similarity's standardisation is one too, though no norm module:
-    # rescale_weight and rescale_bias are its scale and shift.
+    # No weight decay on norms. The standardization of the similarity counts as one, with scale and
+    # shift in rescale_weight and rescale_bias, although it is no norm module.
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={"rescale_": dict(decay_mult=0.0)}),
 )
 param_scheduler = [

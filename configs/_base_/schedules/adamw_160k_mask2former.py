@@ -1,8 +1,7 @@
-# 160k iterations of AdamW in single precision, polynomial decay without warm-up, and gradients cut
-# to a norm of 0.01: Mask2Former's (arXiv 2112.01527), as MMSegmentation has it.
-# MMEngine applies the longest key that is part of a parameter's name, and no other rule then: what
-# goes without decay in the backbone, where norms, layer scales and the similarity's scale and shift
-# do, needs keys of its own.
+# 160k iterations of AdamW in float32, polynomial decay without warm-up, gradients clipped to a norm
+# of 0.01: Mask2Former's (arXiv 2112.01527), as in MMSegmentation.
+# MMEngine applies only the longest key that is part of a parameter's name. So the backbone's norms,
+# layer scales, and scale and shift of the similarity need keys for having no weight decay.
 no_decay = [
     "backbone.norm",
     *[f".{norm}.{kind}" for norm in ("norm", "norm1", "norm2") for kind in ("weight", "bias")],

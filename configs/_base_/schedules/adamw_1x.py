@@ -1,4 +1,4 @@
-# 12 epochs of AdamW in half precision: detection's "1x", as FCViT's results were obtained.
+# 12 epochs of AdamW in half precision: the "1x" schedule of detection, used for FCViT's results.
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     dtype="float16",
@@ -11,6 +11,6 @@ param_scheduler = [
 ]
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 
-# 8 GPUs with 4 images each. Backbones of this size are usually trained with 2 a GPU at this
-# learning rate; FCViT's released config has 4, and its published results are what we reproduce.
+# 8 GPUs with 4 images each. Backbones of this size usually have 2 per GPU at this learning
+# rate. FCViT's released config has 4, and we reproduce its results.
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -1,12 +1,12 @@
-# 300 epochs of AdamW in half precision, cosine decay after a warm-up of 5: how FCViT's ImageNet
-# weights were trained. Its script added 10 epochs at the lowest rate, which are left out.
+# 300 epochs of AdamW in half precision, cosine decay after a warm-up of 5: as FCViT's ImageNet
+# weights were trained, without the last 10 epochs of its script at the lowest learning rate.
 max_epochs = 300
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     dtype="float16",
     loss_scale="dynamic",
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    # timm, with which it was trained, spares all vectors: norms, biases, scalars a head
+    # timm, which trained it, has no weight decay on vectors: norms, biases, scalars per head
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
 )
 param_scheduler = [

@@ -1,10 +1,10 @@
-# 36 epochs of AdamW in half precision: detection's "3x", as Swin (arXiv 2103.14030) introduced it
-# for backbones of this size.
+# 36 epochs of AdamW in half precision: the "3x" schedule of detection, introduced by Swin (arXiv
+# 2103.14030) for backbones of this size.
 _base_ = "./adamw_1x.py"
 
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.05),
-    # No decay on what is one-dimensional: norms, biases, layer scales, the similarity's scalars.
+    # No weight decay on vectors: norms, biases, layer scales, the similarity's scalars.
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [

@@ -1,5 +1,5 @@
-# The 3x schedule with learning rates that decay towards the stem, ConvNeXt's (arXiv 2201.03545)
-# choice for detection; the constructor also spares norms, biases and scales the weight decay.
+# The 3x schedule with ConvNeXt's (arXiv 2201.03545) layer-wise decay of the learning rate. The
+# constructor also exempts norms, biases and scales from weight decay.
 _base_ = "./adamw_3x.py"
 
 optim_wrapper = dict(

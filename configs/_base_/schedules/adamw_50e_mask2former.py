@@ -1,4 +1,4 @@
-# COCO's 50 epochs, counted in iterations with 16 images each.
+# 50 epochs of COCO as iterations of 16 images.
 _base_ = "./adamw_160k_mask2former.py"
 
 max_iters = 368750

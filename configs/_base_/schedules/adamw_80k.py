@@ -1,5 +1,5 @@
-# 80k iterations of AdamW in half precision at half the batch and learning rate of the 40k ones:
-# what PVT (arXiv 2102.12122) trained Semantic FPN with.
+# 80k iterations of AdamW in half precision, with half the batch size and learning rate of the 40k
+# schedule: PVT's (arXiv 2102.12122) for Semantic FPN.
 _base_ = "./adamw_40k.py"
 
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
