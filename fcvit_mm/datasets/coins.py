@@ -21,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.cli import run_tool, writing
 from ..utils.errors import DatasetError
-from .coco_writer import annotation, write_image, write_instances, write_whole
+from ..visualization.images import write_image
+from .coco_writer import annotation, write_instances, write_whole
 
 CLASSES = ("coin",)
 PALETTE = ((255, 196, 0),)
@@ -40,7 +42,7 @@ Box = tuple[int, int, int, int]
 
 
 def photograph() -> Array:
-    """(303, 384), uint8, grey."""
+    """Return the image of coins: (303, 384), uint8, grey."""
     try:
         from skimage import data
     except ImportError as error:
@@ -52,7 +54,7 @@ def photograph() -> Array:
 
 
 def label(image: Array) -> Array:
-    """(H, W), int: 0 the ground, 1 to 24 the coins, row by row from the left."""
+    """Label the coins: (H, W), int, 0 the ground, 1 to 24 the coins, row by row from the left."""
     from scipy import ndimage
     from skimage import filters, measure, morphology, segmentation
 
@@ -78,7 +80,7 @@ def label(image: Array) -> Array:
 
 
 def parting(labels: Array) -> int:
-    """The line, a row of pixels, at which the lowest row's part of the image begins."""
+    """Return the row of pixels at which the part of the image with the lowest coins begins."""
     lowest = labels > COINS - 6
     above = np.flatnonzero(((labels > 0) & ~lowest).any(1))[-1]
     below = np.flatnonzero(lowest.any(1))[0]
@@ -88,7 +90,7 @@ def parting(labels: Array) -> int:
 
 
 def tiles(region: Box) -> Iterator[Box]:
-    """The tiles of a region, both as (left, top, right, bottom): they end where the region does."""
+    """Cut a region into tiles, (left, top, right, bottom) each: they end where the region does."""
 
     def starts(first: int, end: int, length: int) -> list[int]:
         last = max(end - length, first)
@@ -101,14 +103,14 @@ def tiles(region: Box) -> Iterator[Box]:
 
 
 def regions(labels: Array) -> dict[str, Box]:
-    """Where each split lies in the image."""
+    """Return where each split lies in the image."""
     height, width = labels.shape
     line = parting(labels)
     return {"train": (0, 0, width, line), "test": (0, line, width, height)}
 
 
 def generate(out: str | Path) -> bool:
-    """Writes the dataset, whole or not at all.
+    """Write the dataset, whole or not at all.
 
     Returns:
         Whether it was written: False where `out` already held it.
@@ -119,26 +121,12 @@ def generate(out: str | Path) -> bool:
     image = photograph()
     labels = label(image)
     parts = regions(labels)
-    areas = np.bincount(labels.ravel())
 
     def write(folder: Path) -> None:
         for split, region in parts.items():
-            images = folder / "images" / split
-            images.mkdir(parents=True)
-            content = []
-            for left, top, right, bottom in tiles(region):
-                window = slice(top, bottom), slice(left, right)
-                name = f"{left:03}-{top:03}.png"
-                write_image(images / name, image[window])
-                found = []
-                for coin in np.unique(labels[window])[1:]:
-                    mask = labels[window] == coin
-                    crowd = bool(mask.sum() < ENOUGH * areas[coin])
-                    found.append(annotation(mask, 1, iscrowd=crowd))
-                content.append((name, (right - left, bottom - top), found))
-            write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
+            _write_tiles(folder, split, region, image, labels)
         left, top, right, bottom = parts["test"]
-        write_image(folder / "row.png", image[top:bottom, left:right])
+        write_image(folder / "row.png", image[top:bottom, left:right], direct=True)
 
     parameters = {
         "generator": "fcvit_mm.coins",
@@ -153,20 +141,34 @@ def generate(out: str | Path) -> bool:
     return write_whole(Path(out), parameters, write, files)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _write_tiles(folder: Path, split: str, region: Box, image: Array, labels: Array) -> None:
+    areas = np.bincount(labels.ravel())
+    images = folder / "images" / split
+    images.mkdir(parents=True)
+    content = []
+    for left, top, right, bottom in tiles(region):
+        window = slice(top, bottom), slice(left, right)
+        name = f"{left:03}-{top:03}.png"
+        write_image(images / name, image[window], direct=True)
+        found = []
+        for coin in np.unique(labels[window])[1:]:
+            mask = labels[window] == coin
+            found.append(annotation(mask, 1, iscrowd=bool(mask.sum() < ENOUGH * areas[coin])))
+        content.append((name, (right - left, bottom - top), found))
+    write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the dataset into the folder that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m fcvit_mm.datasets.coins", description="Write the dataset of coins."
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    options = parser.parse_args(arguments)
-    try:
-        written = generate(options.out)
-    except (DatasetError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"{COINS} coins {'written to' if written else 'already in'} {options.out}")
-    return 0
+    args = parser.parse_args(argv)
+    with writing(args.out):
+        written = generate(args.out)
+    print(f"{COINS} coins {'written to' if written else 'already in'} {args.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

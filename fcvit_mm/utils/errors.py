@@ -5,12 +5,12 @@ class CheckpointError(ValueError):
     """A checkpoint can't be used; the message says which, why, and what to do."""
 
 
-class DatasetError(ValueError):
-    """A dataset cannot be made as asked; the message is one sentence for the user."""
-
-
 class ConfigError(ValueError):
     """A config, or what it names, can't be used; the message says what, where and what to do."""
+
+
+class DatasetError(ConfigError):
+    """A dataset can't be generated as asked; the message says why and what to do."""
 
 
 class DeadWorkerError(RuntimeError):

@@ -195,7 +195,7 @@ def crowd(form: str, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
     """A crowd over a quarter of an image."""
     mask = np.zeros(size[::-1], bool)
     mask[10:42, 20:52] = True
-    one = coco_writer.annotation(mask, 1, "polygon")
+    one = coco_writer.annotation(mask, 1)
     if form == "uncompressed":
         one = coco_writer.annotation(mask, 1, iscrowd=True)
     elif form == "compressed":

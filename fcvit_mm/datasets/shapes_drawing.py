@@ -1,0 +1,328 @@
+"""Draw shapes on textured grounds: what the generated datasets are made of.
+
+Shapes are drawn from signed distances (negative inside, in pixels), which give smooth edges, bevels
+and shadows alike. As things in the world do, each class has its colors, spread around a hue of its
+own; patterns and light it shares with all.
+
+Shape letters: H height, W width, both in pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+CLASSES = ("circle", "square", "triangle", "star")
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What images a task takes, by default.
+
+    train, val: how many. size: (width, height), pixels. objects: how many are in a square image,
+    from and to. radii: of the objects, as shares of the image's shorter side, from and to.
+    """
+
+    train: int
+    val: int
+    size: tuple[int, int]
+    objects: tuple[int, int]
+    radii: tuple[float, float]
+
+
+# Objects are about as large in pixels for both.
+TASKS = {
+    "dense": Task(400, 40, (128, 128), (2, 5), (0.12, 0.25)),
+    "classification": Task(4000, 400, (64, 64), (1, 1), (0.2, 0.45)),
+}
+
+Array = np.ndarray
+Generator = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its objects, the later ones in front.
+
+    image: (H, W, 3), uint8, RGB. masks: (N, H, W), bool, the visible part of each object, disjoint.
+    labels: (N,), indices into `CLASSES`.
+    """
+
+    image: Array
+    masks: Array
+    labels: Array
+
+    def label_map(self) -> Array:
+        """(H, W), uint8: 0 the ground, i the class `CLASSES[i - 1]`."""
+        return ((self.labels[:, None, None] + 1) * self.masks).sum(0).astype(np.uint8)
+
+
+# Signed distances. x, y: coordinates in units of the object's radius, (H, W) each.
+
+
+def _polygon(*vertices: tuple[float, float]) -> Callable[[Array, Array], Array]:
+    corners = np.array(vertices)
+
+    def distance(x: Array, y: Array) -> Array:
+        nearest = np.full(x.shape, np.inf)
+        inside = np.zeros(x.shape, bool)
+        for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            ex, ey = bx - ax, by - ay
+            along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
+            nearest = np.minimum(nearest, (x - ax - along * ex) ** 2 + (y - ay - along * ey) ** 2)
+            # Even-odd rule: which points see this edge on their right.
+            if ey != 0:
+                inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
+        # Less a little, which rounds the corners.
+        return np.where(inside, -1, 1) * np.sqrt(nearest) - 0.06
+
+    return distance
+
+
+def _regular(points: int, *radii: float) -> Callable[[Array, Array], Array]:
+    """A polygon whose corners lie on circles of these radii in turn."""
+    angles = np.arange(points) * 2 * np.pi / points - np.pi / 2
+    radius = np.resize(radii, points)
+    return _polygon(*zip(radius * np.cos(angles), radius * np.sin(angles), strict=True))
+
+
+_DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
+    "circle": lambda x, y: np.hypot(x, y) - 0.92,
+    "square": _regular(4, 1.08),
+    "triangle": _regular(3, 1.08),
+    "star": _regular(10, 1.12, 0.5),
+}
+
+# Patterns. Each gives an (H, W) array of 0 to 1, by which two colors are mixed. x, y: pixels.
+# scale: size of the pattern's largest feature, in pixels.
+
+
+def _noise(rng: Generator, x: Array, y: Array, scale: float, octaves: int = 1) -> Array:
+    height, width = x.shape
+    total = np.zeros(x.shape, np.float32)
+    for octave in range(octaves):
+        cell = max(scale / 2**octave, 1)
+        grid = rng.random((int(height / cell) + 3, int(width / cell) + 3), np.float32)
+        size = (int(grid.shape[1] * cell) + 1, int(grid.shape[0] * cell) + 1)
+        fine = cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
+        top, left = (int(v) for v in rng.integers(0, int(cell) + 1, 2))
+        total += fine[top : top + height, left : left + width] / 2**octave
+    return np.clip(total / (2 - 0.5 ** (octaves - 1)), 0, 1)
+
+
+def _turned(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
+    angle = rng.uniform(0, 2 * np.pi)
+    c, s = np.cos(angle), np.sin(angle)
+    return c * x + s * y, c * y - s * x
+
+
+def _gradient(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    u, _ = _turned(rng, x, y)
+    return (u - u.min()) / max(float(np.ptp(u)), 1)
+
+
+def _clouds(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    return np.clip(_noise(rng, x, y, scale, octaves=5) * 1.8 - 0.4, 0, 1)
+
+
+def _stripes(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    u, _ = _turned(rng, x, y)
+    bend = rng.uniform(0, 1) * scale
+    u = u + bend * _noise(rng, x, y, 2 * scale)
+    return np.clip(0.5 + rng.uniform(0.5, 3) * np.sin(2 * np.pi * u / scale), 0, 1)
+
+
+def _grain(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    """Planks of wood: rings stretched along one direction."""
+    u, v = _turned(rng, x, y)
+    u = u + scale * _noise(rng, x, y, 2 * scale, octaves=2)
+    fibres = 0.5 + 0.5 * np.sin(2 * np.pi * u / (0.4 * scale) + np.sin(v / scale))
+    return 0.7 * fibres + 0.3 * _noise(rng, x, y, 2)
+
+
+def _checks(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    u, v = _turned(rng, x, y)
+    sharp = rng.uniform(2, 6)
+    board = np.sin(np.pi * u / scale) * np.sin(np.pi * v / scale)
+    return np.clip(0.5 + sharp * board, 0, 1)
+
+
+def _dots(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    u, v = _turned(rng, x, y)
+    cell = scale * 0.8
+    distance = np.hypot((u / cell) % 1 - 0.5, (v / cell) % 1 - 0.5) * cell
+    return np.clip(0.5 + cell * rng.uniform(0.2, 0.35) - distance, 0, 1)
+
+
+def _blobs(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    return np.clip(0.5 + 5 * (_noise(rng, x, y, scale) - rng.uniform(0.4, 0.6)), 0, 1)
+
+
+def _speckle(rng: Generator, x: Array, y: Array, scale: float) -> Array:
+    return np.clip(0.5 + 2 * (_noise(rng, x, y, 2, octaves=2) - 0.5), 0, 1)
+
+
+Pattern = Callable[[Generator, Array, Array, float], Array]
+_GROUNDS: tuple[Pattern, ...] = (
+    _gradient,
+    _clouds,
+    _stripes,
+    _grain,
+    _checks,
+    _blobs,
+    _speckle,
+)
+_SURFACES: tuple[Pattern, ...] = (_gradient, _clouds, _stripes, _checks, _dots, _speckle)
+
+
+# The centre of each class's hues; by form alone a few minutes do not teach classes apart.
+_HUES = {"circle": 0.98, "square": 0.6, "triangle": 0.36, "star": 0.15}
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Array:
+    """An RGB color, 0 to 1 each, from hue (any number, period 1), saturation and value."""
+    phase = (np.array([5, 3, 1]) + 6 * hue) % 6
+    return value * (1 - saturation * np.clip(np.minimum(phase, 4 - phase), 0, 1))
+
+
+def _mix(weight: Array, first: Array, second: Array) -> Array:
+    return first + weight[..., None] * (second - first)
+
+
+@dataclass(frozen=True)
+class _Object:
+    label: int
+    centre: tuple[float, float]
+    radius: float
+    angle: float
+
+    def window(self, height: int, width: int) -> tuple[slice, slice]:
+        """The part of the image that the object and its shadow can reach."""
+        reach = 1.9 * self.radius + 4
+        (cx, cy) = self.centre
+        return (
+            slice(max(int(cy - reach), 0), min(int(cy + reach) + 1, height)),
+            slice(max(int(cx - reach), 0), min(int(cx + reach) + 1, width)),
+        )
+
+    def distance(self, x: Array, y: Array) -> Array:
+        """Signed distance in pixels at the points (x, y) of the image."""
+        c, s = np.cos(self.angle), np.sin(self.angle)
+        u, v = (x - self.centre[0]) / self.radius, (y - self.centre[1]) / self.radius
+        return self.radius * _DISTANCES[CLASSES[self.label]](c * u + s * v, c * v - s * u)
+
+
+def _arrange(rng: Generator, x: Array, y: Array, task: str) -> tuple[list[_Object], Array]:
+    """Objects, back to front, and the (N, H, W) masks of what is visible of each."""
+    height, width = x.shape
+    side = min(height, width)
+    crowd = height * width / side**2
+    wanted = round(float(rng.uniform(*TASKS[task].objects)) * crowd)
+    objects: list[_Object] = []
+    owner = np.full(x.shape, -1)
+    areas: list[int] = []
+    for _ in range(6 * wanted):
+        if len(objects) == wanted:
+            break
+        radius = side * float(rng.uniform(*TASKS[task].radii))
+        margin = 0.6 * radius
+        centre = (
+            float(rng.uniform(margin, width - margin)),
+            float(rng.uniform(margin, height - margin)),
+        )
+        label = int(rng.integers(len(CLASSES)))
+        one = _Object(label, centre, radius, float(rng.uniform(-0.2, 0.2)))
+        window = one.window(height, width)
+        covered = np.zeros(x.shape, bool)
+        covered[window] = one.distance(x[window], y[window]) <= 0
+        left = np.bincount(owner[~covered] + 1, minlength=len(objects) + 1)[1:]
+        # What is hardly to be seen could not be named by anybody.
+        if any(seen < 0.6 * area for seen, area in zip(left, areas, strict=True)):
+            continue
+        owner[covered] = len(objects)
+        areas.append(int(covered.sum()))
+        objects.append(one)
+    return objects, owner == np.arange(len(objects))[:, None, None]
+
+
+def _paint(
+    rng: Generator, canvas: Array, one: _Object, x: Array, y: Array, light: tuple[float, float]
+) -> None:
+    """Paints an object and its shadow into `canvas`, (H, W, 3), 0 to 1."""
+    window = one.window(*x.shape)
+    x, y, under = x[window], y[window], canvas[window]
+
+    lift = one.radius * rng.uniform(0.08, 0.35)
+    blur = 1 + 0.8 * lift
+    dropped = one.distance(x + lift * light[0], y + lift * light[1])
+    shadow = np.clip(0.5 - dropped / (2 * blur), 0, 1)
+    under *= 1 - (rng.uniform(0.35, 0.6) * shadow**2 * (3 - 2 * shadow))[..., None]
+
+    distance = one.distance(x, y)
+    ground = under.mean((0, 1))
+    while True:
+        hue = _HUES[CLASSES[one.label]] + rng.normal(0, 0.05)
+        saturation, value = rng.uniform(0.55, 0.95), rng.uniform(0.55, 1)
+        color = _rgb(hue, saturation, value)
+        if np.abs(color - ground).sum() > 0.7:
+            break
+    other = _rgb(
+        hue + rng.normal(0, 0.04),
+        np.clip(saturation + rng.uniform(-0.25, 0.1), 0, 1),
+        np.clip(value * rng.uniform(0.7, 1.25), 0, 1),
+    )
+    pattern = _SURFACES[rng.integers(len(_SURFACES))]
+    surface = _mix(pattern(rng, x, y, one.radius * rng.uniform(0.35, 0.8)), color, other)
+
+    # A bevel: the surface bends away near the edge, over its whole width where it is a dome.
+    bevel = max(one.radius * rng.choice([0.12, 0.3, 0.9]), 1.5)
+    steep = np.clip(1 + distance / bevel, 0, 1)
+    down, right = np.gradient(distance)
+    facing = steep * (right * light[0] + down * light[1])
+    shade = 1 + 0.4 * facing - 0.12 * steep
+    gloss = rng.uniform(0, 0.35) * np.clip(facing, 0, 1) ** 4
+    lit = np.clip(surface * shade[..., None] + gloss[..., None], 0, 1)
+
+    coverage = np.clip(0.5 - distance, 0, 1)
+    under += coverage[..., None] * (lit - under)
+
+
+def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Sample:
+    """Draws an image of `width` x `height` pixels; task: one of `TASKS`."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    side = min(height, width)
+    objects, masks = _arrange(rng, x, y, task)
+
+    hue = rng.uniform(0, 1)
+    first = _rgb(hue, rng.uniform(0.03, 0.25), rng.uniform(0.3, 0.85))
+    second = _rgb(
+        hue + rng.normal(0, 0.1),
+        rng.uniform(0.03, 0.25),
+        np.clip(first.max() * rng.uniform(0.65, 1.3), 0.15, 0.95),
+    )
+    ground = _GROUNDS[rng.integers(len(_GROUNDS))]
+    canvas = _mix(ground(rng, x, y, side * rng.uniform(0.12, 0.35)), first, second)
+    canvas += 0.03 * (_noise(rng, x, y, 3, octaves=2)[..., None] - 0.5)
+
+    angle = rng.uniform(0, 2 * np.pi)
+    light = (float(np.cos(angle)), float(np.sin(angle)))
+    for one in objects:
+        _paint(rng, canvas, one, x, y, light)
+
+    # Light that falls off away from where it comes from, and a camera's noise.
+    fall = (x / width - 0.5) * light[0] + (y / height - 0.5) * light[1]
+    canvas *= (1 + rng.uniform(0, 0.4) * fall)[..., None]
+    canvas += rng.normal(0, rng.uniform(0.002, 0.015), canvas.shape)
+    image = np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+    return Sample(image, masks, np.array([one.label for one in objects], int))
+
+
+def make_sample(
+    seed: int, split: str, index: int, size: tuple[int, int] = (128, 128), task: str = "dense"
+) -> Sample:
+    """Image `index` of a split; size: (width, height) in pixels; task: one of `TASKS`."""
+    # no image of one task comes from the random numbers of another's
+    stream = [1] if task == "classification" else []
+    return draw(np.random.default_rng([seed, SPLITS.index(split), index, *stream]), *size, task)
