@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .registry import _operator, _widen
+from .registry import register_operator, widen
 
 
-@_operator
+@register_operator
 def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *buffers: Tensor, **geometry: int
 ) -> None:
@@ -17,7 +17,7 @@ def deform_conv_forward(
     output.copy_(_unless_nan(torch.ops.torchvision.deform_conv2d(*operands), offset))
 
 
-@_operator
+@register_operator
 def deform_conv_backward_input(
     input: Tensor,
     offset: Tensor,
@@ -34,7 +34,7 @@ def deform_conv_backward_input(
     grad_offset.copy_(grads[2])
 
 
-@_operator
+@register_operator
 def deform_conv_backward_parameters(
     input: Tensor,
     offset: Tensor,
@@ -57,11 +57,11 @@ def _plain_operands(
     # im2col_step is left out: it bounds memory and changes no result
     scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
     mask, bias = input.new_zeros(len(input), 1), weight.new_zeros(len(weight))
-    tensors = _reachable(_widen(input, weight, offset, mask, bias), scalars)
+    tensors = _reachable(widen(input, weight, offset, mask, bias), scalars)
     return [*tensors, *scalars, False]
 
 
-@_operator
+@register_operator
 def modulated_deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -78,7 +78,7 @@ def modulated_deform_conv_forward(
     output.copy_(_unless_nan(torch.ops.torchvision.deform_conv2d(*operands), offset))
 
 
-@_operator
+@register_operator
 def modulated_deform_conv_backward(
     input: Tensor,
     weight: Tensor,
@@ -134,7 +134,7 @@ def _modulated_operands(
         bias = weight.new_zeros(len(weight))
     axes = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
     scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
-    tensors = _reachable(_widen(input, weight, offset, mask, bias), scalars)
+    tensors = _reachable(widen(input, weight, offset, mask, bias), scalars)
     return [*tensors, *scalars, True]
 
 
@@ -166,7 +166,7 @@ def _unless_nan(output: Tensor, offset: Tensor) -> Tensor:
     return output.masked_fill_(offset.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
-@_operator
+@register_operator
 def ms_deform_attn_forward(
     value: Tensor,
     value_spatial_shapes: Tensor,
@@ -179,7 +179,7 @@ def ms_deform_attn_forward(
     in 0..1, attention_weights without the last axis -> (B, queries, heads * D)."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    wide, locations, weights = _widen(value, sampling_locations, attention_weights)
+    wide, locations, weights = widen(value, sampling_locations, attention_weights)
     starts, levels = value_level_start_index.tolist(), value_spatial_shapes.tolist()
     # samples a pixel or more outside add nothing, to the gradients neither; moved to -1, they do so
     # in mmcv's form too, where nan would spread and the border have a gradient
@@ -192,7 +192,7 @@ def ms_deform_attn_forward(
     return multi_scale_deformable_attn_pytorch(torch.cat(parts, dim=1), levels, *where).to(value)
 
 
-@_operator
+@register_operator
 def ms_deform_attn_backward(
     value: Tensor,
     value_spatial_shapes: Tensor,

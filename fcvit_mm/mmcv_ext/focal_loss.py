@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .registry import _operator, _widen
+from .registry import register_operator, widen
 
 
-@_operator
+@register_operator
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
@@ -18,7 +18,7 @@ def sigmoid_focal_loss_forward(
     output.copy_(-factor * wrong**gamma * log_right)
 
 
-@_operator
+@register_operator
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
@@ -31,7 +31,7 @@ def _focal_terms(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of each logit: probability of what is true, of what is not, log of the first, factor, and
     the direction (1 or -1) in which the logit raises the first."""
-    logits, weights = _widen(input, weight)
+    logits, weights = widen(input, weight)
     classes = torch.arange(input.shape[1], device=input.device)
     positive = target[:, None] == classes
     p = logits.sigmoid()

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .registry import _operator
+from .registry import register_operator
 
 
-@_operator
+@register_operator
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices (int64) of the kept of the boxes (K, 4), by falling score."""
     order = scores.sort(descending=True).indices  # like the extension's: not stable
@@ -25,7 +25,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return torch.cat(kept)
 
 
-@_operator
+@register_operator
 def softnms(
     boxes: Tensor,
     scores: Tensor,

@@ -105,7 +105,6 @@ def roi_align(
     size: tuple[int, int],
     scale: float,
     sampling: int,
-    mode: str,
     aligned: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Output and the features' gradient; nan for boxes that are not finite."""
@@ -131,51 +130,11 @@ def roi_align(
                 )
                 for i, j in product(range(n_y), range(n_x))
             ]
-            if mode == "max" and samples:
-                samples = [max(samples, key=lambda sample: sample[0])]
             for value, shares in samples:
                 output[k, c, p, q] += value / number(len(samples))
                 for (row, column), share in shares.items():
                     part = share / number(len(samples))
                     grad_input[int(image), c, row, column] += grad[k, c, p, q] * part
-    return output, grad_input
-
-
-def roi_pool(
-    features: np.ndarray, rois: np.ndarray, grad: np.ndarray, size: tuple[int, int], scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Output and the features' gradient. Edges become whole numbers as on a GPU: nan becomes 0, and
-    what is too large the largest."""
-    number = features.dtype.type
-
-    def whole(edge: np.floating, limit: int) -> int:
-        return 0 if np.isnan(edge) else int(min(max(edge, 0), limit))
-
-    height, width = features.shape[2:]
-    output, grad_input = np.zeros_like(grad), np.zeros_like(features)
-    scale = number(scale)
-    for k, (image, *corners) in enumerate(rois):
-        with np.errstate(all="ignore"):
-            x1, y1 = corners[0] * scale, corners[1] * scale
-            w, h = (corners[2] + 1) * scale - x1, (corners[3] + 1) * scale - y1
-            if w <= 0 or h <= 0:
-                continue
-            rows_at, columns_at = (
-                [number(i) * (extent / number(bins)) + start for i in range(bins + 1)]
-                for start, extent, bins in ((y1, h, size[0]), (x1, w, size[1]))
-            )
-        for c, p, q in product(range(features.shape[1]), range(size[0]), range(size[1])):
-            rows = range(
-                whole(np.floor(rows_at[p]), height), whole(np.ceil(rows_at[p + 1]), height)
-            )
-            columns = range(
-                whole(np.floor(columns_at[q]), width), whole(np.ceil(columns_at[q + 1]), width)
-            )
-            if pixels := list(product(rows, columns)):
-                plane = features[int(image), c]
-                best = max(pixels, key=lambda pixel: plane[pixel])
-                output[k, c, p, q] = plane[best]
-                grad_input[(int(image), c, *best)] += grad[k, c, p, q]
     return output, grad_input
 
 

@@ -272,7 +272,6 @@ def can_be_looped(boxes: Tensor) -> bool:
 
 bins = st.tuples(st.integers(1, 3), st.integers(1, 3))
 scales = st.sampled_from([1.0, 0.5, 0.3])
-modes = st.sampled_from(["avg", "max"])
 densities = st.sampled_from([0, 0, 1, 2])
 
 
@@ -284,13 +283,12 @@ def differentiated(function: Any, features: Tensor, grad: Tensor) -> tuple[Tenso
 
 
 @attack
-@given(regions(), bins, scales, densities, modes, st.booleans(), seeds, st.booleans())
+@given(regions(), bins, scales, densities, st.booleans(), seeds, st.booleans())
 def test_roi_align(
     drawn: Any,
     size: tuple[int, int],
     scale: float,
     density: int,
-    mode: str,
     aligned: bool,
     seed: int,
     gaps: bool,
@@ -299,43 +297,30 @@ def test_roi_align(
     assume(can_be_looped(boxes))
     grad = numbers(seed, len(boxes), features.shape[1], *size)
     expected = oracles.roi_align(
-        features.numpy(), boxes.numpy(), grad.numpy(), size, scale, density, mode, aligned
+        features.numpy(), boxes.numpy(), grad.numpy(), size, scale, density, aligned
     )
     if gaps:
         features, boxes, grad = map(spread, (features, boxes, grad))
     found = differentiated(
-        lambda leaf: ops.roi_align(leaf, boxes, size, scale, density, mode, aligned), features, grad
+        lambda leaf: ops.roi_align(leaf, boxes, size, scale, density, "avg", aligned),
+        features,
+        grad,
     )
     for actual, loop in zip(found, expected, strict=True):
         assert_equal_nan(actual, loop, EPS[torch.float64])
 
 
 @attack
-@given(regions(), bins, scales, seeds, st.booleans())
-def test_roi_pool(drawn: Any, size: tuple[int, int], scale: float, seed: int, gaps: bool) -> None:
-    features, boxes = drawn
-    grad = numbers(seed, len(boxes), features.shape[1], *size)
-    expected = oracles.roi_pool(features.numpy(), boxes.numpy(), grad.numpy(), size, scale)
-    if gaps:
-        features, boxes, grad = map(spread, (features, boxes, grad))
-    found = differentiated(lambda leaf: ops.roi_pool(leaf, boxes, size, scale), features, grad)
-    for actual, loop in zip(found, expected, strict=True):
-        assert_equal_nan(actual, loop, EPS[torch.float64])
-
-
-@attack
-@given(regions(), bins, densities, st.sampled_from(["avg", "max", "pool"]), st.sampled_from(TYPES))
+@given(regions(), bins, densities, st.sampled_from(TYPES))
 def test_regions_in_every_type(
-    drawn: Any, size: tuple[int, int], density: int, mode: str, dtype: torch.dtype
+    drawn: Any, size: tuple[int, int], density: int, dtype: torch.dtype
 ) -> None:
     """Halves are computed in float32. Whatever the box: the result is nan or no greater than the
     features, and that of the other boxes is what it is without it."""
     features, boxes = (tensor.to(dtype) for tensor in drawn)
 
     def function(features: Tensor, boxes: Tensor) -> Tensor:
-        if mode == "pool":
-            return ops.roi_pool(features, boxes, size, 0.5)
-        return ops.roi_align(features, boxes, size, 0.5, density, mode, True)
+        return ops.roi_align(features, boxes, size, 0.5, density, "avg", True)
 
     output, gradient = differentiated(
         lambda leaf: function(leaf, boxes),
@@ -353,24 +338,17 @@ def test_regions_in_every_type(
 
 
 @attack
-@given(
-    regions(), st.sampled_from(["avg", "max", "pool"]), st.sampled_from([NAN, INF, -1.0, 3.0, 1e30])
-)
-def test_a_box_of_no_image_is_an_error(drawn: Any, mode: str, image: float) -> None:
+@given(regions(), st.sampled_from([NAN, INF, -1.0, 3.0, 1e30]))
+def test_a_box_of_no_image_is_an_error(drawn: Any, image: float) -> None:
     features, boxes = drawn
     boxes = torch.cat((boxes, torch.tensor([[image, 0, 0, 3, 3]])))
     with pytest.raises(ValueError, match=f"is none of the {len(features)}"):
-        if mode == "pool":
-            ops.roi_pool(features, boxes, 2)
-        else:
-            ops.roi_align(features, boxes, 2, 1.0, 0, mode)
+        ops.roi_align(features, boxes, 2, 1.0, 0)
 
 
 @attack
-@given(seeds, scales, st.sampled_from([0, 2]), modes, st.booleans())
-def test_roi_align_gradient(
-    seed: int, scale: float, density: int, mode: str, aligned: bool
-) -> None:
+@given(seeds, scales, st.sampled_from([0, 2]), st.booleans())
+def test_roi_align_gradient(seed: int, scale: float, density: int, aligned: bool) -> None:
     random = np.random.RandomState(seed)
     features = torch.from_numpy(random.permutation(40).reshape(1, 2, 4, 5) / 7.0).requires_grad_()
     corners = random.uniform(-2, 12, (3, 2, 2))
@@ -378,7 +356,7 @@ def test_roi_align_gradient(
     corners.sort(axis=1)
     boxes = torch.from_numpy(np.concatenate((np.zeros((3, 1)), corners.reshape(3, 4)), axis=1))
     assert gradcheck(
-        lambda leaf: ops.roi_align(leaf, boxes, (2, 2), scale, density, mode, aligned),
+        lambda leaf: ops.roi_align(leaf, boxes, (2, 2), scale, density, "avg", aligned),
         features,
         fast_mode=True,
     )
@@ -391,18 +369,17 @@ HUGE = torch.tensor(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("mode", ["avg", "max"])
-def test_huge_boxes_cost_what_the_map_costs(mode: str, dtype: torch.dtype) -> None:
+def test_huge_boxes_cost_what_the_map_costs(dtype: torch.dtype) -> None:
     features = numbers(0, 1, 2, 6, 7).to(dtype)
     output, gradient = differentiated(
-        lambda leaf: ops.roi_align(leaf, HUGE.to(dtype), 2, 1.0, 0, mode, True),
+        lambda leaf: ops.roi_align(leaf, HUGE.to(dtype), 2, 1.0, 0, "avg", True),
         features,
         torch.ones(3, 2, 2, 2),
     )
     assert gradient.isfinite().all()
     # in half precision the first two have no finite corners
     assert (output.isnan() | (output.abs() <= features.abs().max())).all()
-    if dtype == torch.float64 and mode == "avg":
+    if dtype == torch.float64:
         # each bin's mean is the map's integral over the bin's area, but for the border
         _, _, height, width = features.shape
         assert output[0].abs().max() < features.abs().sum() / 1e17
@@ -414,30 +391,15 @@ def test_large_boxes_have_the_loops_result() -> None:
     them: the result stays."""
     features = numbers(1, 1, 1, 3, 4)
     boxes = torch.tensor([[0, -90.0, -70.0, 110.5, 120.25]], dtype=torch.float64)
-    for mode in ("avg", "max"):
-        grad = numbers(2, 1, 1, 2, 3)
-        found = differentiated(
-            lambda leaf, mode=mode: ops.roi_align(leaf, boxes, (2, 3), 1.0, 0, mode, True),
-            features,
-            grad,
-        )
-        expected = oracles.roi_align(
-            features.numpy(), boxes.numpy(), grad.numpy(), (2, 3), 1.0, 0, mode, True
-        )
-        for actual, loop in zip(found, expected, strict=True):
-            assert_equal_nan(actual, loop, EPS[torch.float64])
-
-
-def test_a_maximum_of_numbers_and_none_is_that_of_the_numbers() -> None:
-    features = torch.tensor([[INF, -1.0, NAN], [NAN, NAN, NAN], [-INF, -INF, -INF]])
-    boxes = torch.tensor([[0.0, 0, 0, 2, 2], [0, 1, 0, 2, 2]])
-    for output in (
-        ops.roi_pool(features[None, None], boxes, (3, 1)),
-        ops.roi_align(
-            features[None, None], boxes + boxes.new_tensor([0, 0, 0, 1, 1]), (3, 1), 1.0, 0, "max"
-        ),
-    ):
-        assert same(output[:, 0, :, 0], torch.tensor([[INF, NAN, -INF], [-1, NAN, -INF]]))
+    grad = numbers(2, 1, 1, 2, 3)
+    found = differentiated(
+        lambda leaf: ops.roi_align(leaf, boxes, (2, 3), 1.0, 0, "avg", True), features, grad
+    )
+    expected = oracles.roi_align(
+        features.numpy(), boxes.numpy(), grad.numpy(), (2, 3), 1.0, 0, True
+    )
+    for actual, loop in zip(found, expected, strict=True):
+        assert_equal_nan(actual, loop, EPS[torch.float64])
 
 
 # ---------------------------------------------------------------------- deformable convolution
