@@ -9,31 +9,29 @@ from mmengine.runner.checkpoint import get_external_models, get_torchvision_mode
 
 from ..utils.errors import CheckpointError
 from ..utils.files import atomic_write
-from .reader import _listing, find_container, read_checkpoint
+from .reader import find_weights, listing, read_checkpoint
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """MMEngine's checkpoint loader for paths and http(s) URLs; see `read_checkpoint`.
+    """Load a checkpoint for MMEngine from a path or an http(s) URL; see `read_checkpoint`.
 
-    The weights lie where MMEngine looks for them, averaged ones if the file has them.
+    The weights are where MMEngine looks for them, averaged ones if the file has them.
     """
     content = read_checkpoint(filename, map_location)
-    if container := find_container(content):
-        # the same dict, whose metadata say by which version of a module it was written
-        weights = content["state_dict"] = content[container]
-        for key in [key for key in weights if not isinstance(key, str)]:
-            del weights[key]
+    container, weights = find_weights(content)
+    if container:
+        content["state_dict"] = weights
     return content
 
 
 def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """MMEngine's checkpoint loader for `torchvision://NAME` and `open-mmlab://NAME`."""
+    """Load a checkpoint for MMEngine from `torchvision://NAME` or `open-mmlab://NAME`."""
     scheme, _, name = filename.partition("://")
     urls = (
         get_torchvision_models() if scheme in ("torchvision", "modelzoo") else get_external_models()
     )
     if name not in urls:
-        raise CheckpointError(f"{filename}: no such model; there are {_listing(urls)}")
+        raise CheckpointError(f"{filename}: no such model; there are {listing(urls)}")
     return read_checkpoint(urls[name], map_location)
 
 

@@ -1,9 +1,8 @@
-"""Checkpoints: read them safely, find the weights, load them completely, or say why not.
+"""Read checkpoints safely, and find the weights in them.
 
 A checkpoint is a pickle, and unpickling runs whatever the file says. Everything here reads with
 PyTorch's restricted unpickler and an allow-list, and there is no way back to the unrestricted
-one; `pickles` goes through the file before. `register_safe_loaders` puts the same reader under
-MMEngine's `load_from`, `resume` and test.
+one; `pickle_scan` scans the file before.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import hashlib
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,7 @@ from . import pickle_scan
 
 # Where a file keeps its weights; the first that is there is taken, the whole file if none is.
 EMA_CONTAINER = "state_dict_ema"
-
-
 CONTAINERS = (EMA_CONTAINER, "state_dict", "model")
-
-
 # How much larger than its file tensors may be together; some share their values.
 SHARED = 4
 
@@ -67,7 +63,7 @@ def _safe_globals() -> list:
 
 
 def is_url(filename: str) -> bool:
-    """Whether a checkpoint is named by a URL or by a scheme of MMEngine's, not by a path."""
+    """Tell whether a checkpoint is named by a URL or by a scheme of MMEngine's, not by a path."""
     return "://" in filename
 
 
@@ -137,7 +133,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, compared with their checksum where we wrote it."""
+    """Read a safetensors file, and compare its checksum where we wrote it."""
     with safetensors.safe_open(path, framework="pt") as file:
         noted = (file.metadata() or {}).get(SHA256_KEY)
     if noted and not matches_sha256(path.read_bytes(), noted):
@@ -146,12 +142,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _name(known: Any) -> str:
-    """By which name a pickle asks for what `torch.serialization.add_safe_globals` was given."""
+    """Return the name by which a pickle asks for a safe global of PyTorch."""
     return known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__qualname__}"
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers, which may hold each other, once."""
+    """Yield every tensor in nested containers, which may hold each other, once."""
     seen: set[int] = set()
     left = [content]
     while left:
@@ -180,6 +176,7 @@ def _check_tensors(filename: str, content: dict, size: int) -> None:
 
 
 def _explain(filename: str, error: Exception) -> str:
+    """Say in one sentence why a file could not be read."""
     if filename.endswith(".safetensors"):
         return f"{filename} is not a whole safetensors file: {error}"
     # PyTorch wraps its reason into advice to load without restriction, which nobody should follow.
@@ -207,7 +204,7 @@ def _explain(filename: str, error: Exception) -> str:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -215,48 +212,53 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def select_weights(
-    checkpoint: Mapping[str, Any], filename: str, ema: bool = True
-) -> tuple[str, dict[str, Tensor]]:
+def find_weights(
+    checkpoint: Mapping[str, Any], ema: bool = True
+) -> tuple[str | None, dict[str, Tensor]]:
     """Find the weights in a checkpoint.
 
     Args:
         checkpoint: what `read_checkpoint` returned.
-        filename: for the error message.
         ema: take averaged weights where the file has them.
 
     Returns:
-        The name of the container they were in ('the file itself' for a bare state dict), and the
-        state dict without DDP's `module.` prefix.
+        The name of the container they were in (None for a bare state dict); the tensors that have
+        a name, without DDP's `module.` prefix, and with the versions of the modules that wrote
+        them.
+    """
+    names = CONTAINERS if ema else CONTAINERS[1:]
+    container = next((name for name in names if isinstance(checkpoint.get(name), Mapping)), None)
+    given: Mapping[Any, Any] = checkpoint[container] if container else checkpoint
+    weights = OrderedDict(
+        (key.removeprefix("module."), value)
+        for key, value in given.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    )
+    if hasattr(given, "_metadata"):
+        weights._metadata = given._metadata  # type: ignore[attr-defined]
+    return container, weights
+
+
+def read_weights(
+    filename: str | os.PathLike, ema: bool = True, map_location: Any = "cpu"
+) -> tuple[str, dict[str, Tensor]]:
+    """Read a checkpoint and find its weights, see `read_checkpoint` and `find_weights`.
+
+    Returns:
+        Where in the file they were, in words, and the weights.
 
     Raises:
-        CheckpointError: the file holds no weights.
+        CheckpointError: the file can't be read, or holds no weights.
     """
-    container = find_container(checkpoint, ema)
-    weights = _named(checkpoint[container] if container else checkpoint)
+    content = read_checkpoint(filename, map_location)
+    container, weights = find_weights(content, ema)
     if not weights:
-        raise CheckpointError(f"{filename} holds no weights; its keys are {_listing(checkpoint)}")
+        raise CheckpointError(f"{filename} holds no weights; its keys are {listing(content)}")
     return container or "the file itself", weights
 
 
-def _named(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors that have a name, without DDP's `module.` prefix."""
-    return {
-        key.removeprefix("module."): value
-        for key, value in weights.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
-
-
-def find_container(checkpoint: Mapping[str, Any], ema: bool = True) -> str | None:
-    """The name under which a checkpoint keeps its weights; None for a bare state dict."""
-    for name in CONTAINERS:
-        if isinstance(checkpoint.get(name), Mapping) and (ema or name != EMA_CONTAINER):
-            return name
-    return None
-
-
-def _listing(keys: Iterable[str], most: int = 8) -> str:
+def listing(keys: Iterable[str], most: int = 8) -> str:
+    """List keys in a sentence, sorted, and count those beyond the first ones."""
     keys = sorted(str(key)[:100] for key in keys)
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

@@ -12,40 +12,25 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint.reader import (
-    _listing,
-    _named,
-    fetch,
-    find_container,
-    read_checkpoint,
-    select_weights,
-    sha256,
-)
+from ..checkpoint.reader import fetch, find_weights, listing, read_weights, sha256
 from ..utils.errors import CheckpointError
 from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from .arch import ARCHS, Arch
 
 # What the backbone may lack in a file, and what a file may hold beyond the backbone.
 OUTPUT_NORM = re.compile(r"norm[0246]\.")
-
-
 CLASSIFIER = re.compile(r"(norm|head)\.")
-
-
 # A released classifier's keys in MMPretrain's ImageClassifier: the classifier's norm is the output
 # norm of stage 4, all that is in neither row is the backbone's.
 CLASSIFIER_KEYS = {"norm.": "backbone.norm6.", "head.": "head.fc."}
-
-
 # By this tensor an FCViT is found under whatever prefix.
 STEM = "patch_embed.proj.weight"
 
 
 def classifier_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A released classifier's state dict with the keys of MMPretrain's ImageClassifier.
+    """Give a released classifier's state dict the keys of MMPretrain's ImageClassifier.
 
-    Any other state dict is returned as it is: the released form is told by the backbone's keys,
-    which have no prefix.
+    Any other state dict is returned as it is: in a released one the backbone's keys have no prefix.
     """
     if STEM not in weights:
         return dict(weights)
@@ -60,15 +45,14 @@ def classifier_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_weights(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in the content of a file, by the names of a whole model of MMEngine's.
+    """Find the weights in a checkpoint, by the names of a whole model of MMEngine's.
 
     Args:
-        checkpoint: see `load_from_file`.
+        checkpoint: what `read_checkpoint` returned.
         wanted: state dict of the model.
     """
-    container = find_container(checkpoint)
-    given = _named(checkpoint[container] if container else checkpoint)
-    # what FCViT has the classifier do when it loads them
+    _, given = find_weights(checkpoint)
+    # a classifier translates them likewise when it loads them, see `FCViT._checkpoint_filter`
     return classifier_weights(given) if "head.fc.weight" in wanted else given
 
 
@@ -85,10 +69,10 @@ def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[
 
 
 def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Tell from a backbone's tensors with which arguments of FCViT it was built.
+    """Infer from a backbone's tensors the arguments of FCViT that it was built with.
 
     Returns:
-        arch (a name, or a dict if it is none of the table), kernel_size, global_context and
+        arch (a name of ARCHS, or else a dict), kernel_size, global_context and
         weighted_context; None where the tensors are not FCViT's.
     """
     layers, dims, ratios = [], [], []
@@ -128,7 +112,7 @@ def load_pretrained(
 
     Takes the released ImageNet files as they are, detectors, segmentors and classifiers that
     contain an FCViT, and bare backbones. Only the output norms may be absent (ImageNet weights
-    lack them) and then keep their start values; a classifier's own norm and head are left out.
+    lack them) and then keep their initialization; a classifier's own norm and head are left out.
 
     Args:
         backbone: an FCViT.
@@ -142,7 +126,7 @@ def load_pretrained(
             missing, unexpected or of another shape, what the file is, and what to set.
     """
     filename = str(checkpoint)
-    container, weights = select_weights(read_checkpoint(filename, map_location), filename, ema)
+    container, weights = read_weights(filename, ema, map_location)
     found = backbone_weights(weights, prefix)
     given = {key: value for key, value in found.items() if not CLASSIFIER.match(key)}
     wanted = backbone.state_dict()
@@ -156,7 +140,7 @@ def load_pretrained(
     )
     check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
-    rest = f"; {len(kept)} tensors of the output norms keep their start values" if kept else ""
+    rest = f"; {len(kept)} tensors of the output norms keep their initialization" if kept else ""
     print_log(
         f"FCViT: loaded {len(given)} tensors from {container} of {filename}, SHA-256 "
         f"{sha256(fetch(filename))}{rest}",
@@ -166,7 +150,7 @@ def load_pretrained(
 
 
 def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Say in a sentence each what is missing, unexpected or of another shape; '' if nothing."""
+    """Say in one sentence each what is missing, unexpected or misshapen; '' if nothing is."""
     missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
     both = wanted.keys() & given.keys()
     shapes = [
@@ -180,7 +164,7 @@ def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         if given[key].is_floating_point() != wanted[key].is_floating_point()
     ]
     return " ".join(
-        f"{len(found)} {kind}: {_listing(found)}."
+        f"{len(found)} {kind}: {listing(found)}."
         for kind, found in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -192,7 +176,7 @@ def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def _parts(weights: Mapping[str, Tensor]) -> list[str]:
-    """The parts of a whole model, such as backbone, neck and decode_head."""
+    """Name the parts of a whole model, such as backbone, neck and decode_head."""
     return sorted({key.split(".")[0] for key in weights})
 
 
@@ -236,7 +220,7 @@ def _warn_of_infinities(filename: str, weights: Mapping[str, Tensor]) -> None:
     found = [key for key, value in weights.items() if not value.isfinite().all()]
     if found:
         print_log(
-            f"{filename}: NaN or infinite values in {len(found)} tensors: {_listing(found)}; the "
+            f"{filename}: NaN or infinite values in {len(found)} tensors: {listing(found)}; the "
             "file is damaged, or its training diverged",
             logger="current",
             level=logging.WARNING,
@@ -251,7 +235,7 @@ def convert_checkpoint(
     Args:
         source: see `read_checkpoint`; an FCViT, alone or as backbone of a whole model.
         target: `.pth` or `.safetensors`; written as a whole or not at all.
-        ema: see `select_weights`.
+        ema: take averaged weights where the file has them.
 
     Returns:
         A line with arch, number of tensors and SHA-256.
@@ -265,10 +249,10 @@ def convert_checkpoint(
         raise CheckpointError(f"{target} must end in .pth or .safetensors")
     if not target.parent.is_dir():
         raise CheckpointError(f"{target}: there is no directory {target.parent}; make it first")
-    _, weights = select_weights(read_checkpoint(source), str(source), ema)
+    _, weights = read_weights(source, ema)
     arguments = infer_arguments(backbone_weights(weights, None))
     if arguments is None:
-        raise CheckpointError(f"{source} does not hold an FCViT; its keys are {_listing(weights)}")
+        raise CheckpointError(f"{source} does not hold an FCViT; its keys are {listing(weights)}")
     # A tensor may be a view of a larger storage, which would be written whole.
     weights = {key: value.detach().clone().contiguous() for key, value in weights.items()}
     try:

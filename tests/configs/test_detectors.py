@@ -284,9 +284,7 @@ def test_mmcvs_own_synchronised_normalization_cannot_be_trained() -> None:
 
 def test_the_page_lists_what_cannot_be_done() -> None:
     page = (ROOT / "docs/operators.md").read_text()
-    rows = [
-        line for line in page.partition("| missing operator")[2].splitlines() if "`" in line
-    ]
+    rows = [line for line in page.partition("| missing operator")[2].splitlines() if "`" in line]
     named = {name for row in rows for name in re.findall(r"^\| `(\w+)` ", row)}
     assert len(named) > len(LACKING) and not named & set(OPERATORS)
     for name, (operator, task) in LACKING.items():
