@@ -1,4 +1,7 @@
-"""What the pipeline of a config feeds the model: images with boxes, masks and label maps."""
+"""Draw what the pipeline of a config feeds the model: images with boxes, masks and label maps.
+
+MMDetection and MMSegmentation have a script each, and neither shows the file it comes from.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +15,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 
-from ..apis.predictor import with_palette
-from ..engine.build import task_of
+from ..apis.model import with_palette
 from ..engine.preflight import check_data_exist
 from ..utils.cli import writing
+from ..utils.config import task_of
 from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer, draw, enlarge, enlargement, visible
@@ -31,8 +34,8 @@ class Look:
     """One item of a dataset as the model gets it.
 
     index: in the dataset. path: of the file it comes from; None for one that is mixed of several.
-    size: width and height. contents: number of objects a class, or of pixels. drawn: the image
-    with its annotations, (H, W, 3), BGR.
+    size: width and height. contents: number of objects or pixels per class. drawn: the image with
+    its annotations, (H, W, 3), BGR.
     """
 
     index: int
@@ -43,7 +46,7 @@ class Look:
 
 
 def build_dataset(cfg: Config, split: str) -> Any:
-    """The dataset of a split, train, val or test, with its pipeline.
+    """Build the dataset of a split, train, val or test, with its pipeline.
 
     Raises:
         ConfigError: the config has none, files are missing, or it can't be built.
@@ -63,7 +66,7 @@ def build_dataset(cfg: Config, split: str) -> Any:
 
 
 def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
-    """Take an item through the pipeline and draw it.
+    """Send an item through the pipeline and draw it.
 
     Raises:
         ConfigError: the pipeline fails on it.
@@ -77,14 +80,12 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     sample, image = item["data_samples"], visible(item["inputs"])
     names = visualizer.dataset_meta["classes"]
     if "gt_label" in sample:
-        k = enlargement(image)
         contents = {names[label]: 1 for label in sample.gt_label.tolist()}
         # OpenCV writes on whole arrays alone
-        drawn = np.ascontiguousarray(enlarge(image, k))
+        drawn = np.ascontiguousarray(enlarge(image, enlargement(image)))
+        text, font = ", ".join(contents), cv2.FONT_HERSHEY_SIMPLEX
         for color, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
-            cv2.putText(
-                drawn, ", ".join(contents), (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, color, width
-            )
+            cv2.putText(drawn, text, (8, 28), font, 0.9, color, width)
     else:
         drawn = draw(visualizer, image, sample, ground_truth=True)
         if "gt_instances" in sample:
@@ -98,7 +99,7 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
 
 
 def fit(image: Array, side: int) -> Array:
-    """(H, W, 3) -> (side, side, 3), the whole image amid grey."""
+    """Fit an image into a grey square: (H, W, 3) -> (side, side, 3)."""
     scale = side / max(image.shape[:2])
     width, height = (max(1, round(n * scale)) for n in image.shape[1::-1])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -109,7 +110,7 @@ def fit(image: Array, side: int) -> Array:
 
 
 def draw_grid(looks: Sequence[Look]) -> Array:
-    """Each item beside the file it comes from, two items a row; (H, W, 3), BGR."""
+    """Put each item next to the file it comes from, two items per row; (H, W, 3), BGR."""
     cells = []
     for found in looks:
         file = np.full((CELL, CELL, 3), 238, np.uint8)
@@ -126,7 +127,7 @@ def draw_grid(looks: Sequence[Look]) -> Array:
 def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[Look]:
     """Draw the first items of a dataset as its pipeline gives them to the model.
 
-    Below `out`: INDEX_NAME.png each, and grid.png with all beside their files.
+    Below `out`: INDEX_NAME.png each, and grid.png with all next to their files.
 
     Args:
         cfg: of any task.
@@ -143,9 +144,8 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
     dataset = build_dataset(cfg, split)
     if not len(dataset):
         raise ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
-    classes = tuple(dataset.metainfo["classes"])
-    meta = with_palette(classes, dataset.metainfo.get("palette"))
-    visualizer = build_visualizer(cfg, meta)
+    meta = dataset.metainfo
+    visualizer = build_visualizer(cfg, with_palette(tuple(meta["classes"]), meta.get("palette")))
     with writing(f"--out {out}"):
         make_folder(out)
         looks = [look(cfg, dataset, i, visualizer) for i in range(min(number, len(dataset)))]

@@ -1,4 +1,4 @@
-"""Where FCViT looks: the similarity of each position to the image's mean, head by head.
+"""Show where FCViT looks: the similarity of each position to the image's mean, head by head.
 
 A global context adds S'(head, position) * c(head) to a position (paper section 3.2): the same
 vector everywhere, more or less of it. The maps are S', after the learned rescaling, so that their
@@ -11,7 +11,6 @@ for FCViT: half the cosine distance between what two positions receive, averaged
 GCNet, arXiv 1904.11492, table 1).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..apis.inference import Source
 from ..apis.predictor import Predictor
+from ..apis.sources import Source
 from ..models.arch import NUM_HEADS
 from ..models.fcvit import FCViT
 from ..models.layers import GlobalContext
 from ..ops import split_heads
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
-from ..utils.files import atomic_write, make_folder
+from ..utils.files import make_folder, write_json
 from ..visualization.draw import enlarge, enlargement, visible
-from ..visualization.figures import (
-    Figure,
-    apply_colormap,
-    make_panels,
-    map_colors,
-    save_figure,
-)
+from ..visualization.figures import Figure, apply_colormap, make_panels, map_colors, save_figure
 from ..visualization.images import read_image, write_image
 
 Array = np.ndarray
@@ -60,12 +53,13 @@ class Context:
     difference: float
 
     @property
-    def name(self) -> str:
-        return f"stage {self.stage}, block {self.block}, context {self.part}"
+    def limit(self) -> float:
+        """The value that gets the strongest color in all maps; one in a hundred lies beyond."""
+        return max(float(np.quantile(np.abs(self.similarity), 0.99)), 1e-12)
 
 
 def find_backbone(model: nn.Module, filename: str) -> FCViT:
-    """The FCViT in a model.
+    """Return the FCViT in a model.
 
     Raises:
         ConfigError: it has none, or one without weighted contexts.
@@ -83,7 +77,7 @@ def find_backbone(model: nn.Module, filename: str) -> FCViT:
 
 
 def mean_difference(given: Tensor) -> float:
-    """Mean of (1 - cosine) / 2 over all pairs of different positions.
+    """Return the mean of (1 - cosine) / 2 over all pairs of different positions.
 
     The mean over pairs needs no pairs: the unit vectors' sum has a squared length of the sum of
     all their products. A position that receives nothing is unrelated to every other one.
@@ -99,7 +93,7 @@ def mean_difference(given: Tensor) -> float:
 
 
 def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context]]:
-    """Run the backbone on an image and look at its global contexts.
+    """Run the backbone on an image and record its global contexts.
 
     Args:
         predictor: of any task, with an FCViT.
@@ -131,9 +125,8 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
             )
         similarity = similarity[0, :, :height, :width]
         given = split_heads(module.context(gap), NUM_HEADS)[0].mT @ similarity.flatten(1)  # (d, N)
-        found.append(
-            Context(stage, block, part, similarity.numpy(force=True), mean_difference(given))
-        )
+        maps = similarity.numpy(force=True)
+        found.append(Context(stage, block, part, maps, mean_difference(given)))
 
     stages: Any = backbone.network[::2]
     handles = [
@@ -153,21 +146,13 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
     return visible(data["inputs"]), found
 
 
-# -------------------------------------------------------------------------------- images
-
-
-def limit_of(context: Context) -> float:
-    """The value that gets the strongest color in all maps; one in a hundred lies beyond."""
-    return max(float(np.quantile(np.abs(context.similarity), 0.99)), 1e-12)
-
-
 def overlay(image: Array, values: Array, limit: float) -> Array:
     """Lay a map over an image: red where the context is added, blue where it is taken away.
 
     Args:
         image: (h, w, 3), BGR, 0 to 255.
         values: (H, W), stretched over the image.
-        limit: of the colors, see `common_limit`.
+        limit: the value of the strongest color.
 
     Returns:
         (h, w, 3), BGR, 0 to 255; enlarged if the image is small.
@@ -179,22 +164,22 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
     return (0.45 * grey + 0.55 * shade).round().astype(np.uint8)
 
 
-def draw_grid(image: Array, contexts: Sequence[Context]) -> Any:
-    """A row a context: the image, then the overlays of the heads; a matplotlib figure."""
+def draw_grid(image: Array, contexts: Sequence[Context]) -> Figure:
+    """Plot one row per context: the image, then the overlays of the heads."""
     height = 1.35 * image.shape[0] / image.shape[1] + 0.3
     figure = Figure(figsize=(13.4, height * len(contexts)), layout="constrained")
     rows = figure.subfigures(len(contexts), 1, squeeze=False)[:, 0]
     for row, context in zip(rows, contexts, strict=True):
         first, *places = row.subplots(1, NUM_HEADS + 1)
         first.imshow(image[..., ::-1])
-        limit = limit_of(context)
         for head, (place, values) in enumerate(zip(places, context.similarity, strict=True), 1):
-            place.imshow(overlay(image, values, limit)[..., ::-1])
+            place.imshow(overlay(image, values, context.limit)[..., ::-1])
             place.set_title(f"head {head}", fontsize=8)
-        first.set_title(context.name, fontsize=8, loc="left")
+        name = f"stage {context.stage}, block {context.block}, context {context.part}"
+        first.set_title(name, fontsize=8, loc="left")
         for place in (first, *places):
             place.axis("off")
-        shades = map_colors(COLORS, -limit, limit)
+        shades = map_colors(COLORS, -context.limit, context.limit)
         bar = row.colorbar(shades, ax=[first, *places], pad=0.01, aspect=12)
         bar.ax.set_title("S'", fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -202,37 +187,31 @@ def draw_grid(image: Array, contexts: Sequence[Context]) -> Any:
 
 
 def differences(looks: Sequence[Sequence[Context]]) -> list[dict[str, Any]]:
-    """One figure a block, averaged over its contexts and all images, with each context's."""
+    """Return one value per block, averaged over its contexts and all images, and each context's."""
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for contexts in zip(*looks, strict=True):
-        first = contexts[0]
-        row = rows.setdefault(
-            (first.stage, first.block),
-            {"stage": first.stage, "block": first.block, "contexts": []},
-        )
+        stage, block = contexts[0].stage, contexts[0].block
+        row = rows.setdefault((stage, block), {"stage": stage, "block": block, "contexts": []})
         row["contexts"].append(float(np.mean([context.difference for context in contexts])))
     for row in rows.values():
         row["difference"] = float(np.mean(row["contexts"]))
     return list(rows.values())
 
 
-def draw_differences(rows: Sequence[dict[str, Any]]) -> Any:
-    """A bar a block; a matplotlib figure."""
+def draw_differences(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Plot one bar per block."""
     figure, ((axes,),) = make_panels(1, 1, (1.8 + 0.42 * len(rows), 3))
     names = [f"{row['stage']}.{row['block']}" for row in rows]
-    axes.bar(names, [row["difference"] for row in rows],
-             color=[f"C{row['stage'] - 1}" for row in rows])  # fmt: skip
+    colors = [f"C{row['stage'] - 1}" for row in rows]
+    axes.bar(names, [row["difference"] for row in rows], color=colors)
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="stage.block", ylabel="difference of contexts", ylim=(0, None))
     axes.grid(axis="y", alpha=0.3)
     return figure
 
 
-# -------------------------------------------------------------------------------- the whole
-
-
 def choose(contexts: Sequence[Context], stage: int, block: int | None) -> list[Context]:
-    """The contexts of a block of a stage, both from 1 on; of all its blocks without.
+    """Return the contexts of a block of a stage, both from 1 on; of all its blocks without.
 
     Raises:
         ConfigError: there is no such block.
@@ -254,12 +233,12 @@ def run(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the maps of images, and measure how much the contexts of positions differ.
 
-    Below `out`: NAME.png, the grid; NAME/ with an overlay a map; difference.png and
+    Below `out`: NAME.png, the grid; NAME/ with one overlay per map; difference.png and
     difference.json, over all images.
 
     Args:
         predictor: see `contexts_of`.
-        sources: images, see `infer.find_sources`.
+        sources: images, see `apis.sources.find_sources`.
         out: folder, made if it is missing.
         stage: 1 to 4.
         block: from 1 on (default: the last).
@@ -291,18 +270,13 @@ def run(
             return [], problems
         rows = differences(looks)
         save_figure(draw_differences(rows), out / "difference.png")
-        with atomic_write(out / "difference.json") as partial:
-            partial.write_text(json.dumps({"images": len(looks), "blocks": rows}, indent=1))
+        write_json(out / "difference.json", {"images": len(looks), "blocks": rows})
     return rows, problems
 
 
 def _write(name: Path, image: Array, contexts: Sequence[Context]) -> None:
     save_figure(draw_grid(image, contexts), name.with_name(f"{name.name}.png"))
     for context in contexts:
-        limit = limit_of(context)
+        place = f"stage{context.stage}_block{context.block}_context{context.part}"
         for head, values in enumerate(context.similarity, 1):
-            write_image(
-                name / f"stage{context.stage}_block{context.block}_context{context.part}"
-                f"_head{head}.png",
-                overlay(image, values, limit),
-            )
+            write_image(name / f"{place}_head{head}.png", overlay(image, values, context.limit))

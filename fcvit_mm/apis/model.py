@@ -1,48 +1,22 @@
-"""Build the model of a config for prediction."""
+"""Build the model of a config, and load a trained one with its classes and colors."""
 
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from ..utils.config import adapt, drop_pretrained
-from ..utils.errors import ConfigError, first_line
-from .preflight import check_neck
-
-# In a label map: no class, as OpenMMLab's datasets mark what is ignored.
-IGNORED = 255
-
-
-TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
-
-
-def task_of(cfg: Config) -> str:
-    """What a config is for: detection, segmentation or classification.
-
-    Raises:
-        ConfigError: its default_scope says nothing of the kind.
-    """
-    scope = cfg.get("default_scope")
-    if scope not in TASKS:
-        raise ConfigError(
-            f"{cfg.filename}: default_scope is {scope!r}; set it to one of {', '.join(TASKS)}"
-        )
-    return TASKS[scope]
-
-
-def check_model(cfg: Config) -> None:
-    """Make sure that a config has a model; one of a dataset or a schedule alone has none.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if not isinstance(cfg.get("model"), dict):
-        raise ConfigError(f"{cfg.filename} has no model; give the config of a whole model")
+from ..checkpoint.mmengine_backends import load_from_file
+from ..engine.preflight import check_neck
+from ..models.weights import check_fit, model_weights
+from ..utils.config import adapt, drop_pretrained, iter_leaf_datasets, task_of
+from ..utils.errors import CheckpointError, ConfigError, first_line
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of a name such as cuda:1; without one the GPU if there is any, else the CPU.
+    """Return the device of a name such as cuda:1; without one the GPU if any, else the CPU.
 
     Raises:
         ConfigError: there is no such device.
@@ -61,12 +35,13 @@ def find_device(name: str | None = None) -> torch.device:
 
 
 def build_model(cfg: Config) -> Any:
-    """Build the model of a config with random weights, adapted to this machine.
+    """Build the model of a config with random weights, adapted in place to this machine.
 
     Raises:
-        ConfigError: the config names something that can't be built.
+        ConfigError: the config has no model, or names something that can't be built.
     """
-    check_model(cfg)
+    if not isinstance(cfg.get("model"), dict):
+        raise ConfigError(f"{cfg.filename} has no model; give the config of a whole model")
     adapt(cfg)
     drop_pretrained(cfg)
     task_of(cfg)
@@ -77,3 +52,80 @@ def build_model(cfg: Config) -> Any:
         raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
     check_neck(model)
     return model
+
+
+def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None) -> Any:
+    """Build the model of a config and fill it completely from a checkpoint, in evaluation mode.
+
+    Args:
+        cfg: changed in place as this machine needs it.
+        checkpoint: path or http(s) URL.
+        device: see `find_device`.
+
+    Returns:
+        The model, with `dataset_meta` of the dataset that it was trained on: classes, palette.
+
+    Raises:
+        ConfigError: the config can't be built.
+        CheckpointError: the file can't be read, or does not fit the model.
+    """
+    content = load_from_file(checkpoint)
+    model = build_model(cfg)
+    weights = model_weights(content, model.state_dict())
+    check_fit(checkpoint, weights, model.state_dict())
+    model.load_state_dict(weights)
+    # where OpenMMLab's own inferencers keep it
+    model.dataset_meta = _dataset_meta(cfg, content)
+    return model.to(device or find_device()).eval()
+
+
+def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
+    """Return classes and palette: the checkpoint's, or else those of the config's dataset."""
+    # what a file says of itself may be anything, and OpenMMLab 1 and 2 write the names differently
+    meta = _as_dict(content.get("meta"))
+    meta = _as_dict(meta.get("dataset_meta")) or meta
+    found = {key.lower(): value for key, value in meta.items() if isinstance(key, str)}
+    if not _are_names(found.get("classes")):
+        found.pop("classes", None)
+    for _, node in iter_leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset"), "dataset"):
+        known = dict(getattr(DATASETS.get(node["type"]), "METAINFO", {}))
+        known |= node.get("metainfo") or {}
+        for key in ("classes", "palette"):
+            if not found.get(key) and known.get(key):
+                found[key] = known[key]
+    if not found.get("classes"):
+        raise CheckpointError(
+            f"neither the checkpoint nor {cfg.filename} names the classes; add "
+            "test_dataloader.dataset.metainfo=dict(classes=(...)) to the config"
+        )
+    classes = found["classes"]
+    classes = (classes,) if isinstance(classes, str) else tuple(classes)
+    return with_palette(classes, found.get("palette"))
+
+
+def _as_dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _are_names(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple)
+    return isinstance(value, str) or (is_list and all(isinstance(name, str) for name in value))
+
+
+def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:
+    """Return classes and palette; distinct colors unless the given ones, RGB, suffice and fit."""
+    try:
+        colors = np.asarray(palette, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        colors = np.zeros(0)
+    fits = colors.ndim == 2 and colors.shape[1] == 3 and len(colors) >= len(classes)
+    if not fits or not ((colors >= 0) & (colors <= 255)).all():
+        colors = distinct_colors(len(classes))
+    return {"classes": classes, "palette": [tuple(map(int, color)) for color in colors]}
+
+
+def distinct_colors(n: int) -> np.ndarray:
+    """Return n colors (n, 3), RGB, 0 to 255, whose hues lie a golden ratio apart."""
+    hues = (np.arange(n) * 0.618034 * 180 % 180).astype(np.uint8)
+    hsv = np.stack([hues, np.full(n, 190, np.uint8), np.full(n, 230, np.uint8)], 1)[None]
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]

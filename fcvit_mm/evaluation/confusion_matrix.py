@@ -1,28 +1,27 @@
-"""Confusion matrices: what a model takes for what, of detections and of pixels.
+"""Count what a model takes for what, of detections and of pixels.
 
-A row a true class, a column a predicted one. A detector's matrix has one more of each: what was
-missed is in the last column, false alarms in the last row.
+One row per true class, one column per predicted one. A detector's matrix has one more of each: what
+was missed is in the last column, false alarms in the last row. MMPretrain has a metric like it for
+classifiers; MMDetection's script counts boxes of saved predictions, in one process, without masks
+and crowds.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from .. import engine
-from ..engine.build import IGNORED, task_of
 from ..utils.cli import writing
+from ..utils.config import IGNORED, task_of
 from ..utils.errors import ConfigError
-from ..utils.files import atomic_write
-from ..visualization.figures import make_panels, save_figure
+from ..utils.files import write_json
+from ..visualization.figures import Figure, make_panels, save_figure
 
 Array = np.ndarray
 BACKGROUND = "background"
@@ -30,37 +29,34 @@ BACKGROUND = "background"
 COUNTED = 12
 
 
-# -------------------------------------------------------------------------------- counting
+def regions_of(part: Any, masks: bool) -> Any:
+    """Return the boxes of instances, (N, 4), left, top, width, height, or their masks as RLE."""
+    if masks:
+        from pycocotools import mask as coco_mask
+
+        found = part["masks"]
+        # ground truth is MMDetection's BitmapMasks or PolygonMasks
+        found = found.cpu().numpy() if isinstance(found, Tensor) else found.to_ndarray()
+        return [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in found]
+    # ground truth may be MMDetection's HorizontalBoxes
+    boxes = getattr(part["bboxes"], "tensor", part["bboxes"]).double().cpu().numpy()
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 
-def overlaps(masks: Tensor, others: Tensor, of_first: bool = False) -> Tensor:
-    """IoU of each pair of masks, or the share of the first that lies in the second.
+def overlaps(regions: Any, others: Any, of_first: bool = False) -> Array:
+    """Return the IoU of each pair of regions (N, M), or the share of the first in the second."""
+    from pycocotools import mask as coco_mask
 
-    Args:
-        masks, others: (N, H, W) and (M, H, W), bool.
-
-    Returns:
-        (N, M), 0 to 1.
-    """
-    first, second = (m.flatten(1).float() for m in (masks, others))
-    shared = first @ second.mT
-    whole = first.sum(1)[:, None] + (0 if of_first else second.sum(1)[None] - shared)
-    return shared / whole.clamp(min=1)
-
-
-def box_cover(boxes: Tensor, others: Tensor) -> Tensor:
-    """The share of each box that lies in each of the others: (N, 4), (M, 4) -> (N, M)."""
-    sides = torch.minimum(boxes[:, None, 2:], others[None, :, 2:]) - torch.maximum(
-        boxes[:, None, :2], others[None, :, :2]
-    )
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return sides.clamp(min=0).prod(2) / areas[:, None].clamp(min=1e-9)
+    if not len(regions) or not len(others):
+        return np.zeros((len(regions), len(others)))
+    # so COCO's evaluation asks how much of a detection lies in a crowd; 0 / 0 for empty ones
+    return np.nan_to_num(coco_mask.iou(regions, others, [of_first] * len(others)))
 
 
 def count_detections(
     matrix: Array,
     labels: Array,
-    truth: Array,
+    true_labels: Array,
     iou: Array,
     ignored: Array,
     threshold: float,
@@ -73,41 +69,38 @@ def count_detections(
 
     Args:
         labels: (N,), of the detections, best first.
-        truth: (M,), labels of the objects.
+        true_labels: (M,), of the objects.
         iou: (N, M).
         ignored: (N,), bool, whether a detection lies in a crowd or another ignored region.
         threshold: 0 to 1.
     """
     background = len(matrix) - 1
-    free = np.ones(len(truth), bool)
+    free = np.ones(len(true_labels), bool)
     for label, row, in_ignored in zip(labels, iou, ignored, strict=True):
         row = np.where(free, row, -1.0)
         best = int(row.argmax()) if len(row) else -1
         if best >= 0 and row[best] >= threshold:
             free[best] = False
-            matrix[truth[best], label] += 1
+            matrix[true_labels[best], label] += 1
         elif not in_ignored:
             matrix[background, label] += 1
-    np.add.at(matrix, (truth[free], background), 1)
+    np.add.at(matrix, (true_labels[free], background), 1)
 
 
-def count_pixels(matrix: Array, labels: Array, truth: Array) -> None:
-    """Add label maps of one shape to a matrix (n, n), in place, but where truth is `IGNORED`."""
+def count_pixels(matrix: Array, labels: Array, true_labels: Array) -> None:
+    """Add label maps of one shape to a matrix (n, n), in place, without pixels to ignore."""
     n = len(matrix)
-    known = truth != IGNORED
-    pairs = truth[known].astype(np.int64) * n + labels[known].astype(np.int64)
+    known = true_labels != IGNORED
+    pairs = true_labels[known].astype(np.int64) * n + labels[known].astype(np.int64)
     matrix += np.bincount(pairs, minlength=n * n).reshape(n, n)
-
-
-# ------------------------------------------------------------------------ in an evaluation
 
 
 @METRICS.register_module()
 class ConfusionMatrix(BaseMetric):
-    """An evaluator of MMEngine's that writes a confusion matrix, for a config or the tool.
+    """Write a confusion matrix, as an evaluator of MMEngine's, for a config or the tool.
 
     Args:
-        out: path without an ending; .json gets the matrix and figures a class, .png the plot.
+        out: path without an ending; .json gets the matrix and the metrics per class, .png the plot.
         score_threshold: least score of a detection, 0 to 1.
         iou_threshold: least IoU of a detection with its object, 0 to 1.
         masks: compare the masks of detections, not their boxes.
@@ -139,7 +132,7 @@ class ConfusionMatrix(BaseMetric):
                 self._count_detections(matrix, sample)
             else:
                 self._count_pixels(matrix, sample)
-            # A result an image: MMEngine drops those that a distributed sampler repeats. Few
+            # One result per image: MMEngine drops those that a distributed sampler repeats. Few
             # cells of one are not 0.
             cells = np.flatnonzero(matrix)
             self.results.append((n, cells, matrix.flat[cells]))
@@ -151,10 +144,8 @@ class ConfusionMatrix(BaseMetric):
         ):
             if key not in sample:
                 raise ConfigError(f"no confusion matrix: {what}")
-        labels, truth = (
-            sample[key]["data"].squeeze(0).cpu().numpy() for key in ("pred_sem_seg", "gt_sem_seg")
-        )
-        count_pixels(matrix, labels, truth)
+        keys = ("pred_sem_seg", "gt_sem_seg")
+        count_pixels(matrix, *(sample[key]["data"].squeeze(0).cpu().numpy() for key in keys))
 
     def _count_detections(self, matrix: Array, sample: dict) -> None:
         found, truth, ignored = (
@@ -168,45 +159,35 @@ class ConfusionMatrix(BaseMetric):
                 f"no confusion matrix: the test pipeline loads no {key}; add "
                 "dict(type='LoadAnnotations', with_bbox=True, with_mask=True) behind its Resize"
             )
-        # what is ordered lies on the CPU, whatever the model ran on
         scores = found["scores"].cpu()
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] >= self.score_threshold]
-        if self.masks:
-            first, second, third = (_masks(part) for part in (found, truth, ignored))
-            iou = overlaps(first[order], second)
-            cover = overlaps(first[order], third, of_first=True)
-        else:
-            first, second, third = (_boxes(part) for part in (found, truth, ignored))
-            iou, cover = box_iou(first[order], second), box_cover(first[order], third)
-        in_ignored = (cover >= self.iou_threshold).any(1)
+        first = regions_of({key: found[key].cpu()[order]}, self.masks)
+        cover = overlaps(first, regions_of(ignored, self.masks), of_first=True)
         count_detections(
             matrix,
             found["labels"].cpu()[order].numpy(),
             truth["labels"].cpu().numpy(),
-            iou.numpy(),
-            in_ignored.numpy(),
+            overlaps(first, regions_of(truth, self.masks)),
+            (cover >= self.iou_threshold).any(1),
             self.iou_threshold,
         )
 
     def compute_metrics(self, results: list[tuple[int, Array, Array]]) -> dict[str, float]:
-        """Write the files; the mean of the diagonal of the normalized matrix is the figure."""
+        """Write the files; return the mean of the diagonal of the normalized matrix."""
         matrix = total(results)
         names = [*self.dataset_meta["classes"], BACKGROUND][: len(matrix)]
-        content = {
-            "classes": names,
-            "rows": "truth",
-            "columns": "prediction",
-            "matrix": matrix.tolist(),
-            "by_class": figures(matrix, names),
-        }
-        write(content, self.out)
-        recalls = [row["recall"] for row in content["by_class"] if row["recall"] is not None]
+        rows = class_metrics(matrix, names)
+        content = {"classes": names, "rows": "truth", "columns": "prediction",
+                   "matrix": matrix.tolist(), "by_class": rows}  # fmt: skip
+        write_json(self.out.with_name(f"{self.out.name}.json"), content, None)
+        save_figure(draw(matrix, names), self.out.with_name(f"{self.out.name}.png"))
+        recalls = [row["recall"] for row in rows if row["recall"] is not None]
         return {"mean_recall": float(np.mean(recalls)) if recalls else float("nan")}
 
 
 def total(results: Sequence[tuple[int, Array, Array]]) -> Array:
-    """The sum of images' matrices (n, n): n, the flat places that are not 0, what is there."""
+    """Add up matrices (n, n), each given as n, its flat places that are not 0, their values."""
     n = results[0][0]
     matrix = np.zeros(n * n, np.int64)
     for _, cells, counts in results:
@@ -214,21 +195,8 @@ def total(results: Sequence[tuple[int, Array, Array]]) -> Array:
     return matrix.reshape(n, n)
 
 
-def _boxes(part: Any) -> Tensor:
-    # the truth may be MMDetection's HorizontalBoxes
-    boxes = part["bboxes"]
-    return getattr(boxes, "tensor", boxes).float().cpu()
-
-
-def _masks(part: Any) -> Tensor:
-    # the truth is MMDetection's BitmapMasks or PolygonMasks
-    masks = part["masks"]
-    masks = masks if isinstance(masks, Tensor) else torch.from_numpy(masks.to_ndarray())
-    return masks.bool().cpu()
-
-
-def figures(matrix: Array, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and IoU of each class but the background, 0 to 1; None for 0 / 0."""
+def class_metrics(matrix: Array, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return precision, recall and IoU of each class but the background; None for 0 / 0."""
     rows = []
     for i, name in enumerate(names):
         if name == BACKGROUND and i == len(names) - 1:
@@ -245,19 +213,8 @@ def figures(matrix: Array, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-# -------------------------------------------------------------------------------- showing
-
-
-def write(content: dict[str, Any], out: Path) -> None:
-    """Write OUT.json and OUT.png."""
-    with atomic_write(out.with_name(f"{out.name}.json")) as partial:
-        partial.write_text(json.dumps(content))
-    figure = draw(np.array(content["matrix"]), content["classes"])
-    save_figure(figure, out.with_name(f"{out.name}.png"))
-
-
-def draw(matrix: Array, names: Sequence[str]) -> Any:
-    """Plot a matrix whose rows are divided by their sums; a matplotlib figure."""
+def draw(matrix: Array, names: Sequence[str]) -> Figure:
+    """Plot a matrix whose rows are divided by their sums."""
     n = len(names)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.62 * n if n <= COUNTED else 0.16 * n), 26.0)
@@ -266,21 +223,19 @@ def draw(matrix: Array, names: Sequence[str]) -> Any:
     size = 9 if n <= COUNTED else 6
     axes.set_xticks(range(n), names, rotation=90 if n > 4 else 30, fontsize=size)
     axes.set_yticks(range(n), names, fontsize=size)
-    axes.set(xlabel="prediction", ylabel="truth")
-    if n <= COUNTED:
-        for i in range(n):
-            for j in range(n):
-                color = "white" if shares[i, j] > 0.5 else "black"
-                axes.text(j, i, _short(int(matrix[i, j])), ha="center", va="center",
-                          color=color, fontsize=8)  # fmt: skip
+    axes.set(xlabel="prediction", ylabel="ground truth")
+    for i, j in np.ndindex(n, n) if n <= COUNTED else ():
+        color = "white" if shares[i, j] > 0.5 else "black"
+        text = _short(int(matrix[i, j]))
+        axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     return figure
 
 
 def _short(count: int) -> str:
-    for unit, name in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
-        if count >= unit:
-            return f"{count / (1000 if name == 'k' else unit):.3g}{name}"
+    for least, unit, name in ((10**9, 10**9, "G"), (10**6, 10**6, "M"), (10**4, 1000, "k")):
+        if count >= least:
+            return f"{count / unit:.3g}{name}"
     return str(count)
 
 
@@ -300,8 +255,8 @@ def run(
         out, score_threshold, iou_threshold, masks: see `ConfusionMatrix`.
 
     Raises:
-        ConfigError, CheckpointError: as `runtime.test`; or a classifier, or boxes, masks or label
-            maps that there are not, or `out` can't be written.
+        ConfigError, CheckpointError: as `engine.test`; or a classifier, or boxes, masks or label
+            maps are missing, or `out` can't be written.
     """
     task = task_of(cfg)
     if task == "classification":
@@ -312,20 +267,12 @@ def run(
     if masks and task != "detection":
         raise ConfigError(f"--masks: {cfg.filename} is not of a model with masks of objects")
     cfg.load_from = checkpoint
-    metric = dict(
-        type="ConfusionMatrix",
-        _scope_="mmengine",
-        out=str(out),
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        masks=masks,
-    )
+    metric = dict(type="ConfusionMatrix", _scope_="mmengine", out=str(out), masks=masks)
+    metric |= dict(score_threshold=score_threshold, iou_threshold=iou_threshold)
     evaluators = cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
     # the first, so that it says what the others need as well
-    cfg.test_evaluator = [
-        metric,
-        *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
-    ]
+    cfg.test_evaluator = [metric, *evaluators]
     with writing(f"--out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         engine.test(cfg)

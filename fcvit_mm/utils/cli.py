@@ -1,6 +1,7 @@
 """What the command-line tools share: argument types, options, errors as one sentence."""
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from mmengine.dist import is_distributed
 from torch.distributed import destroy_process_group
 
 from .errors import CheckpointError, ConfigError, DeadWorkerError, NonFiniteError
+from .files import make_folder
 
 
 def run_tool(
@@ -132,6 +134,20 @@ def ending(*allowed: str) -> Callable[[str], Path]:
 
 # what matplotlib writes
 PLOTS = (".png", ".pdf", ".svg")
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Make sure that a file can be written, before anything takes long.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    if path is None:
+        return
+    with writing(f"{option} {path}"):
+        make_folder(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 @contextmanager

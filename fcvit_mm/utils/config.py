@@ -64,6 +64,27 @@ SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
 WRITTEN = ("out_file_path",)
 
 
+# The tasks of a config, by its default_scope.
+TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
+
+# In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
+IGNORED = 255
+
+
+def task_of(cfg: Config) -> str:
+    """Return the task of a config: detection, segmentation or classification.
+
+    Raises:
+        ConfigError: its default_scope is unknown.
+    """
+    scope = cfg.get("default_scope")
+    if scope not in TASKS:
+        raise ConfigError(
+            f"{cfg.filename}: default_scope is {scope!r}; set it to one of {', '.join(TASKS)}"
+        )
+    return TASKS[scope]
+
+
 def load_config(
     filename: str, options: dict | None = None, work_dir: str | None = None, launcher: str = "none"
 ) -> Config:

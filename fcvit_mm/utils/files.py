@@ -1,11 +1,13 @@
 """Results on disk: complete or not there, and with a SHA-256 where their format has no checksum."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # What is not complete yet; the ending says to libraries what to write.
 PARTIAL = ".{stem}.partial{suffix}"
@@ -55,3 +57,9 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
         pass
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write a file of JSON completely or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, indent=indent) + "\n")

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from fcvit_mm.apis import export
+from fcvit_mm.apis.export import comparison, graphs
+from fcvit_mm.apis.model import build_model
 from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.datasets import shapes
-from fcvit_mm.engine.build import build_model
 from fcvit_mm.utils import cli
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
@@ -80,7 +81,7 @@ def exported(tool, small, predictors, tmp_path_factory) -> dict[str, Path]:
     assert result.returncode == 0, result.stderr[-3000:]
     assert "largest difference from PyTorch" in result.stdout
     for method in ("semantic_fpn", "upernet"):
-        assert export.run(predictors[method], found[method]) < export.TOLERANCE
+        assert export.run(predictors[method], found[method]) < comparison.TOLERANCE
     return found
 
 
@@ -108,7 +109,7 @@ runpy.run_path({str(ROOT / "tools/deployment/run_onnx.py")!r}, run_name='__main_
 def test_adaptive_pool_is_pytorchs(bins, size):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = nn.AdaptiveAvgPool2d(bins)(x)
-    torch.testing.assert_close(export.AdaptivePool(bins)(x), expected)
+    torch.testing.assert_close(graphs.AdaptivePool(bins)(x), expected)
 
 
 def test_normalize_takes_rgb(predictors):
@@ -116,7 +117,7 @@ def test_normalize_takes_rgb(predictors):
     images = torch.rand(1, 3, 40, 70) * 255
     bgr = images[0].flip(0)
     expected = model.data_preprocessor({"inputs": [bgr], "data_samples": None}, False)["inputs"]
-    given = export.Normalize(model.data_preprocessor, 32)(images)
+    given = graphs.Normalize(model.data_preprocessor, 32)(images)
     assert given.shape == (1, 3, 64, 96)
     torch.testing.assert_close(given, expected)
 
@@ -228,7 +229,7 @@ def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method
 def test_features_and_torch_export(predictors, tmp_path):
     for ending in ("onnx", "pt2"):
         path = tmp_path / f"f.{ending}"
-        assert export.run(predictors["mask_rcnn"], path, "features") < export.TOLERANCE
+        assert export.run(predictors["mask_rcnn"], path, "features") < comparison.TOLERANCE
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(tmp_path / "f.onnx"))
@@ -274,7 +275,7 @@ def test_features_of_other_models(tmp_path, name, stride):
     meta = {"dataset_meta": {"classes": shapes.CLASSES}}
     torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
     predictor = Predictor(config(), str(tmp_path / "a.pth"), torch.device("cpu"))
-    assert export.run(predictor, tmp_path / "a.pt2", "features") < export.TOLERANCE
+    assert export.run(predictor, tmp_path / "a.pt2", "features") < comparison.TOLERANCE
     maps = torch.export.load(tmp_path / "a.pt2").module()(torch.rand(1, 3, 150, 300) * 255)
     assert maps[-1].shape[2:] == (-(-150 // stride), -(-300 // stride))
 
@@ -306,7 +307,9 @@ def test_own_predictions_are_of_the_size_of_the_image(predictors, monkeypatch):
     steps = [s for s in steps.test_pipeline if not s["type"].startswith("Load")]
     monkeypatch.setattr(predictor, "pipeline", Compose([TRANSFORMS.build(s) for s in steps]))
     with torch.no_grad():
-        (logits,) = export.own_predictions(predictor, "segmentor", make_image(0, 64, 96))
+        (logits,) = comparison.own_predictions(
+            predictor, export.EXPORTS["segmentor"], make_image(0, 64, 96)
+        )
     assert logits.shape == (1, 5, 96, 64)
 
 
@@ -319,14 +322,14 @@ def test_masks_and_labels_that_differ_are_refused(predictors):
         with torch.no_grad():
             return list(module(images))
 
-    assert export.check(predictor, "mask_rcnn", module, run) < 1e-5
+    assert comparison.check(predictor, export.EXPORTS["mask_rcnn"], module, run) < 1e-5
     # the file agrees with the module, and neither with the model
     module.masks = lambda *inputs: 1 - probabilities(*inputs)
     with pytest.raises(ConfigError, match="differs from PyTorch"):
-        export.check(predictor, "mask_rcnn", module, run)
+        comparison.check(predictor, export.EXPORTS["mask_rcnn"], module, run)
     labels = [torch.tensor([0, 1]), torch.tensor([0, 2])]
     with pytest.raises(ConfigError, match=r"other labels than PyTorch, \[0, 2\] where"):
-        export.difference(labels[:1], labels[1:], ["labels"])
+        comparison.difference(labels[:1], labels[1:], ["labels"])
 
 
 def test_detections_of_equal_scores_may_swap():
@@ -336,40 +339,47 @@ def test_detections_of_equal_scores_may_swap():
     masks = torch.rand(3, 28, 28)
     expected, names = [boxes, scores, labels, masks], export.EXPORTS["mask_rcnn"].outputs
     swapped = [output[[0, 2, 1]] for output in expected]
-    ordered = export.in_order(expected, swapped)
-    assert export.difference(expected, ordered, names) == 0
+    ordered = comparison.in_order(expected, swapped)
+    assert comparison.difference(expected, ordered, names) == 0
     # what goes by the label alone keeps its mask
     swapped[3] = masks
-    assert export.difference(expected, export.in_order(expected, swapped), names) > 0.1
+    assert comparison.difference(expected, comparison.in_order(expected, swapped), names) > 0.1
     # two of one are not one of each
     twice = [output[[0, 1, 1]] for output in expected]
-    assert all(a is b for a, b in zip(export.in_order(expected, twice), twice, strict=True))
+    assert all(a is b for a, b in zip(comparison.in_order(expected, twice), twice, strict=True))
     none = [output[:0] for output in expected]
-    assert export.difference(none, export.in_order(none, none), names) == 0
+    assert comparison.difference(none, comparison.in_order(none, none), names) == 0
 
 
 def test_a_file_that_differs_is_refused(predictors):
     predictor = predictors["semantic_fpn"]
-    module = export.Segmentor(export.with_open_size(predictor.model)).eval()
+    module = export.Segmentor(graphs.with_open_size(predictor.model)).eval()
 
     def run(share: float, images: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
             logits = module(images)
         return [logits + share * logits.abs().max()]
 
-    assert export.check(predictor, "segmentor", module, lambda x: run(5e-5, x)) > 4e-5
+    assert (
+        comparison.check(predictor, export.EXPORTS["segmentor"], module, lambda x: run(5e-5, x))
+        > 4e-5
+    )
     with pytest.raises(ConfigError, match="differs from PyTorch by 2.0e-04"):
-        export.check(predictor, "segmentor", module, lambda x: run(2e-4, x))
+        comparison.check(predictor, export.EXPORTS["segmentor"], module, lambda x: run(2e-4, x))
     with pytest.raises(ConfigError, match="differs from PyTorch by nan"):
-        export.check(predictor, "segmentor", module, lambda x: run(float("nan"), x))
+        comparison.check(
+            predictor, export.EXPORTS["segmentor"], module, lambda x: run(float("nan"), x)
+        )
     with pytest.raises(ConfigError, match="gives other logits"):
-        export.check(predictor, "segmentor", module, lambda x: [run(0, x)[0][:, :, 1:]])
+        comparison.check(
+            predictor, export.EXPORTS["segmentor"], module, lambda x: [run(0, x)[0][:, :, 1:]]
+        )
 
 
 def test_a_graph_that_is_not_the_models_is_refused(predictors):
     """The module and the file agree with each other, but not with the model's predictions."""
     predictor = predictors["semantic_fpn"]
-    module = export.Segmentor(export.with_open_size(predictor.model)).eval()
+    module = export.Segmentor(graphs.with_open_size(predictor.model)).eval()
     module.features.normalize.mean += 1
 
     def run(images: torch.Tensor) -> list[torch.Tensor]:
@@ -377,11 +387,11 @@ def test_a_graph_that_is_not_the_models_is_refused(predictors):
             return [module(images)]
 
     with pytest.raises(ConfigError, match="differs from PyTorch"):
-        export.check(predictor, "segmentor", module, run)
+        comparison.check(predictor, export.EXPORTS["segmentor"], module, run)
 
 
 def test_nothing_is_left_of_a_refused_export(predictors, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(comparison, "TOLERANCE", -1.0)
     with pytest.raises(ConfigError, match="nothing was written"):
         export.run(predictors["semantic_fpn"], tmp_path / "a.pt2", "features")
     assert list(tmp_path.iterdir()) == []

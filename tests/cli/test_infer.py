@@ -12,12 +12,11 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from fcvit_mm.apis import inference
+from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.datasets import shapes
-from fcvit_mm.engine.build import IGNORED
 from fcvit_mm.utils.cli import run_tool
-from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.config import IGNORED, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image, write_image
 from helpers import ROOT
@@ -164,33 +163,33 @@ def test_a_file_without_classes_takes_those_of_the_dataset(tmp_path):
 
 def test_sources_of_folders_globs_and_numbers(images, tmp_path):
     out = tmp_path / "out"
-    found = inference.find_sources([str(images)], out)
+    found = sources.find_sources([str(images)], out)
     assert [(str(s.name), s.moving) for s in found] == [
         ("a.png", False), ("below/a.jpg", False), ("clip.avi", True), ("text.jpg", False)
     ]  # fmt: skip
-    found = inference.find_sources([f"{images}/**/a.*", f"{images}/a.png", "0"], out)
+    found = sources.find_sources([f"{images}/**/a.*", f"{images}/a.png", "0"], out)
     assert [str(s.name) for s in found] == ["a.png", "a_2.jpg", "a_3.png", "webcam0.mp4"]
     assert found[3].path == 0 and found[3].moving
 
 
 def test_earlier_results_are_not_read_again(images):
     out = images / "below"
-    names = [str(s.name) for s in inference.find_sources([str(images)], out)]
+    names = [str(s.name) for s in sources.find_sources([str(images)], out)]
     assert names == ["a.png", "clip.avi", "text.jpg"]
     with pytest.raises(ConfigError, match="lies in --out"):
-        inference.find_sources([str(images / "below/a.jpg")], out)
+        sources.find_sources([str(images / "below/a.jpg")], out)
 
 
 def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(images, tmp_path):
     content = (images / "clip.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
-    (source,) = inference.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
+    (source,) = sources.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
     frames = []
     with pytest.raises(ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
-        frames += inference.read_frames(source)
-    (source,) = inference.find_sources([str(images / "clip.avi")], tmp_path / "out")
-    assert [frame.number for frame in inference.read_frames(source)] == [0, 1, 2]
-    assert [frame.number for frame in inference.read_frames(source, most=2)] == [0, 1]
+        frames += sources.read_frames(source)
+    (source,) = sources.find_sources([str(images / "clip.avi")], tmp_path / "out")
+    assert [frame.number for frame in sources.read_frames(source)] == [0, 1, 2]
+    assert [frame.number for frame in sources.read_frames(source, most=2)] == [0, 1]
 
 
 # ------------------------------------------------------------------------ what is written
@@ -239,9 +238,9 @@ class Camera:
 
 def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(inference.cv2, "VideoCapture", Camera)
-        sources = inference.find_sources(["0"], tmp_path)
-        _, problems = inference.run(predictors["mmseg"], sources, tmp_path)
+        patch.setattr(sources.cv2, "VideoCapture", Camera)
+        found = sources.find_sources(["0"], tmp_path)
+        _, problems = inference.run(predictors["mmseg"], found, tmp_path)
     assert problems == ["interrupted: what was predicted before is written"]
     assert not Camera.in_use
     video = cv2.VideoCapture(str(tmp_path / "drawn/webcam0.mp4"))
@@ -249,9 +248,9 @@ def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
 
 
 def test_what_was_predicted_before_an_interrupt_is_written(predictors, images, tmp_path):
-    sources = inference.find_sources([str(images / "clip.avi")], tmp_path)
+    found = sources.find_sources([str(images / "clip.avi")], tmp_path)
     stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
-    _, problems = inference.run(stopped, sources, tmp_path)
+    _, problems = inference.run(stopped, found, tmp_path)
     assert problems == ["interrupted: what was predicted before is written"]
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1
     video = cv2.VideoCapture(str(tmp_path / "drawn/clip.mp4"))
@@ -259,9 +258,9 @@ def test_what_was_predicted_before_an_interrupt_is_written(predictors, images, t
 
 
 def test_a_fault_leaves_nothing_half_written(predictors, images, tmp_path):
-    sources = inference.find_sources([str(images / "clip.avi")], tmp_path)
+    found = sources.find_sources([str(images / "clip.avi")], tmp_path)
     with pytest.raises(ZeroDivisionError):
-        inference.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), sources, tmp_path)
+        inference.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), found, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -271,11 +270,11 @@ def test_names_of_results_without_an_ending_of_an_image(tmp_path):
 
 
 def test_one_video_is_open_at_a_time(predictors, images, tmp_path):
-    twice = inference.find_sources([str(images / "clip.avi")] * 2, tmp_path)
+    twice = sources.find_sources([str(images / "clip.avi")] * 2, tmp_path)
     with ExitStack() as stack:
         results = inference.Results(predictors["mmseg"], tmp_path, stack)
         for source in twice:
-            for frame in inference.read_frames(source):
+            for frame in sources.read_frames(source):
                 (sample,) = predictors["mmseg"]([frame.image])
                 results.add(frame, sample)
         results.close()
@@ -368,8 +367,8 @@ def test_wrong_input_is_one_sentence(
 def test_an_image_of_one_pixel(predictors, tmp_path):
     cv2.imwrite(str(tmp_path / "one.png"), np.full((1, 1, 3), 200, np.uint8))
     for scope in ("mmdet", "mmseg"):
-        sources = inference.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
-        lines, problems = inference.run(predictors[scope], sources, tmp_path / scope)
+        found = sources.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
+        lines, problems = inference.run(predictors[scope], found, tmp_path / scope)
         assert problems == [] and "1 image" in lines[1]
         assert read_image(tmp_path / scope / "drawn/one.png").shape == (512, 512, 3)
     assert cv2.imread(str(tmp_path / "mmseg/labels/one.png"), cv2.IMREAD_UNCHANGED).shape == (1, 1)

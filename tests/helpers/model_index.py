@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
-from fcvit_mm.analysis.complexity import SIZES, build, multiply_adds
+from fcvit_mm.analysis.complexity import multiply_adds
+from fcvit_mm.analysis.workload import SIZES, build
 from fcvit_mm.engine.preflight import DRIVE, RELEASED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]

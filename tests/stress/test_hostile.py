@@ -26,8 +26,7 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 
 from fcvit_mm import CheckpointError, FCViT, engine, load_pretrained, read_checkpoint
-from fcvit_mm.apis.predictor import load_model
-from fcvit_mm.engine.build import build_model
+from fcvit_mm.apis.model import build_model, load_model
 from fcvit_mm.engine.preflight import check_checkpoint, check_files
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files

@@ -10,6 +10,7 @@ import torch
 from fcvit_mm.evaluation import confusion_matrix
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.visualization.figures import save_figure
 from helpers.models import CONFIGS
 
 RANDOM = np.random.default_rng(0)
@@ -141,13 +142,24 @@ def test_what_is_missing_is_named(tmp_path, part, key, words):
         metric.process(None, [one])
 
 
-def test_overlaps_of_masks():
-    a, b = torch.zeros(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
-    a[0, :, :2] = True
-    b[0, :2] = True
-    assert confusion_matrix.overlaps(a, b).item() == pytest.approx(4 / 12)
-    assert confusion_matrix.overlaps(a, b, of_first=True).item() == pytest.approx(4 / 8)
-    assert confusion_matrix.overlaps(a, b[:0]).shape == (1, 0)
+@pytest.mark.parametrize("masks", [False, True])
+def test_overlaps(masks):
+    boxes = torch.tensor([[[0.0, 0, 2, 4]], [[0, 0, 4, 2]], [[1, 1, 1, 1]]])
+    left, top, empty = (
+        confusion_matrix.regions_of({"bboxes": box, "masks": mask[None]}, masks)
+        for box, mask in zip(boxes, half_masks(), strict=True)
+    )
+    assert confusion_matrix.overlaps(left, top).item() == pytest.approx(4 / 12)
+    assert confusion_matrix.overlaps(left, top, of_first=True).item() == pytest.approx(4 / 8)
+    assert confusion_matrix.overlaps(left, top[:0]).shape == (1, 0)
+    assert confusion_matrix.overlaps(empty, empty).item() == 0
+
+
+def half_masks() -> torch.Tensor:
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :, :2] = True
+    masks[1, :2] = True
+    return masks
 
 
 def test_pixels_against_plain_loops():
@@ -162,8 +174,10 @@ def test_pixels_against_plain_loops():
     assert np.array_equal(matrix, expected)
 
 
-def test_figures_by_class():
-    rows = confusion_matrix.figures(np.array([[6, 2, 0], [1, 0, 3], [0, 0, 0]]), ["a", "b", "c"])
+def test_metrics_by_class():
+    rows = confusion_matrix.class_metrics(
+        np.array([[6, 2, 0], [1, 0, 3], [0, 0, 0]]), ["a", "b", "c"]
+    )
     assert rows[0] == {"class": "a", "precision": 6 / 7, "recall": 6 / 8, "iou": 6 / 9}
     assert rows[1] == {"class": "b", "precision": 0, "recall": 0, "iou": 0}
     assert rows[2] == {"class": "c", "precision": 0, "recall": None, "iou": 0}
@@ -172,11 +186,10 @@ def test_figures_by_class():
 @pytest.mark.parametrize("n", [4, 80, 150])
 def test_plots_of_few_and_many_classes(tmp_path, n):
     matrix = RANDOM.integers(0, 50, (n, n)) + np.eye(n, dtype=int) * 5000
-    content = {"classes": [f"class {i}" for i in range(n)], "matrix": matrix.tolist()}
-    confusion_matrix.write(content, tmp_path / "m")
+    figure = confusion_matrix.draw(matrix, [f"class {i}" for i in range(n)])
+    save_figure(figure, tmp_path / "m.png")
     image = cv2.imread(str(tmp_path / "m.png"))
     assert 400 < image.shape[0] < 3200 and image.std() > 10
-    figure = confusion_matrix.draw(matrix, content["classes"])
     # counts are written where they fit
     assert len(figure.axes[0].texts) == (16 if n == 4 else 0)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fcvit_mm.analysis import logs
 from fcvit_mm.utils.errors import ConfigError
+from helpers.tools import load_tool
 
 
 def write_log(folder: Path, date: str, lines: list) -> Path:
@@ -88,7 +89,9 @@ def test_a_training_that_ends_with_nan(tmp_path, monkeypatch):
     assert found["not_finite"] == 2 and found["keys"] == {
         "loss": {"last": None}, "mAP": {"last": 0.5, "best": 0.5, "best_iteration": 2}
     }  # fmt: skip
-    assert "not finite" in list(logs.table([run], ["loss"]).columns[1].cells)
+    assert "not finite" in list(
+        load_tool("analyze_logs").make_table({"run": found}, ["loss"]).columns[1].cells
+    )
     figures = []
     monkeypatch.setattr(logs, "save_figure", lambda figure, path: figures.append(figure))
     logs.plot([run], ["loss", "mAP"], tmp_path / "plot.png")
@@ -98,7 +101,8 @@ def test_a_training_that_ends_with_nan(tmp_path, monkeypatch):
 def test_names_of_runs_stay_whole_in_a_narrow_table(tmp_path):
     runs = [logs.Run("work_dirs/" + "x" * 60 + end, {1: training(1, 1.0)}) for end in "ab"]
     console = Console(file=io.StringIO(), width=60)
-    console.print(logs.table(runs, ["loss"]))
+    found = {run.name: logs.summary(run, ["loss"]) for run in runs}
+    console.print(load_tool("analyze_logs").make_table(found, ["loss"]))
     heads = [line for line in console.file.getvalue().splitlines() if line.startswith("┃")]
     columns = zip(*(re.split("┃", line)[2:4] for line in heads), strict=True)
     assert ["".join(column).replace(" ", "") for column in columns] == [run.name for run in runs]
@@ -118,7 +122,7 @@ def test_keys(tmp_path):
     run = logs.read_run(tmp_path)
     assert logs.choose([run], None) == ["loss", "loss_mask", "lr", "coco/bbox_mAP"]
     assert logs.choose([run], ["grad_norm"]) == ["grad_norm"]
-    with pytest.raises(ConfigError, match="no run has loss_maks; the nearest name is loss_mask"):
+    with pytest.raises(ConfigError, match=r"no run has loss_maks; did you mean loss_mask\?"):
         logs.choose([run], ["loss_maks"])
     # nothing of the usual
     write_log(tmp_path / "other", "1", [{"PQ": 41.0, "step": 1}])

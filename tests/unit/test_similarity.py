@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcvit_mm.analysis import similarity
-from fcvit_mm.engine.build import build_model
+from fcvit_mm.apis.model import build_model
 from fcvit_mm.models.layers import GlobalContext
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fcvit_mm.analysis import similarity
-from fcvit_mm.apis import inference
+from fcvit_mm.apis import inference, sources
+from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.engine.build import find_device
 from fcvit_mm.utils.cli import run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
@@ -39,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/similarity")
-    sources = inference.find_sources(args.inputs, out)
+    found = sources.find_sources(args.inputs, out)
     predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
-    rows, problems = similarity.run(
-        predictor, sources, out, args.stage, args.block, args.all_blocks
-    )
+    rows, problems = similarity.run(predictor, found, out, args.stage, args.block, args.all_blocks)
     if rows:
         table = Table("stage", "block", "difference of contexts")
         for row in rows:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.engine.build import find_device
 from fcvit_mm.utils.cli import require, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fcvit_mm.apis import inference
+from fcvit_mm.apis import inference, sources
+from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.engine.build import find_device
 from fcvit_mm.utils.cli import fraction, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/infer")
-    sources = inference.find_sources(args.inputs, out)
+    found = sources.find_sources(args.inputs, out)
     predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
     lines, problems = inference.run(
         predictor,
-        sources,
+        found,
         out,
         args.batch_size,
         args.score_threshold,

@@ -1,0 +1,198 @@
+"""Trace a model: which part is at work, and what its activations keep in memory."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..models.fcvit import FCViT
+from .workload import run_loss, run_prediction
+
+Parts = dict[str, list[nn.Module]]
+# What belongs to no part: resizing, losses.
+REST = "rest"
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """Return the modules of each part, in the order of the model: stem, stages, neck, heads.
+
+    FCViT's stages begin with the downsampling before them and end with their output norms. Other
+    backbones, and the RoI heads of detectors, fall into their children.
+    """
+    parts: Parts = {}
+    if isinstance(model, FCViT):
+        parts["stem"] = [model.patch_embed]
+        for i in range(0, len(model.network), 2):
+            norm = getattr(model, f"norm{i}", None)
+            parts[f"stage {i // 2 + 1}"] = [
+                *model.network[max(i - 1, 0) : i + 1],
+                *([norm] if norm is not None else []),
+            ]
+        return parts
+    for name, child in model.named_children():
+        inner = parts_of(child) if name in ("backbone", "roi_head") else {}
+        parts |= {f"{name}: {key}": modules for key, modules in inner.items()} or {name: [child]}
+    return parts
+
+
+class Watch:
+    """Follow which part of a model is at work.
+
+    Args:
+        parts: see `parts_of`.
+        total: a count, booked to the part in whose time it grew.
+
+    Attributes:
+        part: the part whose module is being called, the innermost one.
+        booked: growth of `total` by part.
+        shapes: of the tensors that a part gave: its module that was last called from outside of it.
+    """
+
+    def __init__(self, parts: Parts, total: Callable[[], int] = lambda: 0) -> None:
+        self.parts, self.total = parts, total
+        self.path = [REST]
+        self.booked: Counter[str] = Counter()
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    @property
+    def part(self) -> str:
+        return self.path[-1]
+
+    def book(self) -> None:
+        """Book what has grown since the last time."""
+        self.booked[self.part] += self.total() - self.booked.total()
+
+    def __enter__(self) -> "Watch":
+        self.undo = ExitStack()
+        owners: dict[nn.Module, str] = {}
+        for name, modules in self.parts.items():
+            for module in (inner for outer in modules for inner in outer.modules()):
+                owners.setdefault(module, name)
+        for module, name in owners.items():
+            # `forward`, as the segmentors of MMSegmentation call it directly, past any hook
+            module.forward = self.followed(name, module.forward)
+            self.undo.callback(delattr, module, "forward")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.book()
+        self.undo.close()
+
+    def followed(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the forward of a part's module."""
+
+        def follow(*args: Any, **kwargs: Any) -> Any:
+            self.book()
+            self.path.append(name)
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self.book()
+                self.path.pop()
+            if self.part != name:
+                # the tensors themselves would stay in memory
+                tensors = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+                self.shapes[name] = [tuple(x.shape) for x in tensors]
+            return output
+
+        return follow
+
+
+class Memory(TorchDispatchMode):
+    """Count the bytes of the tensors that operators make, as long as they exist.
+
+    Workspace inside an operator is not seen. Views share their tensor's bytes.
+
+    Args:
+        watch: says which part makes a tensor.
+        apart: tensors that are not counted, such as parameters and inputs.
+
+    Attributes:
+        alive: bytes of each tensor and the part that made it, by storage.
+        peaks: most bytes that existed at once, all parts', by the part then at work.
+    """
+
+    def __init__(self, watch: Watch, apart: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.watch = watch
+        self.apart = {id(s): s for s in (tensor.untyped_storage() for tensor in apart)}
+        self.alive: dict[int, tuple[str, int]] = {}
+        self.now = 0
+        self.peaks: Counter[str] = Counter()
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values(), default=0)
+
+    def kept(self) -> Counter[str]:
+        """Return the bytes that exist now, by the part that made them."""
+        gc.collect()
+        found: Counter[str] = Counter()
+        for part, size in self.alive.values():
+            found[part] += size
+        return found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self.see(tensor.untyped_storage())
+        return output
+
+    def see(self, storage: Any) -> None:
+        """Count a storage, if it is a new one."""
+        key, part = id(storage), self.watch.part
+        if key not in self.apart and key not in self.alive:
+            self.alive[key] = part, storage.nbytes()
+            self.now += storage.nbytes()
+            finalize(storage, self.forget, key)
+        self.peaks[part] = max(self.peaks[part], self.now)
+
+    def forget(self, key: int) -> None:
+        self.now -= self.alive.pop(key)[1]
+
+
+def memory_of(model: nn.Module, inputs: Tensor) -> Memory:
+    """Return what measures a model's activations: all but its parameters, buffers and inputs."""
+    return Memory(Watch(parts_of(model)), (*model.parameters(), *model.buffers(), inputs))
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Put BatchNorm into evaluation mode, which in training does not take a single position."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def peak_in_prediction(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Memory:
+    """Run a prediction; the result has its `peaks`."""
+    with torch.no_grad(), (memory := memory_of(model, inputs)), memory.watch:
+        run_prediction(model, inputs, samples)
+    return memory
+
+
+def kept_for_backward(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Counter[str]:
+    """Return the bytes between the forward and the backward pass of a training step, by part.
+
+    The model is in evaluation mode before and after.
+    """
+    model.train()
+    keep_statistics(model)
+    try:
+        with (memory := memory_of(model, inputs)), memory.watch:
+            # holds what is kept
+            loss = run_loss(model, inputs, samples)
+        kept = memory.kept()
+        del loss
+    finally:
+        model.eval()
+    return kept

@@ -1,0 +1,133 @@
+"""Graphs with an open image size: layers, normalization, backbone with neck, segmentors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass
+class Export:
+    """A way to export.
+
+    build: makes the module of a model. outputs: their names; none where they are one map per
+    stride. batch: whether the number of images is open too.
+    """
+
+    build: Callable[[Any], nn.Module]
+    outputs: tuple[str, ...] = ()
+    batch: bool = True
+
+
+class AdaptivePool(nn.Module):
+    """Pool adaptively by a product with two matrices, (B, d, H, W) -> (B, d, bins, bins).
+
+    Bin i of n covers the rows from floor(i H / n) up to ceil((i + 1) H / n), as in PyTorch's
+    AdaptiveAvgPool2d, which is exported for a single size.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def weights(self, size: Any, like: Tensor) -> Tensor:
+        """Return the weights of each position in each bin: (bins, size); rows sum to 1."""
+        i = torch.arange(self.bins, device=like.device)[:, None]
+        position = torch.arange(size, device=like.device)[None]
+        inside = (position >= i * size // self.bins) & (position * self.bins < (i + 1) * size)
+        inside = inside.to(like.dtype)
+        return inside / inside.sum(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self.weights(size, x) for size in x.shape[2:])
+        return rows @ x @ columns.mT
+
+
+class Upsample(nn.Module):
+    """Upsample as MMSegmentation's Upsample does, which turns the size into a number."""
+
+    def __init__(self, factor: float, mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.factor, self.mode, self.align_corners = factor, mode, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(
+            x, scale_factor=self.factor, mode=self.mode, align_corners=self.align_corners
+        )
+
+
+def with_open_size(model: nn.Module) -> nn.Module:
+    """Replace layers that can't be traced with an open size, in place."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
+            setattr(model, name, AdaptivePool(child.output_size))
+        elif type(child).__name__ == "Upsample" and getattr(child, "scale_factor", None):
+            scale: Any = child.scale_factor
+            setattr(model, name, Upsample(scale, str(child.mode), child.align_corners))  # type: ignore[arg-type]
+        else:
+            with_open_size(child)
+    return model
+
+
+class Normalize(nn.Module):
+    """Normalize images (B, 3, H, W), RGB, 0 to 255, as a model's data preprocessor does.
+
+    They are padded with 0 on the right and below to a multiple of `divisor`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessor: Any, divisor: int) -> None:
+        super().__init__()
+        # pipelines give BGR; a preprocessor converts it or not, which MMPretrain calls to_rgb
+        converts = getattr(preprocessor, "to_rgb", None)
+        self.reverse = not (preprocessor._channel_conversion if converts is None else converts)
+        self.register_buffer("mean", preprocessor.mean.view(3, 1, 1).clone())
+        self.register_buffer("std", preprocessor.std.view(3, 1, 1).clone())
+        self.divisor = divisor
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flip(1) if self.reverse else images
+        x = (x - self.mean) / self.std
+        if self.divisor > 1:
+            height, width = x.shape[2:]
+            x = functional.pad(x, (0, -width % self.divisor, 0, -height % self.divisor))
+        return x
+
+
+class Features(nn.Module):
+    """Run backbone and neck: images -> one map (B, d, ceil(H / s), ceil(W / s)) per stride s."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.normalize = Normalize(model.data_preprocessor, 1)
+        self.backbone = model.backbone
+        # a classifier's neck is its pooling
+        classifier = hasattr(model, "head")
+        neck = None if classifier else getattr(model, "neck", None)
+        self.neck = nn.Identity() if neck is None else neck
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.neck(self.backbone(self.normalize(images))))
+
+
+class Segmentor(nn.Module):
+    """Run Semantic FPN or UperNet: images -> logits (B, classes, H, W)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.features = Features(model)
+        self.decode_head = model.decode_head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.decode_head(self.features(images))
+        return functional.interpolate(
+            logits,
+            size=images.shape[2:],
+            mode="bilinear",
+            align_corners=self.decode_head.align_corners,
+        )

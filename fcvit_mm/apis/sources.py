@@ -1,0 +1,167 @@
+"""Find and read what a model predicts for: images, videos, folders, globs, webcams."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..utils.errors import ConfigError
+from ..utils.files import atomic_write
+from ..visualization.images import IMAGES, read_image
+
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image, a video or a webcam.
+
+    path: of the file; the number of a webcam. name: where results lie below the output folder,
+    with an ending.
+    """
+
+    path: str | int
+    name: Path
+    moving: bool
+
+
+@dataclass
+class Frame:
+    """An image, or one of a video with its number from 0 on and the video's frames per second."""
+
+    source: Source
+    image: np.ndarray
+    number: int | None = None
+    rate: float = 0.0
+
+
+def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
+    """Resolve files, folders, globs and numbers of webcams, in this order and each by name.
+
+    A file that is named is taken whatever its ending; of a folder, and of those below it, what ends
+    as an image or a video does. What lies below `out` is an earlier result and never read.
+
+    Raises:
+        ConfigError: one does not exist, or has no images and no videos.
+    """
+
+    def is_result(path: Path) -> bool:
+        return out.resolve() in path.resolve().parents
+
+    def source(path: Path, name: Path) -> Source:
+        return Source(str(path), name, moving=path.suffix.lower() in VIDEOS)
+
+    sources = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGES + VIDEOS)
+            found = [source(p, p.relative_to(path)) for p in inside if not is_result(p)]
+            if not found:
+                raise ConfigError(f"{text}: the folder has no images ({' '.join(IMAGES)}) "
+                                  f"and no videos ({' '.join(VIDEOS)})")  # fmt: skip
+            sources += found
+        elif path.exists() and is_result(path):
+            raise ConfigError(f"{text} lies in --out {out}, which is written to; name another one")
+        elif path.exists():
+            sources.append(source(path, Path(path.name)))
+        elif text.isdigit():
+            sources.append(Source(int(text), Path(f"webcam{text}.mp4"), moving=True))
+        elif matches := [Path(p) for p in sorted(glob.glob(text, recursive=True))]:
+            files = (p for p in matches if p.is_file() and not is_result(p))
+            sources += [source(p, Path(p.name)) for p in files]
+        else:
+            raise ConfigError(
+                f"{text}: there is no such file or folder, and no file that it matches"
+            )
+    return _with_distinct_names(sources)
+
+
+def _with_distinct_names(sources: list[Source]) -> list[Source]:
+    """Number equal names: 1.jpg of two folders, or 1.jpg and 1.png, have different results."""
+    taken: set[Path] = set()
+    distinct = []
+    for source in sources:
+        name, n = source.name, 1
+        while name.with_suffix("") in taken:
+            n += 1
+            name = source.name.with_stem(f"{source.name.stem}_{n}")
+        taken.add(name.with_suffix(""))
+        distinct.append(replace(source, name=name))
+    return distinct
+
+
+@contextmanager
+def open_video(source: Source) -> Iterator[cv2.VideoCapture]:
+    """Open a video or a webcam.
+
+    Raises:
+        ConfigError: OpenCV can't read it.
+    """
+    video = cv2.VideoCapture(source.path)
+    try:
+        if not video.isOpened():
+            what = f"webcam {source.path}" if isinstance(source.path, int) else source.path
+            raise ConfigError(f"{what} can't be opened as a video")
+        yield video
+    finally:
+        video.release()
+
+
+def count_frames(source: Source) -> int | None:
+    """Return the number of images of a source; None where it is unknown."""
+    if not source.moving:
+        return 1
+    if isinstance(source.path, int):
+        return None
+    try:
+        with open_video(source) as video:
+            number = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    except ConfigError:
+        return 0
+    return number if number > 0 else None
+
+
+def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
+    """Read the image, or the first `most` frames of a video.
+
+    Raises:
+        ConfigError: it can't be read, or a video not to its end, after the frames before.
+    """
+    if not source.moving:
+        yield Frame(source, read_image(str(source.path)))
+        return
+    number = 0
+    with open_video(source) as video:
+        total, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS)
+        while most is None or number < most:
+            there, image = video.read()
+            if not there:
+                break
+            yield Frame(source, image, number, rate)
+            number += 1
+    if number == 0 or (most is None and number < total):
+        raise ConfigError(f"{source.path} could be read as far as frame {number} of {total}")
+
+
+@contextmanager
+def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
+    """Write a video of images (width, height), `rate` per second, completely or not at all.
+
+    Raises:
+        OSError: OpenCV can't write it.
+    """
+    # webcams, and some files, don't know their rate
+    rate = rate if 1 <= rate <= 240 else 25.0
+    with atomic_write(path) as partial:
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        try:
+            if not writer.isOpened():
+                raise OSError(f"OpenCV can't write {path}")
+            yield writer
+        finally:
+            writer.release()
