@@ -141,7 +141,7 @@ def subjects(
     """
     torch.manual_seed(0)
     inputs = torch.rand(batch, 3, *size, device=device)
-    found = []
+    found: list[Subject] = []
     for filename in configs:
         cfg = load_config(filename)
         model, name = build(cfg), Path(filename).stem
@@ -202,11 +202,7 @@ def measure(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Result]:
-    """Time predictions, and training steps if wanted, of all models in turn.
-
-    Raises:
-        ConfigError: a model does not run on its images.
-    """
+    """Time predictions, and if wanted training steps; a ConfigError if a model does not run."""
     batch, _, height, width = models[0].inputs.shape
     device = models[0].inputs.device
 

@@ -66,11 +66,7 @@ def build_dataset(cfg: Config, split: str) -> Any:
 
 
 def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
-    """Send an item through the pipeline and draw it.
-
-    Raises:
-        ConfigError: the pipeline fails on it.
-    """
+    """Send an item through the pipeline and draw it; a ConfigError if the pipeline fails."""
     try:
         item = dataset[index]
     except Exception as error:  # a pipeline is made of arbitrary classes

@@ -93,11 +93,7 @@ def sum_of(name: str, rows: Sequence[Row]) -> Row:
 
 
 def sweep_sizes(size: Size) -> list[Size]:
-    """Return sizes of about the same shape up to `size`, multiples of the coarsest stride.
-
-    Raises:
-        ConfigError: there are fewer than three.
-    """
+    """Return sizes up to `size`, of about its shape; a ConfigError for fewer than three."""
     height, width = (
         [max(1, round(share * pixels / COARSEST)) * COARSEST for share in SHARES] for pixels in size
     )

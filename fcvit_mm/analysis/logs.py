@@ -61,11 +61,7 @@ class Run:
 
 
 def find_logs(path: Path) -> list[Path]:
-    """Return the logs of a work directory, oldest first; a scalars.json itself.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the logs of a work directory, oldest first; a ConfigError if there is none."""
     if path.is_file():
         return [path]
     # their folders are named for the date

@@ -30,8 +30,9 @@ from ..ops import split_heads
 from ..utils.cli import writing
 from ..utils.errors import ConfigError
 from ..utils.files import make_folder, write_json
+from ..visualization import figures
 from ..visualization.draw import enlarge, enlargement, visible
-from ..visualization.figures import Figure, apply_colormap, make_panels, map_colors, save_figure
+from ..visualization.figures import Figure, make_panels, save_figure
 from ..visualization.images import read_image, write_image
 
 Array = np.ndarray
@@ -59,11 +60,7 @@ class Context:
 
 
 def find_backbone(model: nn.Module, filename: str) -> FCViT:
-    """Return the FCViT in a model.
-
-    Raises:
-        ConfigError: it has none, or one without weighted contexts.
-    """
+    """Return the FCViT in a model; a ConfigError if it has none with weighted contexts."""
     backbones = [module for module in model.modules() if isinstance(module, FCViT)]
     if not backbones:
         raise ConfigError(f"{filename}: the model has no FCViT, whose similarity could be shown")
@@ -159,7 +156,7 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
     """
     image = enlarge(image, enlargement(image))
     values = cv2.resize(values.astype(np.float32), image.shape[1::-1])
-    shade = apply_colormap(np.clip(values / limit, -1, 1) / 2 + 0.5, COLORS)[..., ::-1] * 255
+    shade = figures.colormaps[COLORS](np.clip(values / limit, -1, 1) / 2 + 0.5)[..., 2::-1] * 255
     grey = image.mean(2, keepdims=True)
     return (0.45 * grey + 0.55 * shade).round().astype(np.uint8)
 
@@ -172,14 +169,15 @@ def draw_grid(image: Array, contexts: Sequence[Context]) -> Figure:
     for row, context in zip(rows, contexts, strict=True):
         first, *places = row.subplots(1, NUM_HEADS + 1)
         first.imshow(image[..., ::-1])
+        limit = context.limit
         for head, (place, values) in enumerate(zip(places, context.similarity, strict=True), 1):
-            place.imshow(overlay(image, values, context.limit)[..., ::-1])
+            place.imshow(overlay(image, values, limit)[..., ::-1])
             place.set_title(f"head {head}", fontsize=8)
         name = f"stage {context.stage}, block {context.block}, context {context.part}"
         first.set_title(name, fontsize=8, loc="left")
         for place in (first, *places):
             place.axis("off")
-        shades = map_colors(COLORS, -context.limit, context.limit)
+        shades = figures.ScalarMappable(figures.Normalize(-limit, limit), COLORS)
         bar = row.colorbar(shades, ax=[first, *places], pad=0.01, aspect=12)
         bar.ax.set_title("S'", fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -211,11 +209,7 @@ def draw_differences(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def choose(contexts: Sequence[Context], stage: int, block: int | None) -> list[Context]:
-    """Return the contexts of a block of a stage, both from 1 on; of all its blocks without.
-
-    Raises:
-        ConfigError: there is no such block.
-    """
+    """Return the contexts of a block, or of a whole stage; a ConfigError if there is none."""
     chosen = [c for c in contexts if c.stage == stage and block in (None, c.block)]
     if not chosen:
         last = max(c.block for c in contexts if c.stage == stage)

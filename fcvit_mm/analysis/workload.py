@@ -33,11 +33,7 @@ SCOPE_SIZES = {"mmdet": "coco", "mmseg": "ade20k", "mmpretrain": "in1k"}
 
 
 def default_size(cfg: Config) -> Size:
-    """Return height and width of the images that a config is for.
-
-    Raises:
-        ConfigError: its default_scope is none of OpenMMLab's.
-    """
+    """Return the size of a config's images; a ConfigError for an unknown default_scope."""
     task_of(cfg)  # or there is no such scope
     name = Path(cfg.filename).stem.split("_")[-1]
     return SIZES[name if name in SIZES else SCOPE_SIZES[cfg.default_scope]]

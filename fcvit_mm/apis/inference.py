@@ -189,11 +189,7 @@ def run(
 
 
 def report(problems: Sequence[str]) -> None:
-    """Print what could not be read, and end a tool with status 2 if there was any.
-
-    Raises:
-        ConfigError: the last of the sentences.
-    """
+    """Print what could not be read; the last sentence as a ConfigError, which ends a tool."""
     for problem in problems[:-1]:
         print(f"error: {problem}", file=sys.stderr)
     if problems:

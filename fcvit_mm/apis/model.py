@@ -16,11 +16,7 @@ from ..utils.errors import CheckpointError, ConfigError, first_line
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """Return the device of a name such as cuda:1; without one the GPU if any, else the CPU.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
+    """Return a device by name, by default the GPU if any, else the CPU; a ConfigError if absent."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -50,14 +50,9 @@ class Predictor:
 
     def _pipeline(self) -> Compose:
         """Build the test pipeline without its steps that read files."""
-        _, dataset = next(
-            iter_leaf_datasets(self.cfg.test_dataloader.dataset, "test_dataloader.dataset")
-        )
-        steps = [
-            step
-            for step in dataset["pipeline"]
-            if not step["type"].endswith(("LoadImageFromFile", "LoadAnnotations"))
-        ]
+        _, dataset = next(iter_leaf_datasets(self.cfg.test_dataloader.dataset, ""))
+        readers = ("LoadImageFromFile", "LoadAnnotations")
+        steps = [step for step in dataset["pipeline"] if not step["type"].endswith(readers)]
         return Compose([TRANSFORMS.build(step) for step in steps])
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
@@ -100,11 +95,7 @@ class Predictor:
         return samples
 
     def labels_of(self, names: Sequence[str] | None) -> list[int]:
-        """Return the labels of some classes; of all without names.
-
-        Raises:
-            ConfigError: there is no such class.
-        """
+        """Return the labels of some classes, or of all; a ConfigError for an unknown one."""
         names = self.classes if names is None else names
         for name in names:
             if name not in self.classes:

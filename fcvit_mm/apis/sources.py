@@ -97,11 +97,7 @@ def _with_distinct_names(sources: list[Source]) -> list[Source]:
 
 @contextmanager
 def open_video(source: Source) -> Iterator[cv2.VideoCapture]:
-    """Open a video or a webcam.
-
-    Raises:
-        ConfigError: OpenCV can't read it.
-    """
+    """Open a video or a webcam; a ConfigError if OpenCV can't read it."""
     video = cv2.VideoCapture(source.path)
     try:
         if not video.isOpened():
@@ -150,11 +146,7 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
 
 @contextmanager
 def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
-    """Write a video of images (width, height), `rate` per second, completely or not at all.
-
-    Raises:
-        OSError: OpenCV can't write it.
-    """
+    """Write a video of images (width, height), completely or not at all; else an OSError."""
     # webcams, and some files, don't know their rate
     rate = rate if 1 <= rate <= 240 else 25.0
     with atomic_write(path) as partial:

@@ -169,7 +169,7 @@ class ConfusionMatrix(BaseMetric):
             found["labels"].cpu()[order].numpy(),
             truth["labels"].cpu().numpy(),
             overlaps(first, regions_of(truth, self.masks)),
-            (cover >= self.iou_threshold).any(1),
+            np.asarray((cover >= self.iou_threshold).any(1)),
             self.iou_threshold,
         )
 

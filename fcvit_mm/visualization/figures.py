@@ -7,27 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
+from matplotlib import colormaps as colormaps
+from matplotlib.axes import Axes as Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.cm import ScalarMappable as ScalarMappable
+from matplotlib.colors import Normalize as Normalize
+from matplotlib.figure import Figure as Figure
+from matplotlib.patches import Patch as Patch
+from matplotlib.patches import Rectangle as Rectangle
 
 from ..utils.files import atomic_write
-
-__all__ = [
-    "Axes",
-    "Figure",
-    "Patch",
-    "Rectangle",
-    "apply_colormap",
-    "make_panels",
-    "map_colors",
-    "render_figure",
-    "save_figure",
-]
 
 
 def make_panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
@@ -55,13 +44,3 @@ def render_figure(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def apply_colormap(values: np.ndarray, name: str) -> np.ndarray:
-    """Color values (H, W), 0 to 1, by a color map of matplotlib's: (H, W, 3), RGB, 0 to 1."""
-    return colormaps[name](values)[..., :3]
-
-
-def map_colors(name: str, low: float, high: float) -> ScalarMappable:
-    """Return the scale from `low` to `high` of a color map, for `Figure.colorbar`."""
-    return ScalarMappable(Normalize(low, high), name)

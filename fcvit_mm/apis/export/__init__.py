@@ -80,11 +80,7 @@ def kind_of(cfg: Config, part: str) -> str:
 
 
 def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
-    """Describe the file for who runs it: kind, classes, palette, how an image is resized before.
-
-    Raises:
-        ConfigError: the test pipeline does more than to resize.
-    """
+    """Describe a file to its users; a ConfigError if the test pipeline does more than resize."""
     _, dataset = next(iter_leaf_datasets(predictor.cfg.test_dataloader.dataset, ""))
     resize: list[dict[str, Any]] = []
     for step in dataset["pipeline"]:
@@ -141,11 +137,7 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
 
 @contextmanager
 def tracing(cfg: Config) -> Iterator[None]:
-    """Turn what can't be traced into one sentence.
-
-    Raises:
-        ConfigError: for any error inside.
-    """
+    """Turn any error inside into a ConfigError: the model can't be exported."""
     try:
         yield
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways

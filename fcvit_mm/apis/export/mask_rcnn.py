@@ -43,7 +43,7 @@ class MaskRCNN(nn.Module):
         all_scores, all_deltas = self.rpn(maps)
         sizes = [scores.shape[2:] for scores in all_scores]
         anchors = self.rpn.prior_generator.grid_priors(sizes, device=maps[0].device)
-        boxes, scores, levels = [], [], []
+        found = []
         for i, (s, d, a) in enumerate(zip(all_scores, all_deltas, anchors, strict=True)):
             s = s[0].permute(1, 2, 0).reshape(-1).sigmoid()
             d = d[0].permute(1, 2, 0).reshape(-1, 4)
@@ -52,10 +52,9 @@ class MaskRCNN(nn.Module):
             d = torch.cat([d, d.new_zeros(cfg.nms_pre, 4)])
             a = torch.cat([a, a.new_zeros(cfg.nms_pre, 4)])
             s, order = s.topk(cfg.nms_pre)
-            boxes.append(decode(self.rpn.bbox_coder, a[order], d[order], height, width))
-            scores.append(s)
-            levels.append(torch.full_like(s, i))
-        box, score, level = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+            found.append((s, a[order], d[order], torch.full_like(s, i)))
+        score, anchor, delta, level = map(torch.cat, zip(*found, strict=True))
+        box = decode(self.rpn.bbox_coder, anchor, delta, height, width)
         sides = box[:, 2:] - box[:, :2]
         large = (sides > cfg.min_bbox_size).all(1)
         score = torch.where(large, score, -1.0)
