@@ -134,7 +134,7 @@ def subjects(
     batch: int,
     device: torch.device,
 ) -> list[Subject]:
-    """Build what is to be measured, in the order of the command line; arguments as of `run`.
+    """Build what is to be measured; arguments as of `run`.
 
     Raises:
         ConfigError: something can't be built, or two have the same name.

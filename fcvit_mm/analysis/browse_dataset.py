@@ -126,10 +126,8 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
     Below `out`: INDEX_NAME.png each, and grid.png with all next to their files.
 
     Args:
-        cfg: of any task.
         split: train, val or test.
-        number: of items; of as many as there are, if fewer.
-        out: folder, made if it is missing.
+        number: the most items.
         seed: of the augmentations.
 
     Raises:

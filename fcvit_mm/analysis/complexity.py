@@ -62,12 +62,9 @@ def _one_operator_each() -> Iterator[None]:
 
 
 def count(model: nn.Module, scope: str, size: Size) -> Watch:
-    """Count the multiply-adds of a prediction, by part: `booked`, with `shapes`.
+    """Count the multiply-adds of a prediction of a model in evaluation mode, by part: `booked`.
 
-    Args:
-        model: in evaluation mode.
-        scope: mmdet, mmseg or mmpretrain.
-        size: height and width of the image.
+    scope: mmdet, mmseg or mmpretrain. `shapes` are those of the parts' outputs.
     """
     device = next(model.parameters()).device
     inputs = torch.zeros(1, 3, *size, device=device)
@@ -85,13 +82,7 @@ def multiply_adds(model: nn.Module, scope: str, size: Size) -> int:
 
 
 def measure(model: Any, scope: str, size: Size) -> Cost:
-    """Measure what a model costs on one image, on the device where it is.
-
-    Args:
-        model: of OpenMMLab, in evaluation mode.
-        scope: mmdet, mmseg or mmpretrain.
-        size: height and width of the image.
-    """
+    """Measure what a model in evaluation mode costs on one image, on the device where it is."""
     device = next(model.parameters()).device
     inputs = torch.rand(1, 3, *size, device=device)
     counted = count(model, scope, size)
@@ -126,17 +117,12 @@ def run(
     json_file: Path | None = None,
     sweep_file: Path | None = None,
 ) -> Cost:
-    """Measure the model of a config; write what is asked for.
+    """Measure the model of a config; a ConfigError if it can't be built or run.
 
     Args:
-        cfg: of a detector, a segmentor or a classifier.
         size: of the image (default: `default_size`).
         device: where memory is measured (default: the CPU).
-        json_file: for the values.
-        sweep_file: for a plot of cost against size.
-
-    Raises:
-        ConfigError: the model can't be built or run, or a file can't be written.
+        json_file, sweep_file: for the values, and for a plot of cost against size.
     """
     check_writable("--json", json_file)
     check_writable("--sweep", sweep_file)

@@ -92,10 +92,6 @@ def mean_difference(given: Tensor) -> float:
 def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context]]:
     """Run the backbone on an image and record its global contexts.
 
-    Args:
-        predictor: of any task, with an FCViT.
-        image: (H, W, 3), BGR, 0 to 255.
-
     Returns:
         The image as it reached the network, resized or cropped by the pipeline, (h, w, 3), BGR,
         0 to 255; and a `Context` for each of the network's, in its order, whose maps cover it.
@@ -147,12 +143,9 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
     """Lay a map over an image: red where the context is added, blue where it is taken away.
 
     Args:
-        image: (h, w, 3), BGR, 0 to 255.
+        image: (h, w, 3), BGR, 0 to 255; enlarged if it is small.
         values: (H, W), stretched over the image.
         limit: the value of the strongest color.
-
-    Returns:
-        (h, w, 3), BGR, 0 to 255; enlarged if the image is small.
     """
     image = enlarge(image, enlargement(image))
     values = cv2.resize(values.astype(np.float32), image.shape[1::-1])
@@ -231,9 +224,6 @@ def run(
     difference.json, over all images.
 
     Args:
-        predictor: see `contexts_of`.
-        sources: images, see `apis.sources.find_sources`.
-        out: folder, made if it is missing.
         stage: 1 to 4.
         block: from 1 on (default: the last).
         whole_stage: all blocks of the stage.
@@ -242,8 +232,7 @@ def run(
         (see `differences`, a sentence for each image that could not be read).
 
     Raises:
-        ConfigError: see `contexts_of` and `choose`; no image could be read; `out` can't be
-            written.
+        ConfigError: see `contexts_of` and `choose`; or `out` can't be written.
     """
     looks, problems = [], []
     with writing(f"--out {out}"):

@@ -139,8 +139,6 @@ def run(
 
     Args:
         predictor: a detector or segmentor.
-        sources: see `find_sources`.
-        out: folder, made if it is missing.
         batch_size: images that the model gets at once, if they have the same size.
         threshold: least score of a detection, 0 to 1.
         classes: names of those to show (default: all).

@@ -24,12 +24,7 @@ READABLE = 512
 
 
 def build_visualizer(cfg: Config, dataset_meta: dict[str, Any]) -> Any:
-    """Build the visualizer of a config, which draws without writing files.
-
-    Args:
-        cfg: a config.
-        dataset_meta: classes and palette, RGB.
-    """
+    """Build the visualizer of a config without writers; dataset_meta: classes, palette (RGB)."""
     settings = dict(cfg.visualizer, vis_backends=None)
     # MMEngine finds visualizers by name, and a Runner may have made one
     settings["name"] = f"fcvit_mm {id(dataset_meta)}"
@@ -39,17 +34,8 @@ def build_visualizer(cfg: Config, dataset_meta: dict[str, Any]) -> Any:
 
 
 def draw(visualizer: Any, image: Array, sample: Any, ground_truth: bool = False) -> Array:
-    """Draw a data sample over its image.
-
-    Args:
-        visualizer: see `build_visualizer`.
-        image: an image.
-        sample: with pred_instances or pred_sem_seg; left as it is.
-        ground_truth: draw gt_instances or gt_sem_seg instead.
-
-    Returns:
-        The image, k times as large, with the least whole k for its longer side to be `READABLE`.
-    """
+    """Draw pred_instances or pred_sem_seg of a data sample over its image, or else gt_instances
+    or gt_sem_seg; return the image, enlarged by `enlargement`. The sample is left as it is."""
     k = enlargement(image)
     image, sample = enlarge(image, k), sample.clone()
     kind = "gt" if ground_truth else "pred"
@@ -74,7 +60,7 @@ def draw(visualizer: Any, image: Array, sample: Any, ground_truth: bool = False)
 
 
 def enlargement(image: Array) -> int:
-    """Return the factor by which an image is enlarged to be drawn on."""
+    """Return the least whole factor by which an image's longer side becomes `READABLE`."""
     return max(1, math.ceil(READABLE / max(image.shape[:2])))
 
 
