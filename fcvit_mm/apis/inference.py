@@ -159,22 +159,14 @@ def run(
     labels = predictor.labels_of(classes)
     counts = [count_frames(source) for source in sources]
     known = [n if max_frames is None else min(n, max_frames) for n in counts if n is not None]
-    problems = []
-
-    def frames() -> Iterator[Frame]:
-        for source in sources:
-            try:
-                yield from read_frames(source, max_frames)
-            except ConfigError as error:
-                problems.append(str(error))
-
+    problems: list[str] = []
     columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, disable=console is None)
     with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
         results = Results(predictor, out, stack)
         bar = progress.add_task("images", total=None if None in counts else sum(known))
-        stream = frames()
+        stream = _read_all(sources, max_frames, problems)
         try:
             while batch := list(islice(stream, batch_size)):
                 samples = predictor([frame.image for frame in batch])
@@ -184,6 +176,16 @@ def run(
         except KeyboardInterrupt:
             problems.append("interrupted: what was predicted before is written")
         return results.close(), problems
+
+
+def _read_all(
+    sources: Sequence[Source], max_frames: int | None, problems: list[str]
+) -> Iterator[Frame]:
+    for source in sources:
+        try:
+            yield from read_frames(source, max_frames)
+        except ConfigError as error:
+            problems.append(str(error))
 
 
 def report(problems: Sequence[str]) -> None:
