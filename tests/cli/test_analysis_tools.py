@@ -71,7 +71,7 @@ def test_benchmark_without_a_config(tool):
 
 @pytest.mark.official
 def test_browse_data(tool, tmp_path):
-    config = ROOT / "configs" / CONFIGS["detection"]
+    config = CONFIGS["mmdet"]
     result = tool("browse_data.py", config, "--number", 2, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "64x64" in result.stdout and (tmp_path / "out/grid.png").is_file()
