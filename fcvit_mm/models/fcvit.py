@@ -115,7 +115,7 @@ class FCViT(BaseModule):
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.strides = tuple(4 * 2**i for i in self.out_indices)
 
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(layers)).tolist())
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(layers), device="cpu").tolist())
         self.patch_embed = PatchEmbed(3, dims[0], stride=4)
         # Stages and the downsampling between them take turns: 0, 2, 4, 6 and 1, 3, 5.
         self.network = nn.ModuleList()

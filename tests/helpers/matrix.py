@@ -25,9 +25,11 @@ ROOT = Path(__file__).parents[2]
 FIRST_PYTHON = 10  # of 3
 PACKAGES = ("openmmlab", "openmmlab-official")
 TOOLS = "tests/cli/test_tools.py::test_"
-MODULES = ("backbone", "layers", "checkpoint", "mmcv_ops", "triton_ops")
+MODULES = ("backbone", "layers", "checkpoint", "mmcv_ops")
 CONTRACT = (
     *(f"tests/unit/test_{name}.py" for name in MODULES),
+    "tests/stress/test_ops_attack.py",
+    "tests/stress/test_triton_ops.py",
     TOOLS + "training_evaluates_and_writes_checkpoints",
     TOOLS + "test_prints_the_metrics_of_the_last_evaluation",
     TOOLS + "resume_goes_on_from_the_newest_checkpoint",

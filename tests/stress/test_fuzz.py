@@ -1,6 +1,7 @@
 """Annotation files, images and label maps at random: the data checks report them, or say why not.
 
-FUZZ=10000 sets how many are tried, FUZZ_SEED with which one begins; 150 a test by default.
+FUZZ=10000 sets how many are tried, FUZZ_SEED with which one begins; by default 20 per test, and 150
+in one that is marked slow.
 """
 
 import copy
@@ -25,10 +26,11 @@ from fcvit_mm.datasets.checks.images import load
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image
+from helpers.stress import some
 from helpers.tools import TASKS
 
-NUMBER = int(os.environ.get("FUZZ", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
+NUMBERS = some("FUZZ", 20, 150)
 # of one input, on a machine with much else to do
 MOST_SECONDS = 20
 
@@ -131,15 +133,16 @@ def annotations(original: dict, rng: random.Random) -> bytes:
 
 
 @pytest.mark.official
-def test_annotation_files(data):
+@NUMBERS
+def test_annotation_files(data, number):
     path = data / "annotations/instances_val.json"
     original = json.loads(path.read_text())
     cfg = load_config(str(TASKS["detection"]))
     flawed = 0
-    for seed in range(SEED, SEED + NUMBER):
+    for seed in range(SEED, SEED + number):
         path.write_bytes(annotations(original, random.Random(seed)))
         flawed += is_flawed(cfg, seed)
-    assert flawed > 0.5 * NUMBER
+    assert flawed > 0.5 * number
 
 
 # ---------------------------------------------------------------------------------- images
@@ -170,7 +173,8 @@ def images() -> list[bytes]:
 
 @pytest.mark.official
 @pytest.mark.parametrize("task", TASKS)
-def test_images_and_label_maps(data, task):
+@NUMBERS
+def test_images_and_label_maps(data, task, number):
     originals = images()
     assert len(originals) > 30
     cfg = load_config(str(TASKS[task]))
@@ -179,13 +183,13 @@ def test_images_and_label_maps(data, task):
         paths += sorted((data / "label_maps/val").iterdir())
         originals.append(paths[-1].read_bytes())
     flawed = 0
-    for seed in range(SEED, SEED + NUMBER):
+    for seed in range(SEED, SEED + number):
         rng = random.Random(seed)
         for path in paths:
             content = rng.choice(originals)
             path.write_bytes(damage(content, rng) if rng.random() < 0.9 else content)
         flawed += is_flawed(cfg, seed)
-    assert flawed > 0.9 * NUMBER
+    assert flawed > 0.9 * number
 
 
 # -------------------------------------------------------------- what else an image may be
@@ -249,11 +253,12 @@ def test_a_small_file_of_too_many_pixels_is_named(data):
     assert "decompression bomb" in report.errors[0]
 
 
-def test_an_image_at_random_is_one_or_a_sentence(tmp_path):
+@NUMBERS
+def test_an_image_at_random_is_one_or_a_sentence(tmp_path, number):
     """As infer reads it, with OpenCV."""
     originals = [*images(), b"P5 60000 60000 255\n" + bytes(10)]
     read = 0
-    for seed in range(SEED, SEED + NUMBER * 4):
+    for seed in range(SEED, SEED + number * 4):
         rng = random.Random(seed)
         content = rng.choice(originals)
         (tmp_path / "a.png").write_bytes(damage(content, rng) if seed % 2 else content)
@@ -261,4 +266,4 @@ def test_an_image_at_random_is_one_or_a_sentence(tmp_path):
             read += read_image(tmp_path / "a.png").ndim == 3
         except ConfigError as error:
             assert "a.png is " in str(error)
-    assert 0.3 * NUMBER * 4 < read < 0.9 * NUMBER * 4
+    assert 0.3 * number * 4 < read < 0.9 * number * 4

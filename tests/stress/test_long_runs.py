@@ -20,6 +20,7 @@ from mmengine.hooks import Hook
 
 from fcvit_mm.datasets import shapes
 from helpers import ROOT
+from helpers.stress import slow
 from helpers.tools import SHORT, assert_sentence
 
 memory = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/memory.py")))
@@ -47,7 +48,13 @@ class Leak(Hook):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("task", memory.CONFIGS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=pytest.mark.slow) if task != "segmentation" else task
+        for task in memory.CONFIGS
+    ],
+)
 def test_nothing_is_kept_of_iterations_and_images(data, tmp_path, task):
     for phase in ("training", "evaluation"):
         curve = memory.measure(task, phase, data, tmp_path, TOTAL, SAMPLES)
@@ -92,8 +99,8 @@ class Die:
     ("script", "way", "words"),
     [
         ("train.py", "SIGKILL", "was killed by the signal 'Killed'"),
-        ("train.py", "exit", "ended by itself"),
-        ("test.py", "SIGBUS", "was killed by the signal 'Bus error'"),
+        slow("train.py", "exit", "ended by itself"),
+        slow("test.py", "SIGBUS", "was killed by the signal 'Bus error'"),
     ],
 )
 def test_a_process_that_dies_loading_images_is_named(example_data, tmp_path, script, way, words):

@@ -1,6 +1,7 @@
 """Images and annotations that are odd but no mistake: each is trained on and tested, or refused.
 
-The table of docs/reliability.md has a row for each.
+The table of docs/reliability.md has a row for each. Of most oddities one form is trained on in
+every run, the others where slow tests are run.
 """
 
 import json
@@ -23,6 +24,7 @@ from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.models import make_smallest
+from helpers.stress import slow
 
 CONFIGS = {
     "detection": ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -116,7 +118,7 @@ def without_objects(*images: int) -> Callable[[dict], None]:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("images", [(1,), (1, 2)], ids=["image", "batch"])
+@pytest.mark.parametrize("images", [slow((1,), id="image"), pytest.param((1, 2), id="batch")])
 def test_images_without_objects(data, images):
     """They are left out where the config filters them, and trained on as ground elsewhere."""
     edit(data, without_objects(*images), ("train",))
@@ -125,7 +127,7 @@ def test_images_without_objects(data, images):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("images", [(0,), (0, 1)], ids=["image", "batch"])
+@pytest.mark.parametrize("images", [slow((0,), id="image"), pytest.param((0, 1), id="batch")])
 def test_images_without_a_labelled_pixel(data, images):
     for split in ("train", "val"):
         for i in images[: 1 if split == "val" else None]:
@@ -148,7 +150,7 @@ def test_an_epoch_without_annotations_is_refused(data, task, split):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("task", CONFIGS)
+@pytest.mark.parametrize("task", [slow("detection"), "segmentation"])
 def test_a_class_that_never_occurs(data, task):
     """A warning; it has no share in the mean of the metric."""
     edit(
@@ -205,7 +207,7 @@ def crowd(form: str, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("form", ["polygon", "uncompressed", "compressed"])
+@pytest.mark.parametrize("form", [slow("polygon"), slow("uncompressed"), "compressed"])
 def test_crowds(data, form):
     """One among objects, and an image with nothing else."""
 
@@ -281,6 +283,8 @@ def replace(data: Path, image: Any, suffix: str = ".png", **save: Any) -> None:
 
 def others(data: Path, suffix: str) -> dict[str, Any]:
     """A segmentor's images are all of one kind; says so in its config."""
+    if suffix == ".png":
+        return {}
     for path in [*(data / "images").rglob("*.png")]:
         Image.open(path).convert("RGB").save(path.with_suffix(suffix))
         path.unlink()
@@ -295,7 +299,10 @@ THIN = [(1, 1), (2000, 1), (1, 2000)]
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("size", THIN, ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(THIN[0], id=str(THIN[0])), *(slow(size, id=str(size)) for size in THIN[1:])],
+)
 def test_a_detector_is_tested_on_images_of_one_pixel_and_one_row(data, size):
     """And trained without them, by our configs' filter_cfg."""
     replace(data, noise(*size[::-1], 3))
@@ -378,6 +385,7 @@ IMAGES: dict[str, tuple[Any, str, dict, str, np.ndarray]] = {
         Image.fromarray(SMOOTH[:48]), ".jpg", rotated(), "", np.rot90(SMOOTH[:48], -1)
     ),
 }  # fmt: skip
+TRAINED = [("detection", "rotated"), ("segmentation", "16 bits")]
 
 
 @pytest.mark.official
@@ -386,7 +394,7 @@ IMAGES: dict[str, tuple[Any, str, dict, str, np.ndarray]] = {
 def test_images_of_other_kinds(data, task, kind):
     image, suffix, save, words, expected = IMAGES[kind]
     replace(data, image, suffix, **save)
-    options = others(data, suffix) if task == "segmentation" and suffix != ".png" else {}
+    options = others(data, suffix) if task == "segmentation" else {}
     found = [warning for warning in warnings(task, **options) if "images" in warning]
     assert len(found) == (2 if words else 0)
     assert all(f"{words}: 00000{suffix};" in warning for warning in found)
@@ -396,7 +404,21 @@ def test_images_of_other_kinds(data, task, kind):
     loaded = dataset[0]["img"][..., ::-1].astype(int)
     # but for what JPEG changes
     assert np.abs(loaded - expected).max() <= (0 if suffix == ".png" else 20)
-    assert train_and_test(task, **options) >= 0
+
+
+@pytest.mark.official
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        slow(task, kind) if (task, kind) not in TRAINED else (task, kind)
+        for task in CONFIGS
+        for kind in IMAGES
+    ],
+)
+def test_training_on_images_of_other_kinds(data, task, kind):
+    image, suffix, save, *_ = IMAGES[kind]
+    replace(data, image, suffix, **save)
+    assert train_and_test(task, **(others(data, suffix) if task == "segmentation" else {})) >= 0
 
 
 @pytest.mark.official

@@ -22,7 +22,6 @@ from helpers.released import (
 pytestmark = pytest.mark.official
 
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-EVERY_ARCH = pytest.mark.parametrize("arch", ["tiny", "b12", "b24", "b48"])
 SMALL = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
 
 
@@ -35,39 +34,30 @@ def small(**kwargs) -> FCViT:
 # ------------------------------------------------------------------------------ golden data
 
 
-@DTYPES
-@EVERY_ARCH
-def test_stages_equal_the_released_network(arch, dtype):
-    model = fill(FCViT(arch)).to(dtype).eval()
+@pytest.mark.parametrize("size", [(64, 64), (75, 101)], ids=str)
+def test_stages_equal_the_released_network(size):
+    """In float64; tests/stress has the other types and archs."""
+    model = fill(FCViT("tiny")).double().eval()
     with torch.no_grad():
-        outs = model(golden_input(0, 1, 64, 64).to(dtype))
+        outs = model(golden_input(0, 1, *size).double())
     for i, out in enumerate(outs, 1):
-        assert_golden(f"{arch}/64x64/stage{i}", out)
+        assert_golden(f"tiny/{size[0]}x{size[1]}/stage{i}", out)
 
 
 @DTYPES
-def test_odd_size_equals_the_released_network(dtype):
-    model = fill(FCViT("tiny")).to(dtype).eval()
-    for i, out in enumerate(model(golden_input(0, 1, 75, 101).to(dtype)), 1):
-        assert_golden(f"tiny/75x101/stage{i}", out)
-
-
-@DTYPES
-@pytest.mark.parametrize("arch", ["tiny", "b12"])
-def test_logits_equal_the_released_network(arch, dtype):
-    state = imagenet_state_dict(arch)
-    model = FCViT(arch, out_indices=-1)
+def test_logits_equal_the_released_network(dtype):
+    state = imagenet_state_dict("tiny")
+    model = FCViT("tiny", out_indices=-1)
     keys = {key: value for key, value in state.items() if not key.startswith(("norm.", "head."))}
     model.load_state_dict({**keys, "norm6.weight": state["norm.weight"],
                            "norm6.bias": state["norm.bias"]})  # fmt: skip
     (out,) = model.to(dtype).eval()(golden_input(0, 1, 64, 64).to(dtype))
     head = torch.nn.functional.linear
     logits = head(out.mean((2, 3)), state["head.weight"].to(dtype), state["head.bias"].to(dtype))
-    assert_golden(f"{arch}/64x64/logits", logits)
+    assert_golden("tiny/64x64/logits", logits)
 
 
-@DTYPES
-@pytest.mark.parametrize("with_cp", [False, True])
+@pytest.mark.parametrize(("with_cp", "dtype"), [(False, torch.float64), (True, torch.float32)])
 def test_training_pass_equals_the_released_network(dtype, with_cp):
     model = fill(FCViT("tiny", with_cp=with_cp)).to(dtype).train()
     x = golden_input(1, 2, 64, 64).to(dtype).requires_grad_()
@@ -98,10 +88,11 @@ def test_training_pass_equals_the_released_network(dtype, with_cp):
 # ------------------------------------------------------------- the contract of every variant
 
 
-@EVERY_ARCH
+@pytest.mark.parametrize("arch", ["tiny", "b12", "b24", "b48"])
 def test_parameters_are_those_of_the_released_files(arch):
     released = {k: s for k, s in KEYS[arch].items() if not k.startswith(("norm.", "head."))}
-    model = FCViT(arch)
+    with torch.device("meta"):
+        model = FCViT(arch)
     assert {
         k: list(v.shape) for k, v in model.state_dict().items() if not k.startswith("norm")
     } == released
@@ -112,31 +103,32 @@ def test_parameters_are_those_of_the_released_files(arch):
     assert count + 1000 * dim + 1000 == published[arch]
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 160), (75, 34)], ids=str)
-@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 3), (-1,), 2, (3, 0)], ids=str)
-def test_outputs_have_the_published_channels_and_strides(out_indices, size):
-    model = small(out_indices=out_indices).eval()
-    outs = model(torch.randn(1, 3, *size))
-    assert isinstance(outs, tuple) and len(outs) == len(model.out_channels) == len(model.strides)
-    for out, channels, stride in zip(outs, model.out_channels, model.strides, strict=True):
-        assert out.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
-        assert out.isfinite().all()
-
-
 @pytest.mark.parametrize(
-    "arguments",
+    ("out_indices", "arguments"),
     [
-        {},
-        {"kernel_size": (5, 7)},
-        {"global_context": False},
-        {"weighted_context": False},
-        {"with_cp": True},
-        {"drop_rate": 0.1, "drop_path_rate": 0.1},
+        ((0, 1, 2, 3), {}),
+        ((1, 3), {"kernel_size": (5, 7)}),
+        ((-1,), {"global_context": False}),
+        ((3, 0), {"weighted_context": False}),
+        (3, {"with_cp": True}),
+        ((-1, -3), {"drop_rate": 0.1, "drop_path_rate": 0.1}),
     ],
     ids=str,
 )
-def test_every_gradient_is_there(arguments):
-    model = small(**arguments).train()
+def test_contract(out_indices, arguments):
+    """Channels and strides as promised at any size, and a gradient for every parameter."""
+    model = small(out_indices=out_indices, **arguments)
+    assert model.eval() is model
+    wanted = (out_indices,) if isinstance(out_indices, int) else out_indices
+    assert model.out_channels == tuple(SMALL["dims"][i] for i in wanted)
+    assert model.strides == tuple((4, 8, 16, 32)[i] for i in wanted)
+    for size in ((32, 32), (33, 47), (32, 160), (75, 34)):
+        outs = model(torch.randn(1, 3, *size))
+        assert isinstance(outs, tuple)
+        for out, channels, stride in zip(outs, model.out_channels, model.strides, strict=True):
+            assert out.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
+            assert out.isfinite().all()
+    assert model.train() is model
     sum((out**3).sum() for out in model(torch.randn(2, 3, 64, 64))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -155,9 +147,8 @@ def test_checkpointing_gives_the_same_gradients_also_with_dropped_paths():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("arch", ["tiny", "s12"])
-def test_autocast_is_finite_and_close_to_float32(arch, dtype):
-    model = fill(FCViT(arch)).eval()
+def test_autocast_is_finite_and_close_to_float32(dtype):
+    model = fill(FCViT("tiny")).eval()
     x = golden_input(0, 2, 64, 96)
     with torch.no_grad():
         exact = model(x)
@@ -206,23 +197,6 @@ def test_norm_eval_keeps_running_statistics_and_trains_the_rest():
     assert model.network[0].training and not model.network[1].norm.training
 
 
-def test_torch_compile():
-    model, x = small().eval(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(x)
-        for out, reference in zip(torch.compile(model)(x), expected, strict=True):
-            torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
-
-
-def test_torch_export_with_dynamic_batch_and_size():
-    model, dim = small().eval(), torch.export.Dim
-    shapes = {"x": {0: dim("batch", max=8), 2: dim("h", min=33), 3: dim("w", min=33)}}
-    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
-    x = torch.randn(3, 3, 75, 101)
-    for out, reference in zip(program.module()(x), model(x), strict=True):
-        torch.testing.assert_close(out, reference)
-
-
 # ------------------------------------------------------------------------- how it is named
 
 
@@ -231,11 +205,6 @@ def test_it_is_in_the_registry_with_s12_as_default():
     assert isinstance(model, FCViT)
     assert [len(stage) for stage in model.network[::2]] == [2, 2, 6, 2]
     assert MODELS.build(dict(type="FCViT", arch="s24")).out_channels == (64, 128, 320, 512)
-
-
-def test_negative_out_indices_count_from_the_last_stage():
-    model = FCViT("tiny", out_indices=(-1, -3))
-    assert model.out_channels == (320, 64) and model.strides == (32, 8)
 
 
 def test_building_a_variant_changes_no_other():

@@ -11,16 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
-from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
 from fcvit_mm.checkpoint.reader import sha256
 from fcvit_mm.models.weights import check_fit, convert_checkpoint, infer_arguments
 from helpers.hostile import READERS, Payload, hostile
-from helpers.released import imagenet_state_dict, timm_checkpoint
+from helpers.released import KEYS, timm_checkpoint
 
 pytestmark = pytest.mark.official
 
@@ -224,7 +222,8 @@ def test_a_detectors_checkpoint_for_a_segmentor_is_named():
 
 @pytest.mark.parametrize("arch", ["tiny", "b12", "b24", "b48"])
 def test_arguments_are_inferred_from_released_files(arch):
-    assert infer_arguments(imagenet_state_dict(arch)) == {
+    shapes = {key: torch.empty(shape, device="meta") for key, shape in KEYS[arch].items()}
+    assert infer_arguments(shapes) == {
         "arch": arch.replace("b", "s"),
         "kernel_size": (11, 11),
         "global_context": True,
@@ -235,7 +234,7 @@ def test_arguments_are_inferred_from_released_files(arch):
 # ------------------------------------------------------------------------------ damaged files
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.pth.tar", "a.safetensors"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
@@ -267,11 +266,19 @@ def test_damaged_file_is_one_sentence(tmp_path, name, damage, word):
 
 
 @pytest.mark.parametrize("protocol", [None, 2, 4], ids=["torch", "pickle2", "pickle4"])
-@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("function", [os.system, eval, getattr, exec], ids=lambda f: f.__name__)
-def test_a_file_that_would_run_code_runs_nothing(tmp_path, reader, protocol, function):
+def test_a_file_that_would_run_code_runs_nothing(tmp_path, protocol, function):
     mark = tmp_path / "ran"
     path = hostile(tmp_path / "a.pth", mark, protocol, function)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_refuses_it(tmp_path, reader):
+    mark = tmp_path / "ran"
+    path = hostile(tmp_path / "a.pth", mark, None)
     with pytest.raises(CheckpointError):
         READERS[reader](path)
     assert not mark.exists()
@@ -297,75 +304,6 @@ def test_getattr_reaches_the_history_buffers_statistics_and_nothing_else(tmp_pat
 def test_schemes_that_unpickle_without_restriction_are_refused(scheme):
     with pytest.raises(CheckpointError, match="only paths and http"):
         CheckpointLoader.load_checkpoint(scheme)
-
-
-# -------------------------------------------------------------- MMEngine's own checkpoints
-
-
-class Line(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def forward(self, x, y, mode):
-        return {"loss": (self.layer(x) - y).square().mean()}
-
-
-def runner(work_dir: Path, epochs: int, **kwargs) -> Runner:
-    data = [{"x": torch.tensor([i / 8]), "y": torch.tensor([i / 4])} for i in range(8)]
-    return Runner(
-        Line(),
-        str(work_dir),
-        train_dataloader=dict(
-            dataset=data,
-            batch_size=2,
-            sampler=dict(type="DefaultSampler", shuffle=False),
-            collate_fn=dict(type="default_collate"),
-        ),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=0.1)),
-        param_scheduler=dict(type="CosineAnnealingLR", T_max=4),
-        default_hooks=dict(logger=dict(type="LoggerHook", interval=1)),
-        experiment_name=f"{work_dir.name}-{epochs}-{len(kwargs)}",
-        randomness=dict(seed=0),
-        **kwargs,
-    )
-
-
-class Interrupt(Hook):
-    priority = "LOWEST"  # after the checkpoint was written
-
-    def after_train_epoch(self, runner):
-        if runner.epoch == 1:
-            raise KeyboardInterrupt
-
-
-def test_a_checkpoint_of_mmengine_resumes_and_equals_the_whole_run(tmp_path):
-    start = Line().state_dict()
-    whole = runner(tmp_path / "whole", 4)
-    whole.model.load_state_dict(start)
-    whole.train()
-    interrupted = runner(tmp_path / "resumed", 4, custom_hooks=[Interrupt()])
-    interrupted.model.load_state_dict(start)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.train()
-    resumed = runner(tmp_path / "resumed", 4, resume=True)
-    resumed.train()
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[key], value)
-        assert not torch.equal(interrupted.model.state_dict()[key], value)
-    histories = [run.message_hub.get_scalar("train/loss").data[0] for run in (whole, resumed)]
-    assert len(histories[0]) == 16 and (histories[0] == histories[1]).all()
-
-
-def test_resume_executes_no_config_text_of_a_checkpoint(tmp_path):
-    runner(tmp_path, 2).train()
-    path, mark = tmp_path / "epoch_2.pth", tmp_path / "ran"
-    content = read_checkpoint(path)
-    content["meta"]["config"] = f"open({str(mark)!r}, 'w').close()"
-    torch.save(content, path)
-    runner(tmp_path, 4, resume=True).train()
-    assert not mark.exists()
 
 
 # ------------------------------------------------------------------------------ converting

@@ -1,6 +1,7 @@
 """The Triton kernels against plain torch in float64, and the choice between the two.
 
-The kernels run in Triton's interpreter, or on a GPU with TRITON_INTERPRET=0.
+The kernels run in Triton's interpreter, or on a GPU with TRITON_INTERPRET=0. The interpreter takes
+its time: of most cases the smallest are in every run and the others slow.
 """
 
 import copy
@@ -21,6 +22,7 @@ from fcvit_mm.ops import dispatch
 from fcvit_mm.ops.triton import channel_mixer, common, global_context, layer_scale
 from fcvit_mm.ops.triton import depthwise_conv as depthwise_conv_module
 from fcvit_mm.ops.triton import group_norm as group_norm_module
+from helpers.stress import slow
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -29,6 +31,11 @@ assert INTERPRETED or torch.cuda.is_available(), "TRITON_INTERPRET=0 needs a GPU
 HEADS = 8
 SMALL = dict(layers=(1, 1, 1, 1), dims=(16, 16, 24, 32), mlp_ratios=(2, 2, 2, 2))
 HALF = (torch.float16, torch.bfloat16)
+SOME_DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [slow(torch.float16), torch.bfloat16, slow(torch.float32), slow(torch.float64)],
+    ids=str,
+)
 
 
 @pytest.fixture
@@ -112,31 +119,33 @@ def check_depthwise(x, k):
 
 # The interpreter takes its time for each program, and contiguous a channel is one.
 @pytest.mark.parametrize(("layout", "dim"), [("contiguous", 2), ("channels_last", 8)])
-@pytest.mark.parametrize("k", [3, 5, 7, 9, 11, 13])
+@pytest.mark.parametrize("k", [3, slow(5), 7, slow(9), slow(11), slow(13)])
 def test_depthwise_of_every_kernel_size(kernels, k, layout, dim):
     check_depthwise(make((2, dim, 7, 5), layout), k)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", [slow("contiguous"), "channels_last"])
 def test_depthwise_of_every_dtype(kernels, layout, dtype):
     check_depthwise(make((2, 8, 5, 6), layout, dtype), 3)
 
 
-@pytest.mark.parametrize(("dim", "k"), [(64, 11), (128, 7), (320, 3), (512, 3)])
+@pytest.mark.parametrize(("dim", "k"), [slow(64, 11), slow(128, 7), (320, 3), slow(512, 3)])
 def test_depthwise_of_the_networks_widths(kernels, dim, k):
     check_depthwise(make((1, dim, 4, 3), "channels_last"), k)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(1, 8, 1, 9), (2, 8, 9, 1), (1, 8, 1, 1), (2, 2, 29, 18)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 1, 9), slow((2, 8, 9, 1)), slow((1, 8, 1, 1)), (2, 2, 29, 18)]
+)
 def test_depthwise_of_odd_sizes(kernels, shape, layout):
     # the last has more than one chunk of positions, and no multiple of any block
     check_depthwise(make(shape, layout), 3)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("k", "shape"), [(3, (2, 24, 29, 18)), (11, (1, 8, 11, 33))])
+@pytest.mark.parametrize(("k", "shape"), [(3, (2, 24, 29, 18)), slow(11, (1, 8, 11, 33))])
 def test_weight_gradient_as_products(monkeypatch, k, shape, channels_last):
     """In half precision; more rows, channels and columns than one program takes."""
     monkeypatch.setattr(depthwise_conv_module, "ROWS_OF_PROGRAM", 32)
@@ -150,7 +159,7 @@ def test_weight_gradient_as_products(monkeypatch, k, shape, channels_last):
     near(actual, expected, 16)
 
 
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last sliced"])
+@pytest.mark.parametrize("layout", [slow("transposed"), "sliced", "channels_last sliced"])
 def test_depthwise_of_other_strides(kernels, layout):
     check_depthwise(make((2, 8, 6, 5), layout), 3)
 
@@ -231,30 +240,30 @@ def check_context(x, roundings):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dim", [32, 64, 128, 320, 512])
+@pytest.mark.parametrize("dim", [slow(32), 64, slow(128), slow(320), slow(512)])
 def test_context_of_the_networks_widths(kernels, dim, layout):
     check_context(make((2, dim, 7, 5), layout), 16)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", [slow("contiguous"), "channels_last"])
 def test_context_of_every_dtype(kernels, layout, dtype):
     check_context(make((1, 64, 5, 6), layout, dtype), 4 if dtype in HALF else 16)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", [slow("contiguous"), "channels_last"])
 @pytest.mark.parametrize("shape", [(1, 64, 1, 9), (2, 64, 1, 1), (1, 512, 12, 13), (1, 24, 5, 1)])
 def test_context_of_odd_sizes(kernels, shape, layout):
     # one position leaves the deviation over the heads; 156 positions are two partial sums
     check_context(make(shape, layout), 16)
 
 
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last sliced"])
+@pytest.mark.parametrize("layout", [slow("transposed"), slow("sliced"), "channels_last sliced"])
 def test_context_of_other_strides(kernels, layout):
     check_context(make((2, 64, 4, 5), layout), 16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.float64)], ids=str)
 def test_context_of_a_constant_image(kernels, dtype):
     """Every similarity equal: their deviation is 0, and its slope is not infinite."""
     check_context(torch.ones(2, 64, 3, 5, dtype=dtype, device=DEVICE), 16)
@@ -338,9 +347,9 @@ def group_norm(x, weight, bias):
     return F.group_norm(x, 1, weight, bias)
 
 
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channels_last sliced"])
-@pytest.mark.parametrize("shape", [(2, 24, 5, 7), (1, 8, 1, 1), (3, 40, 33, 31)])
+@SOME_DTYPES
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", slow("channels_last sliced")])
+@pytest.mark.parametrize("shape", [(2, 24, 5, 7), slow((1, 8, 1, 1)), (3, 40, 33, 31)])
 def test_norm(shape, layout, dtype):
     # the last has tiles, and parts of channels, that are not full
     x = make(shape, layout, dtype).requires_grad_()
@@ -400,8 +409,8 @@ def plain_mixer(x, weight1, bias1, weight, bias, weight2, bias2):
     return F.conv2d(F.gelu(x), weight2, bias2)
 
 
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("dim", "hidden", "size"), [(8, 72, (5, 19)), (16, 64, (35, 3))])
+@SOME_DTYPES
+@pytest.mark.parametrize(("dim", "hidden", "size"), [(8, 72, (5, 19)), slow(16, 64, (35, 3))])
 def test_channel_mixer(dim, hidden, size, dtype):
     # more hidden channels, columns or rows than one program takes
     x = make((2, dim, *size), "channels_last", dtype).requires_grad_()
