@@ -2,7 +2,8 @@
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
 #   make app [TASK=... | CONFIG=... CHECKPOINT=...]
 #   make chain
-#   make test, make test-official, make test-matrix, make test-long, make lint, make docs
+#   make test: minutes, for every change; make test-all: the slow ones too, as CI runs them
+#   make test-official, make test-matrix, make test-long, make lint, make docs
 PYTHON ?= python3
 TASK ?= detection
 DATA ?= shapes
@@ -12,7 +13,7 @@ OFFICIAL := .venv-official
 # a virtual environment of Windows has another folder
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: demo check-demo app chain test test-official test-matrix test-long lint format docs clean
+.PHONY: demo check-demo app chain test test-all test-official test-matrix test-long lint format docs clean
 
 demo: check-demo $(VENV)/installed
 	$(BIN)/python tools/demos/demo.py --task $(TASK) --data $(DATA)
@@ -38,7 +39,11 @@ $(DEMO_WEIGHTS): | $(VENV)/installed
 chain: $(VENV)/installed
 	$(BIN)/python tools/demos/chain.py
 
+# What every change must pass at once; `slow` marks what is left out.
 test: $(VENV)/installed $(VENV)/browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-all: $(VENV)/installed $(VENV)/browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What must hold with the last official releases of OpenMMLab too.

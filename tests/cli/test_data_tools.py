@@ -12,7 +12,7 @@ import torch
 
 from fcvit_mm import read_checkpoint
 from fcvit_mm.datasets import shapes
-from helpers import ROOT
+from helpers import ROOT, warm
 from helpers.images import contents
 from helpers.released import timm_checkpoint
 from helpers.tools import TASKS, assert_sentence, free_port
@@ -47,26 +47,18 @@ def test_two_processes_end_each_by_itself_before_training(example_data, broken, 
     for rank in ("0", "1"):
         ranks = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_PORT=port)
         processes.append(
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    script,
-                    config,
-                    "--launcher=pytorch",
-                    f"--work-dir={tmp_path}/runs",
-                ],
-                cwd=example_data,
-                env={**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1"},
-                stderr=subprocess.PIPE,
-                text=True,
+            warm.start(
+                [script, config, "--launcher=pytorch", f"--work-dir={tmp_path}/runs"],
+                example_data,
+                tmp_path / f"{rank}.txt",
+                environment={**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1"},
             )
         )
-    try:
-        first, second = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [2, 2]
+    for process in processes:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in processes] == [2, 2]
+    first, second = [(tmp_path / f"{rank}.txt").read_text() for rank in ("0", "1")]
     (line,) = [line for line in first.splitlines() if line.startswith("error: ")]
     for words in (broken, "fcvit check_data", "check_data=False"):
         assert words in line
@@ -75,12 +67,9 @@ def test_two_processes_end_each_by_itself_before_training(example_data, broken, 
 
 
 def test_shapes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fcvit_mm.datasets.shapes", "set", "--train", "2"]
-    done = subprocess.run(
-        [*command, "--val", "1", "--size", "64", "32", "--seed", "5"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "2 + 1 images written to set"
+    words = ["set", "--train", 2, "--val", 1, "--size", 64, 32, "--seed", 5]
+    done = warm.run(["-m", "fcvit_mm.datasets.shapes", *words], tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "2 + 1 images written to set"
     shapes.generate(tmp_path / "same", 2, 1, (64, 32), 5)
     assert contents(tmp_path / "set") == contents(tmp_path / "same")
 

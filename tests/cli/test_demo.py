@@ -15,15 +15,13 @@ import pytest
 from fcvit_mm.datasets import coins
 from fcvit_mm.demos import demo
 from fcvit_mm.utils.config import load_config
-from helpers import ROOT
+from helpers import ROOT, warm
 
 COMMAND = [sys.executable, "tools/demos/demo.py"]
 
 
-def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs
-    )
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return warm.run([*COMMAND[1:], *arguments], ROOT)
 
 
 def assert_image(path: str) -> None:

@@ -7,7 +7,6 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 from configparser import ConfigParser
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from fcvit_mm import FCViT, config_path
 from fcvit_mm.__main__ import find_tools
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS
 from fcvit_mm.models.arch import ARCHS
-from helpers import ROOT
+from helpers import ROOT, warm
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in
          (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
@@ -164,7 +163,10 @@ def test_extras_exist():
     assert named <= parser["options.extras_require"].keys()
 
 
-@pytest.mark.parametrize("command", kind(RUNS))
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=[pytest.mark.slow] if "dist_" in c else []) for c in kind(RUNS)],
+)
 def test_tools_get_as_far_as_the_missing_weights_or_data(tool, command, example_data):
     """There is no COCO, ADE20K or ImageNet weights where tests run: the tools say so, status 2."""
     words = [
@@ -200,18 +202,14 @@ def test_tools_take_the_arguments_that_the_pages_give_them(command):
 def test_benchmarks_take_what_the_page_gives_them(command):
     """A measure that does not exist, behind the others, has them refused before any is taken."""
     _, script, *arguments = shlex.split(command)
-    result = subprocess.run(
-        [sys.executable, script, *arguments, "no_such_measure"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    result = warm.run([script, *arguments, "no_such_measure"], ROOT)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "no measure no_such_measure; there are " in result.stderr
 
 
 def test_the_benchmark_prints_a_table():
     script = ROOT / "benchmarks/speed.py"
-    command = [sys.executable, script, "pixels", "--repeats", "1", "--threads", "1"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = warm.run([script, "pixels", "--repeats", "1", "--threads", "1"], ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     row = r"\| time per pixel, 1333x800 \| 224x224 \| \d+\.\d\d \| \d+ ns per pixel, \d+ ns \|"
     assert re.search(row, result.stdout) and "PyTorch" in result.stdout

@@ -1,19 +1,44 @@
-"""The tools as subprocesses, on the example data, as a user runs them."""
+"""Training and testing with the tools, on the example data, as a user runs them."""
 
 import pickle
 import re
+import subprocess
+import sys
 
 import cv2
 import pytest
 import torch
 
 from fcvit_mm import read_checkpoint
-from helpers import ROOT
+from helpers import ROOT, processes, warm
 from helpers.hostile import hostile
-from helpers.tools import CONFIGS, SHORT, TEST, assert_sentence
+from helpers.tools import CONFIGS as ALL
+from helpers.tools import SHORT, TEST, assert_sentence
 
-METRICS = {"mask_rcnn": ["coco/bbox_mAP", "coco/segm_mAP"], "semantic_fpn": ["mIoU"],
-           "upernet": ["mIoU"]}  # fmt: skip
+METRICS = {"mask_rcnn": ["coco/bbox_mAP", "coco/segm_mAP"], "semantic_fpn": ["mIoU"]}
+# one per task; tests/configs trains and tests every method
+CONFIGS = {name: ALL[name] for name in METRICS}
+
+
+SCRIPTS = sorted((ROOT / "tools").rglob("[!_]*.py"))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path, marks=[] if path.stem == "train" else [pytest.mark.slow], id=path.stem)
+        for path in SCRIPTS
+    ],
+)
+def test_a_process_of_its_own_says_the_same_as_a_forked_one(script, tmp_path):
+    """All other tests run tools in processes forked from one that has imported everything."""
+    words = [str(script), "--help"]
+    alone = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert alone.returncode == 0 and alone.stdout.startswith(f"usage: {script.name}")
+    forked = warm.run(words, tmp_path)
+    assert (forked.returncode, forked.stdout) == (0, alone.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +112,16 @@ def test_test_time_augmentation(tool, trained, tmp_path, method):
         assert re.findall(rf"Iter\(test\).*{metric}: \d", result.stdout)
 
 
-def test_two_processes_without_a_gpu(tool, tmp_path):
+def test_two_processes_without_a_gpu(example_data, tmp_path):
+    work_dir = tmp_path / "run"
+    processes.train(example_data, work_dir, CONFIGS["mask_rcnn"], SHORT, processes=2)
+    output = processes.said(work_dir).read_text()
+    assert "gloo for nccl" in output and re.search(r"Distributed launcher: pytorch", output)
+    assert "GPU number: 2" in output and (work_dir / "iter_4.pth").exists()
+
+
+@pytest.mark.slow
+def test_the_scripts_for_several_gpus(tool, tmp_path):
     result = tool(
         "dist_train.sh", CONFIGS["mask_rcnn"], 2, "--work-dir", tmp_path, "--cfg-options", *SHORT
     )
@@ -191,7 +225,11 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
         (["convert_checkpoint.py", "{text}", "a.pth"], ["text.pth is damaged"]),
         (["dist_train.sh", "absent.py", "2"], ["no such config"]),
         (["dist_train.sh", "{config}", "two"], ["GPUS must be a positive number"]),
-        (["dist_test.sh", "{config}", "absent.pth", "2"], ["no such checkpoint"]),
+        pytest.param(
+            ["dist_test.sh", "{config}", "absent.pth", "2"],
+            ["no such checkpoint"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if value[0].endswith((".py", ".sh")) else "",
 )

@@ -17,7 +17,7 @@ from fcvit_mm import CheckpointError, engine
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
-from helpers import ROOT
+from helpers import ROOT, processes
 from helpers.configs import differences
 from helpers.released import assert_golden, golden_input, imagenet_state_dict, timm_checkpoint
 from helpers.tools import assert_sentence
@@ -291,16 +291,13 @@ TOP1 = r"Iter\({}\).*accuracy/top1: (\d+\.\d+)"
 
 
 @pytest.mark.official
-def test_training_and_testing_with_the_tools(tool, tmp_path):
-    result = tool(
-        "dist_train.sh", EXAMPLE, 2, "--work-dir", tmp_path, "--auto-scale-lr",
-        "--cfg-options", *SHORT,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    (measured,) = re.findall(TOP1.format("val"), result.stdout + result.stderr)
+def test_training_and_testing_with_the_tools(tool, example_data, tmp_path):
+    work_dir = tmp_path / "run"
+    processes.train(example_data, work_dir, EXAMPLE, SHORT, "--auto-scale-lr", processes=2)
+    (measured,) = re.findall(TOP1.format("val"), processes.said(work_dir).read_text())
 
     drawn, dumped = tmp_path / "drawn", tmp_path / "predictions.pkl"
-    arguments = [EXAMPLE, tmp_path / "iter_2.pth", "--work-dir", tmp_path]
+    arguments = [EXAMPLE, work_dir / "iter_2.pth", "--work-dir", tmp_path]
     result = tool(
         "test.py", *arguments, "--show-dir", drawn, "--out", dumped, "--cfg-options", *TEST
     )

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,14 +69,19 @@ def _run(
     for descriptor, path in enumerate(output, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    # which a shell has processes in the background ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     leave_configs_unformatted()
     # Of both, seeds are drawn where none is given; forked processes would all draw the same.
     random.seed()
     import_module("numpy").random.seed()
-    sys.argv = command
-    sys.path.insert(0, str(Path(command[0]).parent))
+    sys.argv = command if command[0] != "-m" else command[1:]
+    sys.path.insert(0, str(directory if command[0] == "-m" else Path(command[0]).parent))
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        if command[0] == "-m":
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
     except SystemExit:
         raise
     except BaseException:
@@ -92,10 +98,10 @@ def start(
     environment: Mapping[str, str] | None = None,
     largest_file: int = resource.RLIM_INFINITY,
 ) -> BaseProcess:
-    """Start a script.
+    """Start a script or a module.
 
     Args:
-        command: the script's path and its arguments.
+        command: the script's path, or -m and the module's name, and the arguments.
         directory: to run in.
         output: the file that its output is appended to.
         errors: the file that its standard error is appended to; `output` by default.
@@ -122,7 +128,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end, as `subprocess.run` does with captured text."""
+    """Run a script or a module to its end, as `subprocess.run` does with captured text."""
     with TemporaryDirectory() as folder:
         output, errors = Path(folder, "out"), Path(folder, "err")
         process = start(command, directory, output, errors, environment)
