@@ -109,7 +109,7 @@ def contexts_of(predictor: Predictor, image: Array) -> tuple[Array, list[Context
 
     def look(module: GlobalContext, x: Tensor, stage: int, block: int, part: int) -> None:
         gap = x.mean((2, 3))
-        similarity = module.similarity(x, gap)[1]  # (1, h, H, W)
+        similarity = module.similarity(x, gap)  # (1, h, H, W)
         height, width = (max(1, round(n)) for n in np.array(x.shape[2:]) * share)
         if height * width < 2:
             raise ConfigError(

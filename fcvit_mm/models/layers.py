@@ -79,29 +79,19 @@ class GlobalContext(nn.Module):
         gc = self.context(gap)
         if not self.weighted:
             return x + gc.to(x.dtype)[..., None, None]
-        x, similarity = self.similarity(x, gap)
-        return ops.add_weighted(x, weights=similarity, token=gc)
+        return ops.add_weighted(x, weights=self.similarity(x, gap), token=gc)
 
     def context(self, gap: Tensor) -> Tensor:
         """Compute gc of the class docstring: (B, d) -> (B, d)."""
         return self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1))
 
-    def similarity(self, x: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute S' of the class docstring.
-
-        Args:
-            x: (B, d, H, W).
-            gap: (B, d).
-
-        Returns:
-            x, to be used from here on, see `ops.inner_products`; S', (B, h, H, W), float32 at
-            least.
-        """
+    def similarity(self, x: Tensor, gap: Tensor) -> Tensor:
+        """Compute S' of the class docstring: (B, d, H, W), (B, d) -> (B, h, H, W)."""
         e = x.shape[1] // NUM_HEADS
-        x, s = ops.inner_products(x, gap, heads=NUM_HEADS, scale=e**-0.5)  # (B, h, H, W)
+        s = ops.inner_products(x, gap, heads=NUM_HEADS, scale=e**-0.5)  # (B, h, H, W)
         std, mean = torch.std_mean(s, dim=(1, 2, 3), keepdim=True)
         alpha, beta = self.rescale_weight[:, None, None], self.rescale_bias[:, None, None]
-        return x, alpha * ((s - mean) / (std + 1e-5)) + beta
+        return alpha * ((s - mean) / (std + 1e-5)) + beta
 
 
 class DepthwiseConv(nn.Conv2d):

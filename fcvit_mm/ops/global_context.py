@@ -5,12 +5,8 @@ sum is one with a matrix (h, d), of which the addition is a part. So nothing of 
 written but the output.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from .cpu import runs_on_cpu
 
 
 def mean_over_positions(x: Tensor) -> Tensor:
@@ -26,24 +22,7 @@ def split_heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens[:, None] * own.repeat_interleave(tokens.shape[1] // heads, dim=1)
 
 
-class _InnerProducts(torch.autograd.Function):
-    """(x (B, d, H, W), tokens (B, h, d)) -> x, and its inner products (B, h, N)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, tokens)
-        return x.view_as(x), tokens @ x.flatten(2)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_products: Tensor) -> tuple[Tensor, Tensor]:
-        x, tokens = ctx.saved_tensors
-        grad_x = torch.baddbmm(grad.flatten(2).mT, grad_products.mT, tokens)  # (B, N, d)
-        return grad_x.mT.unflatten(2, x.shape[2:]), grad_products @ x.flatten(2).mT
-
-
-def inner_products(
-    x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) -> Tensor:
     """Multiply each position of x with its image's token, head by head.
 
     Args:
@@ -53,19 +32,14 @@ def inner_products(
         scale: factor of the products.
 
     Returns:
-        x, to be used from here on: its whole gradient then arrives at once and is written once;
-        the products (B, h, H, W), float32 at least.
+        (B, h, H, W), float32 at least.
     """
     # NOTE: half precision overflows here, and loses the digits in which positions differ.
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        tokens = split_heads(token.to(dtype) * scale, heads)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        if torch.is_grad_enabled() and channels_last and runs_on_cpu(x):
-            x, products = _InnerProducts.apply(x, tokens)
-        else:
-            products = tokens @ x.to(dtype).flatten(2)
-    return x, products.unflatten(2, x.shape[2:])
+        tokens = split_heads(token.to(dtype) * scale, heads)  # (B, h, d)
+        products = tokens @ x.to(dtype).flatten(2)  # (B, h, N)
+    return products.unflatten(2, x.shape[2:])
 
 
 def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
