@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fcvit_mm import FCViT
 from fcvit_mm.analysis.benchmark import medians
-from fcvit_mm.ops import dispatch
+from fcvit_mm.ops.triton import dispatch
 from fcvit_mm.utils.cli import whole_number
 from fcvit_mm.utils.config import load_config
 

@@ -1,7 +1,8 @@
 """FCViT's layers on a GPU: `backbone=dict(type='FCViT', triton=True)`, or `use_triton(model)`.
 
 Layers whose `forward` has a Triton kernel are given another one, which runs the kernel or the
-layer's own `forward`, whichever `ops.dispatch` finds faster. Parameters, names and results stay.
+layer's own `forward`, whichever `ops.triton.dispatch` finds faster. Parameters, names and results
+stay.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import dispatch
+from ..ops.triton import dispatch
 from ..ops.triton.common import triton
 from .fcvit import FCViT
 from .layers import Block, ChannelMixer, DepthwiseConv, GlobalContext, Norm, Pointwise

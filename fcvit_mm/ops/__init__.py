@@ -1,7 +1,6 @@
 """How a layer is run fast; nothing here knows FCViT's architecture.
 
-What layers call on any device is named here. `dispatch`, which runs Triton kernels on a GPU, has to
-be imported by its own name: it imports the kernels.
+What layers call on any device is named here; `triton` is what runs on a GPU where it is asked for.
 """
 
 from .cpu import gelu

@@ -93,7 +93,7 @@ import sys
 sys.modules["triton"] = None
 import torch
 from fcvit_mm import FCViT
-from fcvit_mm.ops import dispatch
+from fcvit_mm.ops.triton import dispatch
 x = torch.ones(1, 8, 3, 3)
 assert dispatch.depthwise_conv(x, weight=torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 9
 """
@@ -179,7 +179,7 @@ print(*sorted(compiled))
 
 
 def test_models_import_neither_kernels_nor_toolboxes_nor_matplotlib():
-    heavy = ("ops.dispatch", "ops.triton", "models.triton_layers")
+    heavy = ("ops.triton", "models.triton_layers")
     names = (*(f"fcvit_mm.{name}" for name in heavy), "matplotlib", "mmdet", "mmseg", "mmpretrain")
     code = f"""
 import sys

@@ -18,8 +18,7 @@ pytest.importorskip("triton", reason="PyTorch for macOS and Windows comes withou
 from fcvit_mm import FCViT
 from fcvit_mm.models import triton_layers
 from fcvit_mm.models.triton_layers import use_triton
-from fcvit_mm.ops import dispatch
-from fcvit_mm.ops.triton import channel_mixer, common, global_context, layer_scale
+from fcvit_mm.ops.triton import channel_mixer, common, dispatch, global_context, layer_scale
 from fcvit_mm.ops.triton import depthwise_conv as depthwise_conv_module
 from fcvit_mm.ops.triton import group_norm as group_norm_module
 from helpers.stress import slow

@@ -1,8 +1,8 @@
 """Run a layer by a Triton kernel where that is faster than PyTorch's operators.
 
 Each layer is timed in both forms, "triton" and "plain", the first time it meets a GPU, dtype,
-layout and size, and the faster form is used from then on. The kernels are in
-`fcvit_mm.ops.triton`; `fcvit_mm.models.triton_layers` lets a model's layers call what is here.
+layout and size, and the faster form is used from then on. `fcvit_mm.models.triton_layers` lets a
+model's layers call what is here.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .depthwise_conv import depthwise_conv2d
-from .group_norm import group_norm as group_norm_of_pytorch
-from .triton import channel_mixer as channel_mixer_module
-from .triton import common, global_context, layer_scale
-from .triton import depthwise_conv as depthwise_kernels
-from .triton import group_norm as group_norm_module
-from .triton.common import is_channels_last, triton
+from ..depthwise_conv import depthwise_conv2d
+from ..group_norm import group_norm as group_norm_of_pytorch
+from . import channel_mixer as channel_mixer_module
+from . import common, global_context, layer_scale
+from . import depthwise_conv as depthwise_kernels
+from . import group_norm as group_norm_module
+from .common import is_channels_last, triton
 
 KERNEL_SIZES = range(3, 14, 2)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
