@@ -602,7 +602,7 @@ def test_deformable_attention(drawn: Any, gaps: bool) -> None:
 def test_deformable_attention_gradients(drawn: Any) -> None:
     value, shapes, starts, locations, weights = drawn
     assume(locations.numel())
-    # away from the kinks at the pixels' centres, (i + 0.5) / size
+    # away from the kinks at the pixels' centers, (i + 0.5) / size
     sizes = torch.tensor(shapes).flip(1)[:, None]
     at = locations.nan_to_num(nan=0).clamp(-3, 3) * sizes - 0.5
     at = at.floor() + 0.1 + 0.8 * (at - at.floor())

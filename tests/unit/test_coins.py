@@ -32,7 +32,7 @@ def place(name: str) -> tuple[int, int]:
 
 
 def test_24_coins_row_by_row(labels: np.ndarray) -> None:
-    """Centres that were read off the image by eye, to within a few pixels."""
+    """Centers that were read off the image by eye, to within a few pixels."""
     columns = [
         (44, 100, 155, 216, 276, 335),
         (46, 103, 154, 206, 271, 337),

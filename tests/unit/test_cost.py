@@ -168,7 +168,7 @@ def test_memory_leaves_out_what_was_there():
 
 
 def test_what_is_kept_is_what_autograd_saves(monkeypatch):
-    """Against the hooks of autograd, with strips and without, which keeps twice as much."""
+    """Compared with autograd's hooks, with row tiles and without, which keeps twice as much."""
     monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 2**12)
     found = {}
     for model in (FCViT("tiny"), PlainFCViT("tiny")):
