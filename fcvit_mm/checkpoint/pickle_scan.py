@@ -45,7 +45,7 @@ def check(path: Path, allowed: Collection[str]) -> None:
 
     Args:
         path: a ZIP archive, as PyTorch 1.6 and later write, or several pickles in a row.
-        allowed: globals that may be asked for beside those of tensors and containers.
+        allowed: globals that are allowed besides those of tensors and containers.
 
     Raises:
         RefusedError: it asks for another global, or for time or memory without end.

@@ -188,7 +188,7 @@ def _explain(filename: str, error: Exception) -> str:
     if found := re.search(r"GLOBAL (\S+)|getattr of (\S+)|reduce for unrecognized (.+)", text):
         wanted = next(filter(None, found.groups()))
         return (
-            f"{filename} is refused: beside weights it asks for {wanted}, and a pickle that may "
+            f"{filename} is refused: besides weights it asks for {wanted}, and a pickle that may "
             "ask for anything can run any code. Nothing of it was run. Get "
             "the weights as .safetensors, or, if you wrote the file yourself, allow the class with "
             "torch.serialization.add_safe_globals."

@@ -1,9 +1,9 @@
 """A real photograph as a dataset: the 24 Greek coins from Pompeii that scikit-image carries.
 
-The light is uneven, so the coins are labelled as scikit-image's documentation labels them ("Label
+The light is uneven, so the coins are labeled as scikit-image's documentation labels them ("Label
 image regions": Otsu's threshold, closing, clearing of the border, connected components) after the
-light of the ground has been subtracted. The upper three rows are there to train on and the lowest
-row to test: the image is parted between the two, so no pixel is in both.
+light of the ground has been subtracted. The upper three rows are for training, the lowest row for
+testing: the image is divided between the two, so no pixel is in both.
 
 Tiles that overlap are cut from each part; every coin lies whole in at least one of them. A part of
 a coin that is too small to be called one is marked as a crowd, which COCO's evaluation ignores.
@@ -42,7 +42,7 @@ Box = tuple[int, int, int, int]
 
 
 def photograph() -> Array:
-    """Return the image of coins: (303, 384), uint8, grey."""
+    """Return the image of coins: (303, 384), uint8, gray."""
     try:
         from skimage import data
     except ImportError as error:

@@ -177,7 +177,7 @@ _GROUNDS: tuple[Pattern, ...] = (
 _SURFACES: tuple[Pattern, ...] = (_gradient, _clouds, _stripes, _checks, _dots, _speckle)
 
 
-# The centre of each class's hues; by form alone a few minutes do not teach classes apart.
+# The center of each class's hues; by form alone a few minutes do not teach classes apart.
 _HUES = {"circle": 0.98, "square": 0.6, "triangle": 0.36, "star": 0.15}
 
 
@@ -194,14 +194,14 @@ def _mix(weight: Array, first: Array, second: Array) -> Array:
 @dataclass(frozen=True)
 class _Object:
     label: int
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     angle: float
 
     def window(self, height: int, width: int) -> tuple[slice, slice]:
         """The part of the image that the object and its shadow can reach."""
         reach = 1.9 * self.radius + 4
-        (cx, cy) = self.centre
+        (cx, cy) = self.center
         return (
             slice(max(int(cy - reach), 0), min(int(cy + reach) + 1, height)),
             slice(max(int(cx - reach), 0), min(int(cx + reach) + 1, width)),
@@ -210,7 +210,7 @@ class _Object:
     def distance(self, x: Array, y: Array) -> Array:
         """Signed distance in pixels at the points (x, y) of the image."""
         c, s = np.cos(self.angle), np.sin(self.angle)
-        u, v = (x - self.centre[0]) / self.radius, (y - self.centre[1]) / self.radius
+        u, v = (x - self.center[0]) / self.radius, (y - self.center[1]) / self.radius
         return self.radius * _DISTANCES[CLASSES[self.label]](c * u + s * v, c * v - s * u)
 
 
@@ -228,12 +228,12 @@ def _arrange(rng: Generator, x: Array, y: Array, task: str) -> tuple[list[_Objec
             break
         radius = side * float(rng.uniform(*TASKS[task].radii))
         margin = 0.6 * radius
-        centre = (
+        center = (
             float(rng.uniform(margin, width - margin)),
             float(rng.uniform(margin, height - margin)),
         )
         label = int(rng.integers(len(CLASSES)))
-        one = _Object(label, centre, radius, float(rng.uniform(-0.2, 0.2)))
+        one = _Object(label, center, radius, float(rng.uniform(-0.2, 0.2)))
         window = one.window(height, width)
         covered = np.zeros(x.shape, bool)
         covered[window] = one.distance(x[window], y[window]) <= 0

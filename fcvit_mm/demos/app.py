@@ -50,7 +50,7 @@ def _path_of(component: gr.Image, upload: Any) -> str | None:
 
 # NOTE: hand on what was uploaded as a path. Gradio's own opens the file first, and says of a text
 # no more than that it failed. It makes new components of the class while a page is used, and for a
-# subclass it would write a file beside this one.
+# subclass it would write a file next to this one.
 gr.Image.preprocess = _path_of  # type: ignore[assignment, method-assign]
 
 
@@ -156,8 +156,8 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             list(names), value=list(names)[-1], label="similarity maps of", elem_id="block"
         )
         gr.Markdown(
-            "A row a global context, a map a head: red positions get more of the context, from "
-            "blue ones it is taken away."
+            "One row per global context, one map per head: the context is added at red positions "
+            "and subtracted at blue ones."
         )
         maps = gr.Image(show_label=False, interactive=False, elem_id="maps")
         predicted = image.change(predict, [image, threshold], [found, drawn, table], **ALONE)

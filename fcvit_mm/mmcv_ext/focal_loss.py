@@ -40,7 +40,7 @@ def _focal_terms(
     if len(weights):
         if not positive.any(dim=1).all():
             raise ValueError(
-                "sigmoid_focal_loss has no weight for a target that is none of the "
+                "sigmoid_focal_loss has no weight for a target outside the "
                 f"{len(weights)} classes: leave weight out where there is background"
             )
         factor = factor * weights[target][:, None]

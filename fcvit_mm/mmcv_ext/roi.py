@@ -118,8 +118,8 @@ def _images(boxes: Tensor, count: int) -> Tensor:
     wrong = ~((image > -1) & (image < count))
     if wrong.any():
         raise ValueError(
-            f"rois[:, 0] says which image of the batch a box lies on: {image[wrong][0].item():g} "
-            f"is none of the {count}, which are counted from 0"
+            f"rois[:, 0], the index of a box's image in the batch, is {image[wrong][0].item():g}; "
+            f"the batch has images 0 to {count - 1}"
         )
     return image.long()
 

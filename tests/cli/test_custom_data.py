@@ -133,8 +133,8 @@ def test_the_example_passes_the_check(directory):
     (command,) = commands("check_data", "parts_segmentation.py")
     result = run(directory, command, TINY)
     assert result.returncode == 0, result.stdout + result.stderr
-    for name, labelled in (("train", "8 +32,768"), ("val, test", "4 +16,384")):
-        assert re.search(rf"{name} +{labelled} pixels +5 +0 +0 *\n", result.stdout)
+    for name, labeled in (("train", "8 +32,768"), ("val, test", "4 +16,384")):
+        assert re.search(rf"{name} +{labeled} pixels +5 +0 +0 *\n", result.stdout)
 
 
 def test_training_and_test_give_the_metrics(directory, trained):

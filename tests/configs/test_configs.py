@@ -705,7 +705,7 @@ def test_one_training_step(experiment):
 
 
 @with_experiments(SMALLEST)
-def test_a_batch_without_an_object_or_a_labelled_pixel(experiment):
+def test_a_batch_without_an_object_or_a_labeled_pixel(experiment):
     """Its losses are finite and reach every parameter, else several processes would not go on."""
     runner = experiment.runner
     runner.model.train()

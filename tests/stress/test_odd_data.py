@@ -128,7 +128,7 @@ def test_images_without_objects(data, images):
 
 @pytest.mark.official
 @pytest.mark.parametrize("images", [slow((0,), id="image"), pytest.param((0, 1), id="batch")])
-def test_images_without_a_labelled_pixel(data, images):
+def test_images_without_a_labeled_pixel(data, images):
     for split in ("train", "val"):
         for i in images[: 1 if split == "val" else None]:
             Image.fromarray(np.full((64, 64), 255, np.uint8)).save(

@@ -342,7 +342,7 @@ def test_regions_in_every_type(
 def test_a_box_of_no_image_is_an_error(drawn: Any, image: float) -> None:
     features, boxes = drawn
     boxes = torch.cat((boxes, torch.tensor([[image, 0, 0, 3, 3]])))
-    with pytest.raises(ValueError, match=f"is none of the {len(features)}"):
+    with pytest.raises(ValueError, match=f"images 0 to {len(features) - 1}"):
         ops.roi_align(features, boxes, 2, 1.0, 0)
 
 

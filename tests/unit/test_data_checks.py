@@ -45,9 +45,9 @@ def test_sound_data_pass(data, task):
     assert (train.images, val.images) == (8, 4)
     if task == "detection":
         annotations = json.loads((data / "annotations/instances_train.json").read_text())
-        assert train.labelled == len(annotations["annotations"]) and train.classes == 4
+        assert train.labeled == len(annotations["annotations"]) and train.classes == 4
     else:
-        assert train.labelled == 8 * 64 * 64 and train.classes == 5
+        assert train.labeled == 8 * 64 * 64 and train.classes == 5
 
 
 # ------------------------------------------------------------------------- annotation files
@@ -186,7 +186,7 @@ def test_what_is_used_and_left_is_what_mmdetection_uses_and_leaves(data, filter_
     path.write_text(json.dumps(content))
     dataset = mmdet_dataset(filter_cfg=filter_cfg, test_mode=test_mode)
     dataset.data_list = dataset.load_data_list()
-    assert reports()[0].labelled == sum(len(entry["instances"]) for entry in dataset.data_list)
+    assert reports()[0].labeled == sum(len(entry["instances"]) for entry in dataset.data_list)
     places = {image["id"]: place for place, image in enumerate(images)}
     annotated = [places[a["image_id"]] for a in content["annotations"] if a["category_id"] < 5]
     kept = checks.coco._kept(dataset, images, np.array(annotated))
@@ -308,7 +308,7 @@ def test_what_mmdetection_leaves_out_is_a_warning(data):
     fourth["category_id"] = 5
     path.write_text(json.dumps(content))
     train = reports()[0]
-    assert train.errors == [] and train.labelled == len(content["annotations"]) - 3
+    assert train.errors == [] and train.labeled == len(content["annotations"]) - 3
     assert len(train.warnings) == 3
     assert "smaller than a pixel or wholly outside" in train.warnings[0]
     assert "id 1 (bbox [" in train.warnings[0] and "id 2" in train.warnings[0]
@@ -468,7 +468,7 @@ def test_ignored_pixels_and_palettes_are_no_error(data):
     image.putdata(labels.ravel().tolist())
     image.save(path)
     train = reports("segmentation")[0]
-    assert train.errors == [] and train.labelled == 8 * 64 * 64 - 640
+    assert train.errors == [] and train.labeled == 8 * 64 * 64 - 640
 
 
 def test_classes_that_count_from_1(data):
@@ -480,7 +480,7 @@ def test_classes_that_count_from_1(data):
     keys = [f"{loader}__dataset__reduce_zero_label" for loader in LOADERS]
     found = reports("segmentation", **dict.fromkeys(keys, True))
     assert [report.errors for report in found] == [[], []]
-    assert found[0].labelled == 8 * 64 * 64
+    assert found[0].labeled == 8 * 64 * 64
 
 
 @pytest.mark.official

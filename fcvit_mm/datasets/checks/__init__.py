@@ -1,7 +1,7 @@
 """Checks of the datasets that a config names: what would stop a training or spoil it unnoticed.
 
 A training on damaged data fails late, or not at all: MMDetection leaves out objects whose category
-is in no class, OpenCV fills the missing part of a truncated image with grey. Here every dataset
+is in no class, OpenCV fills the missing part of a truncated image with gray. Here every dataset
 of a config is read once beforehand, and all that is wrong is collected in a `Report`, each problem
 with its file and its remedy.
 

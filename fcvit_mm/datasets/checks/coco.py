@@ -227,7 +227,7 @@ def _check_objects(
             report.warn(path, "categories that are in no class", remedy, repr(name))
     counts = np.bincount(label[used], minlength=len(classes))
     check_counts(path, classes, counts, report, set(classes) - set(names))
-    report.labelled, report.unit = int(used.sum()), "objects"
+    report.labeled, report.unit = int(used.sum()), "objects"
     return image[(image >= 0) & (label >= 0)]
 
 

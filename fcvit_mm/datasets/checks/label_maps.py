@@ -80,7 +80,7 @@ class MapCounter:
             f"values {allowed.min()} to {allowed.max()}, {dataset.ignore_index} is ignored)"
             if len(allowed)
             else "label maps of no class",
-            "correct the label maps or the classes; where 0 is unlabelled and classes count "
+            "correct the label maps or the classes; where 0 is unlabeled and classes count "
             f"from 1, set {where}.reduce_zero_label=True",
         )
 
@@ -100,6 +100,6 @@ class MapCounter:
         counts = np.bincount(
             self.table[known], weights=self.total[known], minlength=len(self.classes)
         )
-        self.report.labelled, self.report.unit = int(counts.sum()), "pixels"
+        self.report.labeled, self.report.unit = int(counts.sum()), "pixels"
         if self.report.images:
             check_counts(self.folder, self.classes, counts, self.report)

@@ -24,14 +24,14 @@ class Problem(NamedTuple):
 class Report:
     """Hold what was found in a dataset.
 
-    name: its loader and place in the config. images, classes: how many there are. labelled: how
+    name: its loader and place in the config. images, classes: how many there are. labeled: how
     many objects or pixels (the unit) are of a class and will be used.
     """
 
     name: str
     images: int = 0
     classes: int = 0
-    labelled: int = 0
+    labeled: int = 0
     unit: str = ""
     _found: dict[Problem, list[str]] = field(default_factory=dict)
 
@@ -83,13 +83,13 @@ def summary(reports: Sequence[Report]) -> Table:
     """Tabulate what each dataset holds and how much is wrong with it, one row per dataset."""
     table = Table(box=box.SIMPLE)
     table.add_column("dataset")
-    for column in ("images", "labelled", "classes", "errors", "warnings"):
+    for column in ("images", "labeled", "classes", "errors", "warnings"):
         table.add_column(column, justify="right")
     for report in reports:
         table.add_row(
             report.name,
             f"{report.images:,}",
-            f"{report.labelled:,} {report.unit}" if report.unit else "",
+            f"{report.labeled:,} {report.unit}" if report.unit else "",
             f"{report.classes:,}",
             f"{len(report.errors):,}",
             f"{len(report.warnings):,}",

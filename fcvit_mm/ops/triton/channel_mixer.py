@@ -34,10 +34,10 @@ def _place(
     down: tl.constexpr,
 ) -> tl.tensor:
     """Channels and columns of this program's tile, which of them exist, first row, image."""
-    strips = tl.cdiv(width, wide)
+    across = tl.cdiv(width, wide)
     channel = tl.program_id(0) * block_c + tl.arange(0, block_c)[None, :]
-    column = tl.program_id(1) % strips * wide + tl.arange(0, wide)[:, None]
-    first = tl.program_id(1) // strips * down
+    column = tl.program_id(1) % across * wide + tl.arange(0, wide)[:, None]
+    first = tl.program_id(1) // across * down
     image = tl.program_id(2).to(tl.int64) * channels * height * width
     valid = (column < width) & (channel < channels)
     return channel, column, valid, first, image
@@ -193,14 +193,14 @@ def _conv_grad_kernel(
             grad, three, value, y, column, channel, valid, channels, height, width, -1
         )
         three, y = taps + 5 * channels, row
-        beside, p5, p4, p3 = _row(
+        same, p5, p4, p3 = _row(
             grad, three, value, y, column, channel, valid, channels, height, width, -1
         )
         three, y = taps + 2 * channels, row + 1
         below, p2, p1, p0 = _row(
             grad, three, value, y, column, channel, valid, channels, height, width, -1
         )
-        total = above + beside + below
+        total = above + same + below
         tl.store(out + image + offset, total.to(out.dtype.element_ty), mask=valid)
         s0 += p0
         s1 += p1

@@ -77,8 +77,8 @@ def _similarity_kernel(
             start, positions, size, heads, block_p, block_e, channels_last
         )
         mean = tl.load(gap + token, mask=inside, other=0)
-        centred = tl.load(x + offset, mask=valid, other=0).to(dtype) - mean
-        value = tl.sum(centred * mean, 2, keep_dims=True) * size**-0.5
+        centered = tl.load(x + offset, mask=valid, other=0).to(dtype) - mean
+        value = tl.sum(centered * mean, 2, keep_dims=True) * size**-0.5
         value = tl.where(placed, value, 0)  # there is a mean beyond the last position, too
         tl.store(deviation + place, value, mask=placed)
         total += value * value
@@ -428,7 +428,7 @@ def _blocks(x: Tensor, channels_last: bool) -> tuple[tuple[int, int, int], dict[
 
 
 def _small_constants(gap: Tensor) -> dict[str, int]:
-    """Of the kernels with a program an image."""
+    """Return the constants of the kernels that have one program per image."""
     size = gap.shape[1] // HEADS
     return {"size": size, "block_e": triton.next_power_of_2(size), "block_t": 32}
 

@@ -36,9 +36,9 @@ def _moments_kernel(
         offset = start + tl.arange(0, tile)
         value = tl.load(x + offset, mask=offset < size, other=0).to(dtype)
         more = tl.minimum(size - start, tile).to(dtype)
-        centre = tl.sum(value, 0) / more
-        deviation = tl.where(offset < size, value - centre, 0)
-        away = centre - mean
+        center = tl.sum(value, 0) / more
+        deviation = tl.where(offset < size, value - center, 0)
+        away = center - mean
         square += tl.sum(deviation * deviation, 0) + away * away * number * more / (number + more)
         mean += away * more / (number + more)
         number += more
