@@ -95,7 +95,7 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
 
 
 def fit(image: Array, side: int) -> Array:
-    """Fit an image into a grey square: (H, W, 3) -> (side, side, 3)."""
+    """Fit an image into a gray square: (H, W, 3) -> (side, side, 3)."""
     scale = side / max(image.shape[:2])
     width, height = (max(1, round(n * scale)) for n in image.shape[1::-1])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

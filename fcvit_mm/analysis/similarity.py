@@ -150,8 +150,8 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
     image = enlarge(image, enlargement(image))
     values = cv2.resize(values.astype(np.float32), image.shape[1::-1])
     shade = figures.colormaps[COLORS](np.clip(values / limit, -1, 1) / 2 + 0.5)[..., 2::-1] * 255
-    grey = image.mean(2, keepdims=True)
-    return (0.45 * grey + 0.55 * shade).round().astype(np.uint8)
+    gray = image.mean(2, keepdims=True)
+    return (0.45 * gray + 0.55 * shade).round().astype(np.uint8)
 
 
 def draw_grid(image: Array, contexts: Sequence[Context]) -> Figure:
@@ -195,7 +195,7 @@ def draw_differences(rows: Sequence[dict[str, Any]]) -> Figure:
     names = [f"{row['stage']}.{row['block']}" for row in rows]
     colors = [f"C{row['stage'] - 1}" for row in rows]
     axes.bar(names, [row["difference"] for row in rows], color=colors)
-    axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
     axes.set(xlabel="stage.block", ylabel="difference of contexts", ylim=(0, None))
     axes.grid(axis="y", alpha=0.3)
     return figure

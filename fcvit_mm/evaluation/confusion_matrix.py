@@ -148,13 +148,13 @@ class ConfusionMatrix(BaseMetric):
         count_pixels(matrix, *(sample[key]["data"].squeeze(0).cpu().numpy() for key in keys))
 
     def _count_detections(self, matrix: Array, sample: dict) -> None:
-        found, truth, ignored = (
+        found, ground_truth, ignored = (
             sample[key] for key in ("pred_instances", "gt_instances", "ignored_instances")
         )
         key = "masks" if self.masks else "bboxes"
         if key not in found:
             raise ConfigError(f"no confusion matrix: the model predicts no {key}")
-        if key not in truth:
+        if key not in ground_truth:
             raise ConfigError(
                 f"no confusion matrix: the test pipeline loads no {key}; add "
                 "dict(type='LoadAnnotations', with_bbox=True, with_mask=True) behind its Resize"
@@ -167,8 +167,8 @@ class ConfusionMatrix(BaseMetric):
         count_detections(
             matrix,
             found["labels"].cpu()[order].numpy(),
-            truth["labels"].cpu().numpy(),
-            overlaps(first, regions_of(truth, self.masks)),
+            ground_truth["labels"].cpu().numpy(),
+            overlaps(first, regions_of(ground_truth, self.masks)),
             np.asarray((cover >= self.iou_threshold).any(1)),
             self.iou_threshold,
         )
@@ -178,7 +178,7 @@ class ConfusionMatrix(BaseMetric):
         matrix = total(results)
         names = [*self.dataset_meta["classes"], BACKGROUND][: len(matrix)]
         rows = class_metrics(matrix, names)
-        content = {"classes": names, "rows": "truth", "columns": "prediction",
+        content = {"classes": names, "rows": "ground truth", "columns": "prediction",
                    "matrix": matrix.tolist(), "by_class": rows}  # fmt: skip
         write_json(self.out.with_name(f"{self.out.name}.json"), content, None)
         save_figure(draw(matrix, names), self.out.with_name(f"{self.out.name}.png"))

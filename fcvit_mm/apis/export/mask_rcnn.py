@@ -107,9 +107,9 @@ def decode(coder: Any, anchors: Tensor, deltas: Tensor, height: Any, width: Any)
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     limit = abs(np.log(16 / 1000))
     sides = anchors[:, 2:] - anchors[:, :2]
-    centres = (anchors[:, 2:] + anchors[:, :2]) * 0.5 + sides * deltas[:, :2]
+    centers = (anchors[:, 2:] + anchors[:, :2]) * 0.5 + sides * deltas[:, :2]
     halves = sides * deltas[:, 2:].clamp(-limit, limit).exp() * 0.5
-    boxes = torch.cat([centres - halves, centres + halves], 1)
+    boxes = torch.cat([centers - halves, centers + halves], 1)
     x, y = (boxes[:, i::2].clamp(min=0) for i in (0, 1))
     x, y = x.minimum(x.new_ones(()) * width), y.minimum(y.new_ones(()) * height)
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
