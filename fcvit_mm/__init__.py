@@ -1,10 +1,10 @@
 """FCViT (arXiv 2212.12552) for OpenMMLab: a backbone for detection and segmentation.
 
-Importing this package registers `FCViT` in MMEngine's registry, stands in for mmcv's compiled
-operators where there are none, makes MMEngine read checkpoints safely and write them whole, and
-lets configs inherit from ours as `fcvit_mm::...`.
+Importing this package registers `FCViT` in MMEngine's registry and changes what `register_all`
+lists.
 """
 
+import warnings
 from importlib.util import find_spec
 
 __version__ = "0.1.0"
@@ -27,11 +27,33 @@ from .utils import mim, moved
 from .utils.errors import CheckpointError, NonFiniteError
 from .utils.mim import config_path
 
-import_hook.install()
-register_safe_loaders()
-register_atomic_local_backend()
-mim.install()
-moved.install()
+
+def register_all() -> None:
+    """Change in MMEngine, and in Python's imports, what the package relies on.
+
+    `import fcvit_mm` calls it; nothing else is changed at import. A second call does nothing.
+
+    - `FCViT` and the other classes of the package are registered by importing their modules.
+    - The import of `mmcv._ext` finds `mmcv_ext` where mmcv was installed without its compiled
+      operators, since neither MMDetection nor MMSegmentation can be imported without them.
+    - MMEngine reads checkpoints by `read_checkpoint`: its own loaders unpickle whatever a file
+      says, which may run code.
+    - MMEngine writes local files under another name first: a killed training leaves no half of a
+      checkpoint under the name of a whole one.
+    - A `_base_` may begin with `fcvit_mm::`, which MMEngine allows to OpenMMLab's packages alone.
+    - The import paths of 0.1 lead to the modules' new places, with a warning.
+    - MMDetection's warning that faster_coco_eval is not installed is not shown: it comes at every
+      start, whether or not a config asks for that metric.
+    """
+    import_hook.install()
+    register_safe_loaders()
+    register_atomic_local_backend()
+    mim.install()
+    moved.install()
+    warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+
+
+register_all()
 
 __all__ = [
     "CheckpointError",
@@ -44,4 +66,5 @@ __all__ = [
     "fuse",
     "load_pretrained",
     "read_checkpoint",
+    "register_all",
 ]

@@ -1,5 +1,7 @@
 """MMEngine's checkpoint loading and file writing, made safe and atomic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,30 @@ from ..utils.errors import CheckpointError
 from ..utils.files import atomic_write
 from .reader import find_weights, listing, read_checkpoint
 
+# Checkpoints that MMEngine is about to ask for and that were read before, by their names.
+_READ: dict[str, dict[str, Any]] = {}
+
+
+@contextmanager
+def already_read(filename: str | None, content: dict[str, Any] | None) -> Iterator[None]:
+    """Have MMEngine take the content of a checkpoint that was read before, not read it again."""
+    if filename and content is not None:
+        _READ[filename] = content
+    # the caller's frame lasts as long as the training, and would keep what has been loaded
+    del content
+    try:
+        yield
+    finally:
+        _READ.pop(filename or "", None)
+
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a checkpoint for MMEngine from a path or an http(s) URL; see `read_checkpoint`.
 
     The weights are where MMEngine looks for them, averaged ones if the file has them.
     """
+    if filename in _READ:
+        return _READ.pop(filename)
     content = read_checkpoint(filename, map_location)
     container, weights = find_weights(content)
     if container:
@@ -26,6 +46,8 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a checkpoint for MMEngine from `torchvision://NAME` or `open-mmlab://NAME`."""
+    if filename in _READ:
+        return _READ.pop(filename)
     scheme, _, name = filename.partition("://")
     urls = (
         get_torchvision_models() if scheme in ("torchvision", "modelzoo") else get_external_models()

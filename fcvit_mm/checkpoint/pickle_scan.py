@@ -19,6 +19,8 @@ from typing import IO, Any
 
 import torch
 
+from ..utils.errors import RefusedError, UnknownGlobalError
+
 # What tensors and plain containers ask for: less than PyTorch allows.
 TENSORS = re.compile(
     r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
@@ -30,14 +32,6 @@ TENSORS = re.compile(
 # integers it may have: a tuple is hashed anew each time, such integers can be chosen to collide.
 REPEATED = 10_000_000
 LONG = 10_000
-
-
-class RefusedError(ValueError):
-    """A file asks for more than weights need; the message says for what."""
-
-
-class UnknownGlobalError(RefusedError):
-    """A pickle asks for a global that is not allowed; the message is its name."""
 
 
 def check(path: Path, allowed: Collection[str]) -> None:

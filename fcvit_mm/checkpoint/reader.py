@@ -23,7 +23,7 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, RefusedError, UnknownGlobalError
 from ..utils.files import SHA256_KEY, matches_sha256
 from . import pickle_scan
 
@@ -181,9 +181,9 @@ def _explain(filename: str, error: Exception) -> str:
         return f"{filename} is not a whole safetensors file: {error}"
     # PyTorch wraps its reason into advice to load without restriction, which nobody should follow.
     text = str(error.__context__ or error)
-    if type(error) is pickle_scan.RefusedError:
+    if type(error) is RefusedError:
         return f"{filename} is refused: it asks for {error}"
-    if isinstance(error, pickle_scan.UnknownGlobalError):
+    if isinstance(error, UnknownGlobalError):
         text = f"GLOBAL {error}"
     if found := re.search(r"GLOBAL (\S+)|getattr of (\S+)|reduce for unrecognized (.+)", text):
         wanted = next(filter(None, found.groups()))

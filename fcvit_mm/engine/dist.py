@@ -1,4 +1,4 @@
-"""Start the processes of a training and run a function in one of them for all."""
+"""Start the processes of a training, and run a function in one of them for all."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,18 +15,35 @@ from ..utils.errors import CheckpointError, ConfigError
 T = TypeVar("T")
 
 
-def run_on_main_process(cfg: Config, function: Callable[[], T]) -> T:
-    """What a function returns, or raises for the user, in one process for all."""
-    distributed = cfg.get("launcher", "none") != "none"
-    if distributed:
-        start_distributed(cfg)
+def start_distributed(cfg: Config) -> None:
+    """Let the processes of a launcher find each other, as a Runner does where it is the first.
+
+    Raises:
+        ConfigError: the launcher needs GPUs.
+    """
+    launcher = cfg.get("launcher", "none")
+    if launcher == "none" or is_distributed():
+        return
+    if torch.cuda.is_available():
+        env_cfg = cfg.get("env_cfg", {})
+        set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
+        init_dist(launcher, **env_cfg.get("dist_cfg", {}))
+    elif launcher == "pytorch":
+        # MMEngine's own initialization selects a CUDA device first.
+        init_process_group("gloo")
+    else:
+        raise ConfigError(f"--launcher {launcher} needs GPUs; on CPUs use --launcher pytorch")
+
+
+def run_on_main_process(function: Callable[[], T]) -> T:
+    """Run a function in the first process; return its result, or raise its error, in all."""
     outcome: list = [None, None]
     if is_main_process():
         try:
             outcome[0] = function()
         except (CheckpointError, ConfigError) as error:
             outcome[1] = error
-    if distributed:
+    if is_distributed():
         # NCCL, which images would be trained with, gives up waiting after ten minutes.
         group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
         broadcast_object_list(outcome, src=0, group=group)
@@ -34,18 +51,3 @@ def run_on_main_process(cfg: Config, function: Callable[[], T]) -> T:
     if problem:
         raise problem
     return result
-
-
-def start_distributed(cfg: Config) -> None:
-    """Let the processes of a launcher find each other, as a Runner does where it is the first."""
-    if is_distributed():
-        return
-    if torch.cuda.is_available():
-        env_cfg = cfg.get("env_cfg", {})
-        set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
-        init_dist(cfg.launcher, **env_cfg.get("dist_cfg", {}))
-    elif cfg.launcher == "pytorch":
-        # MMEngine's own initialization selects a CUDA device first.
-        init_process_group("gloo")
-    else:
-        raise ConfigError(f"--launcher {cfg.launcher} needs GPUs; on CPUs use --launcher pytorch")

@@ -1,4 +1,4 @@
-"""Check weights, datasets and checkpoints of a config before anything is built."""
+"""Check the pretrained weights and the datasets of a config before anything is built."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from rich.console import Console
 
-from ..checkpoint.reader import is_url, read_checkpoint
+from ..checkpoint.reader import is_url
 from ..datasets import checks
 from ..models.arch import ALIASES, get_arch
 from ..models.fcvit import FCViT
@@ -16,18 +16,14 @@ from ..utils.config import iter_config_dicts, iter_leaf_datasets
 from ..utils.errors import ConfigError
 from .dist import run_on_main_process
 
-# The authors' shared drive, a folder a model; there is no direct link to the files.
+# The authors' shared drive, one folder per model; there is no direct link to the files.
 DRIVE = "https://drive.google.com/drive/folders/"
-
-
 RELEASED_WEIGHTS = {
     "tiny": DRIVE + "1YSa8tkXkUQT94mgo-L7q4pv5KiHRTAaR",
     "s12": DRIVE + "1QuyalIGhJeD2pxcVxR0_gJNrk2mZ8WEb",
     "s24": DRIVE + "1II2v1rhNe9sgLJtoSR-cgSh2mpPQMt4t",
     "s48": DRIVE + "16joP1cQwbx4oICL-WbPC1SqGNoc4-NZm",
 }
-
-
 # Where each dataset of our configs comes from, by its data_root.
 DATA_SOURCES = {
     "data/coco": "Download train2017, val2017 and the annotations from https://cocodataset.org "
@@ -47,16 +43,6 @@ DATA_SOURCES = {
 }
 
 
-def check_checkpoint(filename: str) -> None:
-    """Make sure that a checkpoint to load, resume or test can be read; a URL is tried later.
-
-    Raises:
-        CheckpointError: no such file, or a damaged or hostile one.
-    """
-    if not is_url(filename):
-        read_checkpoint(filename)
-
-
 def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Make sure that weights and data are there before anything is built.
 
@@ -68,11 +54,12 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
         ConfigError: something is missing; the message says where to get it and to put it.
     """
     for path, node in iter_config_dicts(cfg.get("model", {}), "model"):
-        if node.get("type") == "Pretrained":
-            _check_weights(str(node.get("checkpoint")), path, cfg)
+        init_cfg = node.get("init_cfg")
+        if isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained":
+            _check_weights(str(init_cfg.get("checkpoint")), node.get("arch", "s12"), path)
     check_data_exist(cfg, loaders)
     if cfg.get("check_data", True):
-        run_on_main_process(cfg, lambda: _check_data(cfg, loaders))
+        run_on_main_process(lambda: _check_data(cfg, loaders))
 
 
 def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -87,22 +74,19 @@ def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
             _check_dataset(node, path)
 
 
-def _check_weights(checkpoint: str, path: str, cfg: Config) -> None:
-    owner: Any = cfg
-    for key in path.split(".")[:-1]:
-        owner = owner[int(key)] if key.isdigit() else owner[key]
-    arch = owner.get("arch", "s12")
+def _check_weights(checkpoint: str, arch: Any, path: str) -> None:
+    """Make sure that the pretrained weights of a part of the model, at `path`, are there."""
     try:
         get_arch(arch)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path.removesuffix('.init_cfg')}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
     if is_url(checkpoint) or Path(checkpoint).expanduser().is_file():
         return
     source = RELEASED_WEIGHTS.get(ALIASES.get(arch, arch)) if isinstance(arch, str) else None
     where = f" Download FCViT-{arch} from {source} and save the file there." if source else ""
     raise ConfigError(
-        f"{path}: the pretrained weights {checkpoint} do not exist.{where} To start from random "
-        f"weights instead, add --cfg-options {path}=None."
+        f"{path}.init_cfg: the pretrained weights {checkpoint} do not exist.{where} To start from "
+        f"random weights instead, add --cfg-options {path}.init_cfg=None."
     )
 
 
@@ -129,33 +113,8 @@ def _check_dataset(dataset: dict, path: str) -> None:
             )
 
 
-def check_data(cfg: Config, decode: bool = False) -> None:
-    """Check all datasets of a config and print what was found.
-
-    Args:
-        cfg: a config.
-        decode: decode every image, see `data_checks.image_size`.
-
-    Raises:
-        ConfigError: there are errors, or files are missing.
-    """
-    loaders = tuple(f"{split}_dataloader" for split in ("train", "val", "test"))
-    check_data_exist(cfg, loaders)
-    console = Console()
-    reports = checks.check(cfg, loaders, decode, console)
-    for report in reports:
-        for kind, sentences in (("error", report.errors), ("warning", report.warnings)):
-            for sentence in sentences:
-                print(f"{report.name}: {kind}: {sentence}")
-    console.print(checks.summary(reports))
-    n = sum(len(report.errors) for report in reports)
-    if n:
-        kinds = "kind of error" if n == 1 else "kinds of errors"
-        raise ConfigError(f"{cfg.filename}: {n} {kinds} in its data, listed above")
-
-
 def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check the content of datasets."""
+    """Check the content of datasets, and print warnings."""
     errors: list[str] = []
     console = Console(stderr=True)
     reports = checks.check(cfg, loaders, console=console if console.is_terminal else None)
@@ -171,10 +130,16 @@ def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
         )
 
 
-def check_neck(model: Any) -> None:
-    """Refuse a neck for other channels than the backbone has, which would fail when it is used."""
+def unwrap(model: Any) -> Any:
+    """Return the model inside of DDP and of test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
+    return model
+
+
+def check_neck(model: Any) -> None:
+    """Refuse a neck for other channels than the backbone has, which would fail when it is used."""
+    model = unwrap(model)
     backbone, neck = getattr(model, "backbone", None), getattr(model, "neck", None)
     wanted = getattr(neck, "in_channels", None)
     if isinstance(backbone, FCViT) and isinstance(wanted, list | tuple):

@@ -1,4 +1,4 @@
-"""Going on with a training that ended early: whole checkpoints, the newest of them, what is due.
+"""Find the checkpoint that a training goes on from, read it once, and keep enough of them.
 
 A checkpoint is written aside and gets its name when it is complete. `newest` reads the files
 themselves, checksums included, and does not ask MMEngine's note of the last one, `last_checkpoint`.
@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
-from ..checkpoint.reader import read_checkpoint
 from ..utils.errors import CheckpointError
 from ..utils.files import PARTIAL
+from .dist import run_on_main_process
 
 
-def _hook(cfg: Config) -> dict:
+def hook(cfg: Config) -> dict:
+    """Return the settings of a config's CheckpointHook."""
     return (cfg.get("default_hooks") or {}).get("checkpoint") or {}
 
 
 def keep_enough(cfg: Config) -> list[str]:
     """Have a training keep a checkpoint while it writes the next; returns a line if it changed."""
-    hook = _hook(cfg)
-    if hook.get("max_keep_ckpts") != 1:
+    settings = hook(cfg)
+    if settings.get("max_keep_ckpts") != 1:
         return []
-    hook["max_keep_ckpts"] = 2
+    settings["max_keep_ckpts"] = 2
     return [
         "default_hooks.checkpoint: max_keep_ckpts=2 for 1, with which MMEngine deletes the only "
         "checkpoint before it writes the next"
@@ -33,18 +35,18 @@ def keep_enough(cfg: Config) -> list[str]:
 
 
 def folder(cfg: Config) -> Path:
-    """Where a training by this config writes its checkpoints."""
+    """Return the folder where a training by this config writes its checkpoints."""
     work_dir = Path(cfg.work_dir).absolute()
-    out_dir = _hook(cfg).get("out_dir")
+    out_dir = hook(cfg).get("out_dir")
     # as CheckpointHook does
     return work_dir if out_dir in (None, str(work_dir)) else Path(out_dir, work_dir.name)
 
 
 def checkpoints(cfg: Config) -> list[Path]:
-    """The checkpoints of a training that can be resumed, the one written last first."""
-    hook = _hook(cfg)
-    name = hook.get("filename_tmpl") or (
-        "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"
+    """List the checkpoints of a training that can be resumed, the one written last first."""
+    settings = hook(cfg)
+    name = settings.get("filename_tmpl") or (
+        "epoch_{}.pth" if settings.get("by_epoch", True) else "iter_{}.pth"
     )
     # not by number: an earlier training may have left higher ones
     return sorted(
@@ -55,12 +57,12 @@ def checkpoints(cfg: Config) -> list[Path]:
 
 
 def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a config's work directory, and what it holds.
+    """Find the newest whole checkpoint of a config's work directory, and read it.
 
     Damaged ones are named on stderr; what killed trainings left half-written is deleted.
 
     Returns:
-        None where there is no checkpoint.
+        Its path and content; None where there is no checkpoint.
 
     Raises:
         CheckpointError: there are some, and all are damaged.
@@ -70,7 +72,7 @@ def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
     problems = []
     for path in checkpoints(cfg):
         try:
-            content = read_checkpoint(path)
+            content = CheckpointLoader.load_checkpoint(str(path), "cpu", "silent")
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -83,3 +85,47 @@ def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
             "begin anew"
         )
     return None
+
+
+def read_start(cfg: Config) -> dict[str, Any] | None:
+    """Read the checkpoint that a training begins with or goes on from, if any, once.
+
+    Where the config has `resume` and names none, it is set to the newest of the work directory. On
+    resume the training's seed is set, too, which MMEngine takes over too late for the order of the
+    data.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged or hostile, or it can't be resumed.
+    """
+    content = None
+    if cfg.get("resume") and not cfg.get("load_from"):
+
+        def find() -> str | None:
+            nonlocal content
+            if (found := newest(cfg)) is None:
+                print(f"there is no checkpoint in {folder(cfg)}: the training begins anew")
+                return None
+            path, content = found
+            return str(path)
+
+        cfg.load_from = run_on_main_process(find)
+        cfg.resume = cfg.load_from is not None
+        if cfg.resume and not Path(cfg.load_from).is_file():
+            raise CheckpointError(
+                f"{cfg.load_from} lies on the first machine, and not on this one; have all "
+                "machines share the work directory"
+            )
+    if not cfg.get("load_from"):
+        return None
+    if content is None:
+        content = CheckpointLoader.load_checkpoint(cfg.load_from, "cpu", "silent")
+    if cfg.get("resume"):
+        meta = content.get("meta")
+        if not isinstance(meta, dict) or "iter" not in meta or "optimizer" not in content:
+            raise CheckpointError(
+                f"{cfg.load_from} holds no training to go on from, such as the optimizer's state; "
+                "to start a new one from its weights, replace --resume by --cfg-options "
+                f"load_from={cfg.load_from}"
+            )
+        cfg.randomness = dict(cfg.get("randomness") or {}, seed=meta.get("seed"))
+    return content

@@ -1,42 +1,99 @@
-"""What every tool needs between a config file and a Runner: checks first, then the machine.
+"""Train and test by a config: adapt it to the machine, check all that it names, build, run.
 
-A config is written for GPUs, with mixed precision and SyncBN; `adapt` changes what this machine
-can't do. `check_files` names missing weights and data before anything is built. `run_tool` turns
+Before, `load_config` reads the config and applies a user's options; around it, `run_tool` turns
 what a user can mend into one sentence and exit status 2.
 """
 
-import errno
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import get_rank
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..checkpoint.reader import is_url, read_checkpoint
+from ..checkpoint.mmengine_backends import already_read
 from ..utils.config import adapt, drop_pretrained
 from ..utils.errors import CheckpointError, ConfigError, DeadWorkerError, first_line
 from . import resume
-from .dist import run_on_main_process, start_distributed
+from .dist import start_distributed
+from .failures import naming_dead_workers, naming_full_disk
 from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
 from .hooks.seed_hook import SeedHook
-from .preflight import check_checkpoint, check_files, check_neck
+from .preflight import check_files, check_neck
 from .seeding import RepeatableRunner
+from .summary import overview, result, shorten
 
-# An optional metric of MMDetection that says at import that "metrics will not be computed".
-warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+# What belongs to training, which a test must neither need nor build.
+TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
+            "val_dataloader", "val_cfg", "val_evaluator")  # fmt: skip
 
 
-# What the system says when nothing more can be written: no space, quota, largest file.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def train(cfg: Config) -> Runner:
+    """Train by a config, validation included.
+
+    Raises:
+        ConfigError, CheckpointError: before the first iteration, for what is missing, damaged or
+            can't be built; later, when a disk is full.
+        NonFiniteError: see `NonFiniteLossHook`.
+        DeadWorkerError: a process that loads images has died.
+    """
+    changes = adapt(cfg) + resume.keep_enough(cfg)
+    start_distributed(cfg)
+    content = resume.read_start(cfg)
+    if content is not None:
+        drop_pretrained(cfg)
+    check_files(cfg, ("train_dataloader", "val_dataloader")[: 2 if cfg.get("val_cfg") else 1])
+    runner = _build(cfg, changes)
+    with already_read(cfg.get("load_from"), content), naming_dead_workers(), naming_full_disk(cfg):
+        del content  # or it would be kept for the whole training
+        runner.train()
+    runner.logger.info(result(runner))
+    return runner
+
+
+def test(cfg: Config) -> dict[str, float]:
+    """Test the checkpoint `cfg.load_from` by a config; returns the metrics.
+
+    Raises:
+        ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
+        DeadWorkerError: as `train`.
+    """
+    cfg.resume = False
+    changes = adapt(cfg)
+    start_distributed(cfg)
+    content = resume.read_start(cfg)
+    drop_pretrained(cfg)
+    check_files(cfg, ("test_dataloader",))
+    for key in TRAINING:
+        cfg.pop(key, None)
+    runner = _build(cfg, changes)
+    with already_read(cfg.load_from, content), naming_dead_workers():
+        del content
+        return runner.test()
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Adapt a config to this machine and build its Runner, a repeatable one (see `seeding`).
+
+    Raises:
+        ConfigError: something that the config names can't be built.
+    """
+    changes = adapt(cfg) + resume.keep_enough(cfg)
+    start_distributed(cfg)
+    return _build(cfg, changes)
 
 
 class _Runner(RepeatableRunner):
-    """A Runner that says in a sentence what a checkpoint lacks to be loaded or resumed."""
+    """A Runner whose log begins in brief, and that says in a sentence what can't be loaded."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        if not self.cfg.get("verbose"):
+            shorten(logger)
+        return logger
 
     def load_or_resume(self) -> None:
         try:
@@ -50,153 +107,37 @@ class _Runner(RepeatableRunner):
             ) from error
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Adapt a config to this machine and build its Runner, a repeatable one (see `repeat`).
+def _build(cfg: Config, changes: Sequence[str]) -> Runner:
+    """Build the Runner of an adapted config, all its parts included, and log what it will do.
 
-    Raises:
-        ConfigError: something that the config names can't be built.
+    MMEngine builds loops and optimizer amid the run; here they are built before, so that an error
+    comes at once and as a sentence.
     """
-    changes = adapt(cfg) + resume.keep_enough(cfg)
-    if cfg.launcher != "none":
-        start_distributed(cfg)
     try:
         # MMEngine 0.10.7 starts loading with its loop
         with naming_dead_workers():
             runner = _Runner.from_cfg(cfg)
-            # MMEngine builds these later, amid the run; each is kept and used as it is built here.
+            # for each dataset pycocotools prints four lines
+            with nullcontext() if cfg.get("verbose") else redirect_stdout(StringIO()):
+                for loop in ("train_loop", "val_loop", "test_loop"):
+                    if getattr(runner, f"_{loop}") is not None:
+                        getattr(runner, loop)
             if cfg.get("train_cfg"):
-                _ = runner.train_loop
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-            for loop in ("val_loop", "test_loop"):
-                if getattr(runner, f"_{loop}") is not None:
-                    getattr(runner, loop)
     except DeadWorkerError:
         raise
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
     check_neck(runner.model)
-    for change in changes:
-        runner.logger.info(f"adapted to this machine: {change}")
+    for line in (*overview(runner), *(f"adapted to this machine: {one}" for one in changes)):
+        runner.logger.info(line)
     if cfg.get("load_from"):
-        hook = CompleteCheckpointHook(cfg.load_from, whole=cfg.resume or not cfg.get("train_cfg"))
+        hook = CompleteCheckpointHook(
+            cfg.load_from, whole=cfg.get("resume", False) or not cfg.get("train_cfg")
+        )
         runner.register_hook(hook)
     if cfg.get("train_cfg"):
         runner.register_hook(SeedHook())
         if cfg.get("resume"):
             runner.register_hook(DueEvaluationHook())
     return runner
-
-
-@contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Say which process that loads images has died, and of what.
-
-    Raises:
-        DeadWorkerError: for PyTorch's RuntimeError inside.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # the signal is in the error before the last
-        said = [
-            str(one) for one in (error.__cause__, error) if "DataLoader worker (pid" in str(one)
-        ]
-        if not said:
-            raise
-        which, _, how = said[0].partition("is killed by signal: ")
-        (pid,) = re.findall(r"\(pid\S* ([\d, ]+)\)", which)
-        how = f"was killed by the signal '{how.split('.')[0]}'" if how else "ended by itself"
-        raise DeadWorkerError(
-            f"the process {pid}, a DataLoader worker of rank {get_rank()}, {how}. 'Killed' mostly "
-            "means that memory ran out (see dmesg): set fewer workers, such as --cfg-options "
-            "train_dataloader.num_workers=1, or smaller "
-            "batches; 'Bus error' that /dev/shm is full: enlarge it, with Docker by --shm-size; "
-            "'Segmentation fault' mostly a damaged image or annotation: num_workers=0 and "
-            "persistent_workers=False show where. Then --resume from the last checkpoint"
-        ) from error
-
-
-def _prepare_resume(cfg: Config) -> None:
-    """Set in a config the checkpoint to go on from, if it names none, and the training's seed."""
-
-    def find() -> tuple[str, int | None] | None:
-        if cfg.get("load_from"):
-            path, content = cfg.load_from, read_checkpoint(cfg.load_from)
-        elif (found := resume.newest(cfg)) is None:
-            print(f"there is no checkpoint in {resume.folder(cfg)}: the training begins anew")
-            return None
-        else:
-            path, content = found
-        meta = content.get("meta")
-        if not isinstance(meta, dict) or "iter" not in meta or "optimizer" not in content:
-            raise CheckpointError(
-                f"{path} holds no training to go on from, such as the optimizer's state; to start "
-                f"a new one from its weights, replace --resume by --cfg-options load_from={path}"
-            )
-        return str(path), meta.get("seed")
-
-    if (found := run_on_main_process(cfg, find)) is None:
-        cfg.resume = False
-        return
-    cfg.load_from, seed = found
-    if not is_url(cfg.load_from) and not Path(cfg.load_from).expanduser().is_file():
-        raise CheckpointError(
-            f"{cfg.load_from} lies on the first machine, and not on this one; have all machines "
-            "share the work directory"
-        )
-    # MMEngine takes it over too late for the order of the data
-    cfg.randomness = dict(cfg.get("randomness") or {}, seed=seed)
-
-
-def train(cfg: Config) -> Runner:
-    """Train by a config, validation included.
-
-    Raises:
-        ConfigError, CheckpointError: before the first iteration, see `check_files` and
-            `build_runner`, and when a disk is full.
-        NonFiniteError: see `NonFiniteLossHook`.
-        DeadWorkerError: a process that loads images has died.
-    """
-    if cfg.get("resume"):
-        _prepare_resume(cfg)
-    elif cfg.get("load_from"):
-        check_checkpoint(cfg.load_from)
-    if cfg.get("load_from"):
-        drop_pretrained(cfg)
-    loaders = (
-        ("train_dataloader", "val_dataloader") if cfg.get("val_cfg") else ("train_dataloader",)
-    )
-    check_files(cfg, loaders)
-    runner = build_runner(cfg)
-    try:
-        with naming_dead_workers():
-            runner.train()
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        whole = resume.checkpoints(cfg)
-        kept = f"{whole[0]} is whole" if whole else "there is no earlier checkpoint"
-        raise ConfigError(
-            f"{error.filename or f'the log in {cfg.work_dir}'} can't be written: {error.strerror}; "
-            f"{kept}. Make room, then go on with --resume"
-        ) from error
-    return runner
-
-
-def test(cfg: Config) -> dict[str, float]:
-    """Test the checkpoint `cfg.load_from` by a config; returns the metrics.
-
-    Raises:
-        ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
-        DeadWorkerError: as `train`.
-    """
-    check_checkpoint(cfg.load_from)
-    drop_pretrained(cfg)
-    check_files(cfg, ("test_dataloader",))
-    # What belongs to training must not be needed, nor built.
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
-                "val_dataloader", "val_cfg", "val_evaluator"):  # fmt: skip
-        cfg.pop(key, None)
-    runner = build_runner(cfg)
-    with naming_dead_workers():
-        return runner.test()

@@ -43,7 +43,7 @@ def run_tool(
             time.sleep(10)
         return 2
     except DeadWorkerError as error:
-        # which the others know nothing of; a dying process leaves an unfinished line
+        # of which other processes know nothing; a dying process leaves an unfinished line
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     # Left to the end of the interpreter, the threads of a group may abort the process.
@@ -53,18 +53,14 @@ def run_tool(
 
 
 def require(module: str, extra: str) -> None:
-    """Make sure that a package is there which one tool alone needs.
-
-    Raises:
-        ConfigError: it is not; the message names the extra that brings it.
-    """
+    """Refuse to go on without a package that one tool alone needs; name the extra that has it."""
     if find_spec(module) is None:
         raise ConfigError(f"this needs {module}, which is not installed: pip install "
                           f"'fcvit-mm[{extra}]'")  # fmt: skip
 
 
 class _Options(DictAction):
-    """`KEY=VALUE ...`, where MMEngine's own ends in a traceback for what it can't read."""
+    """Parse `KEY=VALUE ...`, and refuse in a sentence what MMEngine's own fails on."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
         for word in values:
@@ -90,13 +86,16 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that train.py and test.py share."""
     add_cfg_options(parser)
+    parser.add_argument(
+        "--verbose", action="store_true", help="begin the log with environment, config and hooks"
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """A type for argparse: integers from `least` on."""
+    """Make a type for argparse: integers from `least` on."""
 
     def parse(text: str) -> int:
         try:
@@ -111,7 +110,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def fraction(text: str) -> float:
-    """A type for argparse: numbers from 0 to 1."""
+    """Parse a number from 0 to 1; a type for argparse."""
     try:
         number = float(text)
     except ValueError:
@@ -122,7 +121,7 @@ def fraction(text: str) -> float:
 
 
 def ending(*allowed: str) -> Callable[[str], Path]:
-    """A type for argparse: files to write that end in one of `allowed`."""
+    """Make a type for argparse: files to write that end in one of `allowed`."""
 
     def parse(text: str) -> Path:
         if Path(text).suffix not in allowed:
@@ -152,11 +151,7 @@ def check_writable(option: str, path: Path | None) -> None:
 
 @contextmanager
 def writing(what: str | Path) -> Iterator[None]:
-    """Say which result could not be written.
-
-    Raises:
-        ConfigError: for an OSError inside.
-    """
+    """Raise a ConfigError that says which result could not be written, for an OSError inside."""
     try:
         yield
     except OSError as error:

@@ -18,9 +18,23 @@ from mmengine.runner import Runner
 from . import mim
 from .errors import ConfigError, first_line
 
+# What a config may have beside what MMEngine's Runner takes and what it sets itself.
+OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline", "verbose")
+# By which keys OpenMMLab looks a class up, in its registries and then among all modules there are,
+# and a scope, whose registry it imports.
+NAMES_OF_CLASSES = ("type", "constructor", "norm_layer", "check_fn")
+NAMES_OF_SCOPES = ("default_scope", "_scope_")
+SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+# Keys of files that are written, not read.
+WRITTEN = ("out_file_path",)
+# The tasks of a config, by its default_scope.
+TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
+# In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
+IGNORED = 255
+
 
 def iter_leaf_datasets(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
-    """The datasets of a loader's `dataset`, each with its place, all wrappers taken off."""
+    """Yield the datasets of a loader's `dataset`, all wrappers taken off, each with its path."""
     if not isinstance(dataset, dict):
         return
     if "datasets" in dataset:
@@ -33,7 +47,7 @@ def iter_leaf_datasets(dataset: Any, path: str) -> Iterator[tuple[str, dict]]:
 
 
 def iter_config_dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every dict in a config with its dotted path, parents first."""
+    """Yield every dict in a config with its dotted path, parents first."""
     if isinstance(node, dict):
         yield path, node
         items = list(node.items())
@@ -43,32 +57,6 @@ def iter_config_dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
         return
     for key, value in items:
         yield from iter_config_dicts(value, f"{path}.{key}" if path else str(key))
-
-
-# What a config may have beside what MMEngine's Runner takes and what it sets itself.
-OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline")
-
-
-# By which keys OpenMMLab looks a class up, in its registries and then among all modules there are,
-# and a scope, whose registry it imports.
-NAMES_OF_CLASSES = ("type", "constructor", "norm_layer", "check_fn")
-
-
-NAMES_OF_SCOPES = ("default_scope", "_scope_")
-
-
-SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
-
-
-# Keys of files that are written, not read.
-WRITTEN = ("out_file_path",)
-
-
-# The tasks of a config, by its default_scope.
-TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
-
-# In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
-IGNORED = 255
 
 
 def task_of(cfg: Config) -> str:
@@ -86,7 +74,11 @@ def task_of(cfg: Config) -> str:
 
 
 def load_config(
-    filename: str, options: dict | None = None, work_dir: str | None = None, launcher: str = "none"
+    filename: str,
+    options: dict | None = None,
+    work_dir: str | None = None,
+    launcher: str = "none",
+    verbose: bool = False,
 ) -> Config:
     """Read a config file as MMEngine does, with a user's changes.
 
@@ -95,6 +87,7 @@ def load_config(
         options: `--cfg-options`, dotted keys and their values.
         work_dir: overrides the config's; the default is work_dirs/NAME_OF_THE_CONFIG.
         launcher: none, pytorch, slurm or mpi.
+        verbose: begin the log of a run with environment, config and hooks.
 
     Raises:
         ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
@@ -123,11 +116,13 @@ def load_config(
         raise ConfigError(f"--cfg-options does not fit {filename}: {first_line(error)}") from error
     cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}"
     cfg.launcher = launcher
+    if verbose:
+        cfg.verbose = True
     return cfg
 
 
 def _check_option(key: str, value: Any, cfg: Config) -> None:
-    """Refuse a key that nothing would read, and what could run code, which a config file alone may.
+    """Refuse a key that nothing would read, and what could run code.
 
     Below the first level, what is built refuses a key.
     """
@@ -137,8 +132,8 @@ def _check_option(key: str, value: Any, cfg: Config) -> None:
     if first not in known:
         (nearest,) = get_close_matches(first, known, n=1, cutoff=0)
         raise ConfigError(
-            f"--cfg-options: {key} is nothing that {cfg.filename} or MMEngine knows; the nearest "
-            f"name is {nearest}"
+            f"--cfg-options: unknown key {key}, neither in {cfg.filename} nor of MMEngine; did you "
+            f"mean {nearest}?"
         )
 
 
@@ -153,7 +148,7 @@ def _check_runs_nothing(key: str, value: Any) -> None:
         if path[-1] in NAMES_OF_CLASSES and not _is_registered(text):
             why = "names no registered class"
         elif path[-1] in NAMES_OF_SCOPES and text not in SCOPES:
-            why = f"is none of {', '.join(SCOPES)}"
+            why = f"is not one of {', '.join(SCOPES)}"
         elif "(" in text:
             # a few places of OpenMMLab's evaluate texts
             why = "has a bracket"
@@ -167,7 +162,7 @@ def _check_runs_nothing(key: str, value: Any) -> None:
 
 
 def _is_registered(name: str) -> bool:
-    """Whether a registry finds a name itself; what it doesn't find it imports.
+    """Return whether a registry finds a name itself; what it doesn't find it imports.
 
     NOTE: a name without a point may be unknown, too: it is then no module and can't be imported.
     """
@@ -187,7 +182,7 @@ def _is_registered(name: str) -> bool:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision (`--amp`); an error where there is no GPU."""
+    """Train in mixed precision (`--amp`); refuse it where there is no GPU."""
     if not torch.cuda.is_available():
         raise ConfigError("--amp needs a GPU, and this machine has none; leave it out")
     cfg.optim_wrapper.type = "AmpOptimWrapper"
@@ -204,7 +199,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 
 def enable_tta(cfg: Config) -> None:
-    """Test with test-time augmentation (`--tta`): wrap the model, exchange the pipeline."""
+    """Test with test-time augmentation (`--tta`): wrap the model, and replace the pipeline."""
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         raise ConfigError(f"--tta: {cfg.filename} has no tta_model and tta_pipeline; add both")
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -243,13 +238,10 @@ def draw_predictions(cfg: Config, directory: str) -> None:
 
 
 def adapt(cfg: Config) -> list[str]:
-    """Change in a config, in place, what this machine or launcher can't run.
+    """Change in a config, in place, what this machine or launcher can't run; return the changes.
 
     Without a GPU: float32 for mixed precision, gloo for nccl. Without a GPU, or in one process:
     BN for SyncBN. Elsewhere nothing.
-
-    Returns:
-        A line for each change.
     """
     cuda, distributed = torch.cuda.is_available(), cfg.get("launcher", "none") != "none"
     changes = []

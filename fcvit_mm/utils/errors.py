@@ -1,27 +1,38 @@
-"""Every exception that the package raises for what a user can mend."""
+"""Every exception that the package raises for what a user can mend.
+
+The message says what is wrong, where, and what to do, in one sentence.
+"""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint can't be used; the message says which, why, and what to do."""
+    """Say that a checkpoint can't be used."""
+
+
+class RefusedError(ValueError):
+    """Say that a checkpoint file asks for more than weights need; `CheckpointError` wraps it."""
+
+
+class UnknownGlobalError(RefusedError):
+    """Say that a pickle asks for a global that is not allowed; the message is its name."""
 
 
 class ConfigError(ValueError):
-    """A config, or what it names, can't be used; the message says what, where and what to do."""
+    """Say that a config, or what it names, can't be used."""
 
 
 class DatasetError(ConfigError):
-    """A dataset can't be generated as asked; the message says why and what to do."""
+    """Say that a dataset can't be generated as asked."""
 
 
 class DeadWorkerError(RuntimeError):
-    """A process that loads images has died; the message says which, how, and what to do."""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, without the quotes of a KeyError."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip() or type(error).__name__).splitlines()[0]
+    """Say that a process that loads images has died."""
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is not finite; the message says which, where, and what to do."""
+    """Say that a loss or a gradient is not finite."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, without the quotes of a KeyError."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]

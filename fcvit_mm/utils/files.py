@@ -32,10 +32,10 @@ def matches_sha256(content: bytes, digest: str) -> bool:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Another path to write to, in the same folder, that gets the name `path` at the end.
+    """Give another path to write to, in the same folder, that is renamed to `path` at the end.
 
     After an error it is gone, and what `path` held before is still there, after a power cut too.
-    Folders that are missing are made.
+    Missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL.format(stem=path.stem, suffix=path.suffix))

@@ -13,13 +13,13 @@ PREFIX = "fcvit_mm::"
 
 
 def config_path(name: str) -> str:
-    """Where a config of the package lies.
+    """Return the path of a config of the package.
 
     Args:
         name: path below configs/, such as "detection/mask_rcnn_fcvit_s12_coco.py".
 
     Raises:
-        FileNotFoundError: there is none of this name.
+        FileNotFoundError: there is no config of this name.
     """
     configs = MIM / "configs"
     path = configs / name
@@ -27,20 +27,22 @@ def config_path(name: str) -> str:
         names = [str(path.relative_to(configs)) for path in configs.glob("[!_]*/*.py")]
         nearest = get_close_matches(name, names, n=1, cutoff=0)
         raise FileNotFoundError(
-            f"{PREFIX}{name}: there is no such config; the nearest name is {PREFIX}"
-            f"{''.join(nearest)}, see {configs} for all"
+            f"{PREFIX}{name}: unknown config; did you mean {PREFIX}{''.join(nearest)}? All are in "
+            f"{configs}"
         )
     return str(path)
 
 
 def install() -> None:
-    """Have MMEngine read `fcvit_mm::...` in a `_base_`.
+    """Have MMEngine read `fcvit_mm::...` in a `_base_`; a second call does nothing.
 
     NOTE: MMEngine knows OpenMMLab's packages from a list of its own, and builds what is inherited
     from one in the scope of that package's registries. We register in MMEngine's own, and our
     configs name the scope that they need: they are inherited as if by their path.
     """
     original = Config._get_cfg_path
+    if original.__module__ == __name__:
+        return
 
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(PREFIX):

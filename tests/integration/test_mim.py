@@ -160,13 +160,13 @@ def test_fcvit_is_a_console_script():
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
     for wrong in ("detection/absent.py", "detection", "_base_"):
-        with pytest.raises(ConfigError, match=f"fcvit_mm::{wrong}: there is no such"):
+        with pytest.raises(ConfigError, match=f"fcvit_mm::{wrong}: unknown config"):
             load_config(f"fcvit_mm::{wrong}")
-    nearest = "nearest name is fcvit_mm::detection/mask_rcnn_fcvit_s12_coco.py"
+    nearest = "did you mean fcvit_mm::detection/mask_rcnn_fcvit_s12_coco.py"
     with pytest.raises(ConfigError, match=nearest):
         load_config("fcvit_mm::detection/mask_rcn_fcvit_s12_coco.py")
     (tmp_path / "mine.py").write_text('_base_ = "fcvit_mm::detection/absent.py"')
-    with pytest.raises(ConfigError, match=r"mine.py .*fcvit_mm::detection/absent.py: th"):
+    with pytest.raises(ConfigError, match=r"mine.py .*fcvit_mm::detection/absent.py: unk"):
         load_config(str(tmp_path / "mine.py"))
 
 

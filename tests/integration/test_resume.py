@@ -19,7 +19,6 @@ from mmengine.config import Config
 from fcvit_mm import CheckpointError, engine, read_checkpoint
 from fcvit_mm.analysis import logs
 from fcvit_mm.engine import resume
-from fcvit_mm.engine import runner as runner_module
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.files import PARTIAL
 from helpers import ROOT, processes, warm
@@ -204,7 +203,7 @@ def test_where_no_checkpoint_can_be_used(kept, tmp_path, capsys):
 
 def test_a_machine_that_does_not_see_the_checkpoint_says_so(tmp_path, monkeypatch):
     cfg = load_config(str(SEGMENTATION), {"resume": True}, work_dir=str(tmp_path))
-    monkeypatch.setattr(runner_module, "run_on_main_process", lambda *_: ("absent/iter_2.pth", 0))
+    monkeypatch.setattr(resume, "run_on_main_process", lambda _: "absent/iter_2.pth")
     with pytest.raises(CheckpointError, match=r"absent/iter_2\.pth lies on the first machine"):
         engine.train(cfg)
 

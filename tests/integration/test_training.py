@@ -1,6 +1,8 @@
 """Averaged weights (EMA) and mixed precision, by config."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from fcvit_mm import engine, read_checkpoint
 from fcvit_mm.utils.config import adapt, enable_tta, load_config
 from helpers import ROOT
+from helpers.models import make_smallest
 
 pytestmark = pytest.mark.official
 EMA = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_tiny_ema_shapes.py")
@@ -124,6 +127,61 @@ def test_ema(example_data, monkeypatch, tmp_path):
     assert_same(again.start, seen.trained[1])
     saved = read_checkpoint(tmp_path / "resumed/iter_4.pth")
     assert_same(saved["state_dict"], moving_average(again.trained, momentum, averages[2]))
+
+
+def test_a_checkpoint_is_read_once_and_the_last_line_tests_it(example_data, tmp_path, monkeypatch):
+    """On resume, as `load_from` and in a test; the log is as short as --verbose is not."""
+    monkeypatch.chdir(example_data)
+    read, load = [], torch.load
+
+    def counted(path, *args, **kwargs):
+        read.append(path)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counted)
+
+    def config(folder: str, **options) -> Config:
+        options = {"default_hooks.checkpoint.save_best": "mIoU", "train_cfg.max_iters": 2} | options
+        cfg = load_config(EMA, SHORT | options, str(tmp_path / folder))
+        make_smallest(cfg.model)
+        return cfg
+
+    runner = engine.train(config("run"))
+    assert read == []
+    log = Path(runner.log_dir, f"{runner.timestamp}.log").read_text()
+    best = tmp_path / "run/best_mIoU_iter_2.pth"
+    said, _, command = log.splitlines()[-1].partition("; to test it: fcvit test ")
+    assert re.search(rf"best checkpoint: {best} \(mIoU [\d.]+\)$", said)
+    tested = load_config(command.split()[0])
+    tested.load_from = command.split()[1]
+    assert engine.test(tested)["mIoU"] == runner.message_hub.get_scalar("val/mIoU").current()
+    assert [path.name for path in read] == ["best_mIoU_iter_2.pth"]
+    for options in (
+        {"resume": True, "train_cfg.max_iters": 4},
+        {"load_from": str(tmp_path / "run/iter_2.pth")},
+    ):
+        read.clear()
+        engine.train(config("run" if "resume" in options else "other", **options))
+        assert len(read) == 1
+
+
+def test_the_console_has_a_few_lines_of_what_the_log_has(
+    example_data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(example_data)
+    lengths = {}
+    for verbose in (False, True):
+        cfg = load_config(EMA, SHORT, str(tmp_path / str(verbose)), verbose=verbose)
+        make_smallest(cfg.model)
+        capsys.readouterr()
+        runner = engine.build_runner(cfg)
+        said = capsys.readouterr().out
+        assert "model: EncoderDecoder, 0." in said and "data: 8 training images" in said
+        assert ("optim_wrapper = dict(" in said) == ("System environment" in said) == verbose
+        log = Path(runner.log_dir, f"{runner.timestamp}.log").read_text()
+        assert "optim_wrapper = dict(" in log and "System environment" in log
+        lengths[verbose] = said.count("\n")
+    assert lengths[False] <= 12 and lengths[True] > 300
 
 
 def test_ema_comes_before_the_synchronisation_of_buffers(tmp_path):

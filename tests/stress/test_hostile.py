@@ -28,7 +28,7 @@ from PIL import Image
 
 from fcvit_mm import CheckpointError, FCViT, engine, load_pretrained, read_checkpoint
 from fcvit_mm.apis.model import build_model, load_model
-from fcvit_mm.engine.preflight import check_checkpoint, check_files
+from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files
 from fcvit_mm.utils.cli import add_cfg_options
@@ -299,7 +299,6 @@ def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
 CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
 ROUTES: dict[str, Callable[[str], object]] = {
     **READERS,
-    "check": check_checkpoint,
     "test": lambda path: engine.test(Config(dict(load_from=path))),
     "train": lambda path: engine.train(Config(dict(load_from=path))),
     "model": lambda path: load_model(load_config(str(CONFIG)), path),

@@ -181,7 +181,7 @@ def test_work_dir_follows_the_name_of_the_config():
     [("load_form", "load_from"), ("train_dataloder.batch_size", "train_dataloader")],
 )
 def test_an_option_that_nothing_reads_is_refused(key, nearest):
-    with pytest.raises(ConfigError, match=f"--cfg-options: {key} .* nearest name is {nearest}$"):
+    with pytest.raises(ConfigError, match=rf"unknown key {key}, .* did you mean {nearest}\?$"):
         load_config(DETECTION, {key: 2})
 
 

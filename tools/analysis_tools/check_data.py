@@ -4,9 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fcvit_mm.engine.preflight import check_data
+from rich.console import Console
+
+from fcvit_mm.datasets import checks
+from fcvit_mm.engine.preflight import check_data_exist
 from fcvit_mm.utils.cli import add_cfg_options, run_tool
 from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -23,7 +29,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_data(load_config(args.config, args.cfg_options), args.decode)
+    cfg = load_config(args.config, args.cfg_options)
+    check_data_exist(cfg, LOADERS)
+    console = Console()
+    reports = checks.check(cfg, LOADERS, args.decode, console)
+    for report in reports:
+        for kind, sentences in (("error", report.errors), ("warning", report.warnings)):
+            for sentence in sentences:
+                print(f"{report.name}: {kind}: {sentence}")
+    console.print(checks.summary(reports))
+    n = sum(len(report.errors) for report in reports)
+    if n:
+        kinds = "kind of error" if n == 1 else "kinds of errors"
+        raise ConfigError(f"{cfg.filename}: {n} {kinds} in its data, listed above")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Refuse checkpoints that do not fit the model."""
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from ...checkpoint.reader import fetch, sha256
 from ...models.weights import OUTPUT_NORM, check_fit, model_weights
+from ..preflight import unwrap
 
 
 class CompleteCheckpointHook(Hook):
@@ -22,10 +22,7 @@ class CompleteCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the keys and shapes of the file with the model's, before they are loaded."""
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        wanted = model.state_dict()
+        wanted = unwrap(runner.model).state_dict()
         given = model_weights(checkpoint, wanted)
         if not self.whole:
             given, wanted = (

@@ -1,9 +1,8 @@
-"""Losses and gradients that are not finite: named, written down and kept from the weights.
+"""Name losses and gradients that are not finite, write them down and keep them from the weights.
 
-One NaN that an optimizer takes spoils every weight it reaches, and with it all that follows; hours
-later the log says nan and nothing of where it came from. `NonFiniteLossHook` looks at the gradient
-before each step of the optimizer. It must be a hook, which sees losses and gradients of any model
-and optimizer without being asked for in either.
+One NaN that an optimizer takes spoils every weight it reaches; hours later the log says nan, and
+nothing of where it came from. `NonFiniteLossHook` checks the gradient before each step of the
+optimizer. As a hook it sees losses and gradients of any model and optimizer.
 """
 
 import functools
@@ -14,23 +13,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ...datasets.checks.report import listed
 from ...utils.errors import NonFiniteError
 from ...utils.files import atomic_write
+from ..preflight import unwrap
 
 # How many names a sentence has.
 SHOWN = 4
 
 
 class _Batch(NamedTuple):
-    """What one process computed in one iteration.
+    """Hold what one process computed in one iteration.
 
     iteration: its number, as in the log. terms: the losses as the model returns them, () each.
     images: path and id of each.
@@ -41,7 +41,7 @@ class _Batch(NamedTuple):
     images: list[dict[str, Any]]
 
     def record(self, rank: int) -> dict[str, Any]:
-        """As it is written down; what is not finite as a word, which JSON has no number for."""
+        """Return it as it is written down; JSON has no number for what is not finite."""
         losses = {name: _number(float(value.detach())) for name, value in self.terms.items()}
         wrong = [name for name, v in losses.items() if "loss" in name and isinstance(v, str)]
         return {
@@ -58,7 +58,7 @@ def _number(value: float) -> float | str:
 
 
 def _images(data_batch: Any) -> list[dict[str, Any]]:
-    """Paths and ids of the images of a batch, which all of OpenMMLab's tasks pack alike."""
+    """Return paths and ids of the images of a batch, which all tasks of OpenMMLab pack alike."""
     samples = data_batch.get("data_samples", []) if isinstance(data_batch, dict) else []
     return [
         {key: getattr(sample, key) for key in ("img_path", "img_id") if hasattr(sample, key)}
@@ -66,20 +66,15 @@ def _images(data_batch: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
     """Stop a training, or leave a step out, where the loss or the gradient is not finite.
 
-    Either is told before the optimizer's step, so that no weight has changed, and written with all
-    loss terms and the images to `nonfinite_iter_N.json` beside the run's log. Several processes
-    decide alike: a loss that is not finite makes the gradient so, and the gradient is shared.
-    In mixed precision finite losses with a gradient that is not, while the loss scale is above 1,
-    are an overflow of half precision: GradScaler leaves out the step and lowers the scale, and the
+    This comes before the optimizer's step, so that no weight has changed; all loss terms and the
+    images are written to `nonfinite_iter_N.json` next to the run's log. Several processes decide
+    alike: a loss that is not finite makes the gradient so, and the gradient is shared.
+    In mixed precision a gradient that is not finite, with finite losses and a loss scale above 1,
+    is an overflow of half precision: GradScaler leaves out the step and lowers the scale, and the
     log says so.
 
     With `accumulative_counts` a step has several batches; all of them are left out.
@@ -103,8 +98,8 @@ class NonFiniteLossHook(Hook):
         self._step: Callable[..., None]
 
     def before_train(self, runner: Runner) -> None:
-        """Put itself between the model's losses and the optimizer's step."""
-        model, optim_wrapper = _unwrapped(runner), runner.optim_wrapper
+        """Wrap the model's computation of the loss and the optimizer's step."""
+        model, optim_wrapper = unwrap(runner.model), runner.optim_wrapper
         parse_losses, step = model.parse_losses, optim_wrapper.step
 
         def noted(losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,15 +126,15 @@ class NonFiniteLossHook(Hook):
         """Note the images of the batch, and the buffers as they are before it."""
         self._images = _images(data_batch)
         if self.max_skips and not self._batches:
-            self._buffers = [buffer.clone() for buffer in _unwrapped(runner).buffers()]
+            self._buffers = [buffer.clone() for buffer in unwrap(runner.model).buffers()]
 
     def after_train(self, runner: Runner) -> None:
         """Leave model and optimizer as they were."""
-        del _unwrapped(runner).parse_losses
+        del unwrap(runner.model).parse_losses
         runner.optim_wrapper.step = self._step
 
     def _leave_out(self, runner: Runner, batches: list[_Batch], norm: float) -> bool:
-        """Whether to leave out a step whose gradient is not finite, which all processes ask.
+        """Return whether to leave out a step whose gradient is not finite; all processes ask.
 
         Raises:
             NonFiniteError: there were too many.
@@ -164,34 +159,28 @@ class NonFiniteLossHook(Hook):
         path = Path(runner.log_dir) / f"nonfinite_iter_{runner.iter + 1}.json"
         names = [
             name
-            for name, p in _unwrapped(runner).named_parameters()
+            for name, p in unwrap(runner.model).named_parameters()
             if p.grad is not None and not p.grad.isfinite().all()
         ]
-        if is_main_process():
-            content = {
-                "iteration": runner.iter + 1,
-                "epoch": runner.epoch + 1,
-                "lr": {name: rates[0] for name, rates in runner.optim_wrapper.get_lr().items()},
-                "loss_scale": scale,
-                "autocast": str(getattr(runner.optim_wrapper, "cast_dtype", None)),
-                "grad_norm": _number(norm),
-                "non_finite_gradients": [] if wrong else names,
-                "batches": wrong or records,
-            }
-            with atomic_write(path) as file:
-                file.write_text(json.dumps(content, indent=1) + "\n")
+        content = {
+            "loss_scale": scale,
+            "grad_norm": _number(norm),
+            "non_finite_gradients": [] if wrong else names,
+            "batches": wrong or records,
+        }
+        _write(path, runner, content)
         sentence = f"{_sentence(runner.iter + 1, records, names)}; written to {path}"
         if self.skips > self.max_skips:
             is_half = scaler is not None and runner.optim_wrapper.cast_dtype != torch.bfloat16
             half = "set optim_wrapper.dtype=bfloat16, " if is_half else ""
             raise NonFiniteError(
-                f"{sentence}. No weight was changed by it. Look at these images and their "
+                f"{sentence}. No weight was changed by it. Inspect these images and their "
                 f"annotations; where they are sound, {half}lower the learning rate or set "
                 "optim_wrapper.clip_grad, and --resume from the last checkpoint. "
                 f"default_hooks.nonfinite.max_skips, now {self.max_skips}, is how many such steps "
                 "may be left out instead"
             )
-        for buffer, before in zip(_unwrapped(runner).buffers(), self._buffers, strict=True):
+        for buffer, before in zip(unwrap(runner.model).buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         runner.logger.warning(
             f"{sentence}. The step is left out, {self.skips} of at most {self.max_skips}"
@@ -199,8 +188,19 @@ class NonFiniteLossHook(Hook):
         return True
 
 
-def _unwrapped(runner: Runner) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+@master_only
+def _write(path: Path, runner: Runner, content: dict[str, Any]) -> None:
+    """Write what was not finite, and where the training was, as JSON."""
+    optim_wrapper = runner.optim_wrapper
+    content = {
+        "iteration": runner.iter + 1,
+        "epoch": runner.epoch + 1,
+        "lr": {name: rates[0] for name, rates in optim_wrapper.get_lr().items()},
+        "autocast": str(getattr(optim_wrapper, "cast_dtype", None)),
+        **content,
+    }
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _sentence(iteration: int, records: list[dict[str, Any]], parameters: list[str]) -> str:
@@ -214,13 +214,13 @@ def _sentence(iteration: int, records: list[dict[str, Any]], parameters: list[st
             for name in record["non_finite"]
             if name != "loss" or record["non_finite"] == ["loss"]
         }
-        what = _listed(list(terms))
+        what = listed(list(terms), SHOWN)
     else:
-        what = f"the losses are finite, but the gradient of {_listed(parameters)} is not"
+        what = f"the losses are finite, but the gradient of {listed(parameters, SHOWN)} is not"
     images = [
         str(image.get("img_path", image.get("img_id")))
         for record in wrong or records
         for image in record["images"]
     ]
     iteration = wrong[0]["iteration"] if wrong else iteration
-    return f"iteration {iteration}: {what}, for the images {_listed(images)}"
+    return f"iteration {iteration}: {what}, for the images {listed(images, SHOWN)}"

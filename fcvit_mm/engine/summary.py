@@ -1,0 +1,103 @@
+"""What the log of a run begins and ends with, in a few lines."""
+
+import os
+import shlex
+from logging import FileHandler, LogRecord, StreamHandler
+from pathlib import Path
+
+import mmengine
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..utils.config import iter_config_dicts
+from . import resume
+from .preflight import unwrap
+
+
+def shorten(logger: MMLogger) -> None:
+    """Keep what MMEngine's Runner begins with off the console: environment, config, all hooks.
+
+    The log file has it.
+    """
+    for handler in logger.handlers:
+        if isinstance(handler, StreamHandler) and not isinstance(handler, FileHandler):
+            handler.addFilter(_is_news)
+
+
+def _is_news(record: LogRecord) -> bool:
+    return record.module != "runner" or record.funcName not in ("__init__", "_log_env")
+
+
+def overview(runner: Runner) -> list[str]:
+    """Describe a run before it begins: what, by what, on what, and where its results will be."""
+    cfg, model = runner.cfg, unwrap(runner.model)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    lines = [
+        f"config: {_short(_config(runner))}",
+        f"model: {type(model).__name__}, {millions:.1f} M parameters",
+        f"weights: {_start(runner)}",
+    ]
+    loops = {"training": runner._train_loop, "validation": runner._val_loop,
+             "test": None if runner._train_loop else runner._test_loop}  # fmt: skip
+    images = [
+        f"{len(loop.dataloader.dataset)} {split} images" for split, loop in loops.items() if loop
+    ]
+    lines.append(f"data: {', '.join(images)}")
+    if runner._train_loop:
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        length = f"{runner.max_epochs} epochs" if by_epoch else f"{runner.max_iters} iterations"
+        optimizer = cfg.optim_wrapper.get("optimizer", {})
+        lines.append(
+            f"training: {length}, batches of {cfg.train_dataloader.get('batch_size')} per process, "
+            f"{optimizer.get('type')} at lr {optimizer.get('lr')}, seed {runner.seed}"
+        )
+    processes = f"{runner.world_size} process" + ("es" if runner.world_size > 1 else "")
+    lines.append(f"device: {name}, {processes}")
+    lines.append(f"versions: PyTorch {torch.__version__}, MMEngine {mmengine.__version__}")
+    log = Path(runner.log_dir, f"{runner.timestamp}.log")
+    lines.append(
+        f"log: {_short(log)}, with environment, config and hooks, which --verbose prints, too"
+    )
+    return lines
+
+
+def _start(runner: Runner) -> str:
+    """Say where the weights come from."""
+    if runner._load_from:
+        return f"from {runner._load_from}" + (", resumed" if runner._resume else "")
+    files = [
+        node["checkpoint"]
+        for _, node in iter_config_dicts(runner.cfg.model)
+        if node.get("type") == "Pretrained"
+    ]
+    return f"pretrained, from {', '.join(files)}" if files else "random"
+
+
+def result(runner: Runner) -> str:
+    """Name the best checkpoint of a training, or else its last, and the command that tests it."""
+    best = runner.message_hub.get_info("best_ckpt")
+    if best and Path(best).is_file():
+        metric = resume.hook(runner.cfg).get("save_best")
+        score = f" ({metric} {runner.message_hub.get_info('best_score'):.4g})"
+        found, path = f"best checkpoint: {_short(best)}{score}", Path(best)
+    elif whole := resume.checkpoints(runner.cfg):
+        found, path = f"last checkpoint: {_short(whole[0])}", whole[0]
+    else:
+        return "no checkpoint was written"
+    command = shlex.join(["fcvit", "test", _short(_config(runner)), _short(path)])
+    return f"{found}; to test it: {command}"
+
+
+def _config(runner: Runner) -> Path:
+    """Return the path of the config that the Runner wrote, with all options."""
+    name = runner.cfg.filename or f"{runner.timestamp}.py"
+    return Path(runner.work_dir, Path(name).name)
+
+
+def _short(path: str | Path) -> str:
+    """Return a path as seen from the current directory, if it lies below."""
+    here = os.path.relpath(path)
+    return str(path) if here.startswith("..") else here
