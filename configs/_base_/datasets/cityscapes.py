@@ -1,44 +1,34 @@
-# Cityscapes (arXiv 1604.01685), fine annotations of 19 classes, under data/cityscapes. The
-# model must have 19 classes and the crop size as data_preprocessor.size.
+# Cityscapes (arXiv 1604.01685), fine annotations of 19 classes, under data/cityscapes; loaded as
+# ADE20K is. A model also sets model.data_preprocessor.size to the crops' and num_classes to 19.
 _base_ = "./ade20k.py"
 
 dataset_type = "CityscapesDataset"
 data_root = "data/cityscapes"
 crop_size = (512, 1024)
 
+# Images are twice as high as ADE20K's.
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PhotoMetricDistortion"),
-    dict(type="PackSegInputs"),
+    dict(step, scale=(2048, 1024))
+    if step["type"] == "RandomResize"
+    else dict(step, crop_size=crop_size)
+    if step["type"] == "RandomCrop"
+    else step
+    for step in _base_.train_pipeline
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(2048, 1024), keep_ratio=True),
-    dict(type="ResizeToMultiple", size_divisor=32),
-    dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
+    dict(step, scale=(2048, 1024)) if step["type"] == "Resize" else step
+    for step in _base_.test_pipeline
 ]
-# for test.py --tta: averages the probabilities of six sizes, each with its horizontal flip
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
+    _base_.tta_pipeline[0],
     dict(
         type="TestTimeAug",
         transforms=[
             [
-                dict(type="Resize", scale=(int(2048 * ratio), int(1024 * ratio)), keep_ratio=True)
-                for ratio in [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+                dict(step, scale=(step["scale"][0], 2 * step["scale"][1]))
+                for step in _base_.tta_pipeline[1]["transforms"][0]
             ],
-            [dict(type="ResizeToMultiple", size_divisor=32)],
-            [
-                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
-                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
-            ],
-            [dict(type="LoadAnnotations")],
-            [dict(type="PackSegInputs")],
+            *_base_.tta_pipeline[1]["transforms"][1:],
         ],
     ),
 ]

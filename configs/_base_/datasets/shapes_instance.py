@@ -1,6 +1,7 @@
 # Generated images of shapes with boxes and masks, under data/shapes:
 # python -m fcvit_mm.datasets.shapes data/shapes
-dataset_type = "CocoDataset"
+_base_ = "./coco_instance.py"
+
 data_root = "data/shapes/"
 # fcvit_mm.datasets.shapes.CLASSES and PALETTE
 metainfo = dict(
@@ -8,55 +9,32 @@ metainfo = dict(
     palette=[(231, 76, 60), (52, 152, 219), (46, 204, 113), (241, 196, 15)],
 )
 
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
-]
-# The images are not resized.
+# The images are used as they are: nothing is resized.
+train_pipeline = [step for step in _base_.train_pipeline if step["type"] != "Resize"]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale_factor=1.0),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(
-        type="PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-    ),
+    dict(type="Resize", scale_factor=1.0) if step["type"] == "Resize" else step
+    for step in _base_.test_pipeline
 ]
-# for test.py --tta
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
+    _base_.tta_pipeline[0],
     dict(
         type="TestTimeAug",
         transforms=[
             [dict(type="Resize", scale_factor=1.0)],
-            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [
-                dict(
-                    type="PackDetInputs",
-                    meta_keys=(
-                        "img_id",
-                        "img_path",
-                        "ori_shape",
-                        "img_shape",
-                        "scale_factor",
-                        "flip",
-                        "flip_direction",
-                    ),
-                )
-            ],
+            *_base_.tta_pipeline[1]["transforms"][1:],
         ],
     ),
 ]
 
 train_dataloader = dict(
+    # COCO's samples batches by epoch and by the shape of images
+    _delete_=True,
     batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type=dataset_type,
+        type=_base_.dataset_type,
         data_root=data_root,
         ann_file="annotations/instances_train.json",
         data_prefix=dict(img="images/train/"),
@@ -66,27 +44,16 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
     num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type=dataset_type,
         data_root=data_root,
         ann_file="annotations/instances_val.json",
         data_prefix=dict(img="images/val/"),
         metainfo=metainfo,
-        test_mode=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(
-    type="CocoMetric",
-    ann_file=data_root + "annotations/instances_val.json",
-    metric=["bbox", "segm"],
-    format_only=False,
-)
+val_evaluator = dict(ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator

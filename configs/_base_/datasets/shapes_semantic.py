@@ -1,8 +1,12 @@
 # Generated images of shapes with label maps, under data/shapes:
 # python -m fcvit_mm.datasets.shapes data/shapes
+_base_ = "./ade20k.py"
+
 dataset_type = "BaseSegDataset"
 data_root = "data/shapes/"
-# fcvit_mm.datasets.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the background is a class
+# of the images, which are used as they are: nothing is resized
+crop_size = (128, 128)
+# fcvit_mm.datasets.shapes.SEMANTIC_CLASSES and SEMANTIC_PALETTE: the ground is a class of its own
 metainfo = dict(
     classes=("ground", "circle", "square", "triangle", "star"),
     palette=[
@@ -20,33 +24,15 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
-# The images are not resized.
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
-]
-# for test.py --tta
+test_pipeline = [step for step in _base_.test_pipeline if "Resize" not in step["type"]]
+# without the sizes
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(
-        type="TestTimeAug",
-        transforms=[
-            [
-                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
-                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
-            ],
-            [dict(type="LoadAnnotations")],
-            [dict(type="PackSegInputs")],
-        ],
-    ),
+    _base_.tta_pipeline[0],
+    dict(type="TestTimeAug", transforms=_base_.tta_pipeline[1]["transforms"][2:]),
 ]
 
 train_dataloader = dict(
-    batch_size=4,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -57,10 +43,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -71,6 +54,3 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator
