@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 
 from fcvit_mm import engine
 from fcvit_mm.datasets import shapes
-from fcvit_mm.demos.demo import move_data, shorten
+from fcvit_mm.demos.training import move_data, shorten
 from fcvit_mm.utils.config import load_config
 
 CONFIGS = {

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import skimage
 import torch
@@ -19,19 +18,12 @@ import torch
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr  # noqa: E402
 
-from ..analysis.similarity import (
-    choose,
-    contexts_of,
-    draw_grid,  # noqa: E402
-)
-from ..apis.predictor import Predictor
+from ..analysis.similarity import choose, contexts_of, draw_grid  # noqa: E402
+from ..apis.predictor import Predictor  # noqa: E402
 from ..datasets import shapes  # noqa: E402
 from ..utils.errors import ConfigError  # noqa: E402
 from ..visualization.figures import render_figure  # noqa: E402
-from ..visualization.images import (
-    read_image,  # noqa: E402
-    write_image,  # noqa: E402
-)
+from ..visualization.images import read_image, write_image  # noqa: E402
 
 Array = np.ndarray
 # One prediction at a time: there is one model.
@@ -55,21 +47,16 @@ gr.Image.preprocess = _path_of  # type: ignore[assignment, method-assign]
 
 
 def example_images(folder: Path) -> list[str]:
-    """Write four generated images and two photographs; returns their paths."""
-    paths = []
-    for index in range(4):
-        path = folder / f"shapes_{index}.png"
-        write_image(path, shapes.make_sample(0, "val", index).image[..., ::-1])
-        paths.append(path)
-    for name, photograph in (("cat", skimage.data.cat()), ("coffee", skimage.data.coffee())):
-        path = folder / f"{name}.jpg"
-        write_image(path, photograph[..., ::-1])
-        paths.append(path)
-    return [str(path) for path in paths]
+    """Write four generated images and two photographs; return their paths."""
+    images = {f"shapes_{i}.png": shapes.make_sample(0, "val", i).image for i in range(4)}
+    images |= {"cat.jpg": skimage.data.cat(), "coffee.jpg": skimage.data.coffee()}
+    for name, image in images.items():
+        write_image(folder / name, image[..., ::-1])
+    return [str(folder / name) for name in images]
 
 
 def rows_of(predictor: Predictor, sample: Any) -> list[list[Any]]:
-    """What was found, as rows of `COLUMNS`, the best or largest first."""
+    """Return what was found as rows of `COLUMNS`, the best or largest first."""
     names = predictor.classes
     if predictor.task == "detection":
         found = sample.pred_instances
@@ -93,48 +80,60 @@ def _say(sentence: str) -> None:
     gr.Warning(html.escape(sentence), duration=None)
 
 
-def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Blocks:
-    """The page.
+class _Actions:
+    """What the page calls when something on it changes. `found` is (image, data sample)."""
 
-    Args:
-        predictor: of any task; maps are shown if it has an FCViT with weighted contexts.
-        title: what the model is.
-        examples: paths of images.
-    """
-    blank = np.full((64, 64, 3), 128, np.uint8)
-    _, contexts = contexts_of(predictor, cv2.resize(blank, (224, 224)))
-    blocks = list(dict.fromkeys((context.stage, context.block) for context in contexts))
-    names = {f"stage {stage}, block {block}": (stage, block) for stage, block in blocks}
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        blank = np.full((224, 224, 3), 128, np.uint8)
+        _, contexts = contexts_of(predictor, blank)
+        # the blocks with maps, by the name that the page shows
+        self.blocks = {f"stage {c.stage}, block {c.block}": (c.stage, c.block) for c in contexts}
 
-    def show(found: Any, threshold: float) -> tuple[Array | None, list[list[Any]]]:
+    def show(self, found: Any, threshold: float) -> tuple[Array | None, list[list[Any]]]:
+        """Draw what scores at least the threshold, and list it."""
         if found is None:
             return None, []
         image, sample = found
+        predictor = self.predictor
         sample = predictor.select(sample, threshold, predictor.labels_of(None))
         drawn = image if predictor.task == "classification" else predictor.draw(image, sample)
         return drawn[..., ::-1], rows_of(predictor, sample)
 
-    def predict(path: str | None, threshold: float) -> tuple[Any, ...]:
+    def predict(self, path: str | None, threshold: float) -> tuple[Any, ...]:
+        """Predict for an uploaded file."""
         found = None
         if path is not None:
             try:
                 image = read_image(path)
-                found = (image, *predictor([image]))
+                found = (image, *self.predictor([image]))
             except ConfigError as error:
                 # the folder is Gradio's own
                 _say(str(error).replace(path, Path(path).name))
-        return found, *show(found, threshold)
+        return found, *self.show(found, threshold)
 
-    def look(found: Any, name: str) -> Array | None:
+    def look(self, found: Any, name: str) -> Array | None:
+        """Draw the similarity maps of a block."""
         if found is None:
             return None
         try:
-            image, contexts = contexts_of(predictor, found[0])
+            image, contexts = contexts_of(self.predictor, found[0])
         except ConfigError as error:
             _say(f"no maps: {error}")
             return None
-        return render_figure(draw_grid(image, choose(contexts, *names[name])))
+        return render_figure(draw_grid(image, choose(contexts, *self.blocks[name])))
 
+
+def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Blocks:
+    """Lay out the page.
+
+    Args:
+        predictor: of any task, with an FCViT of weighted contexts.
+        title: what the model is.
+        examples: paths of images.
+    """
+    actions = _Actions(predictor)
+    names = list(actions.blocks)
     with gr.Blocks(title="FCViT", analytics_enabled=False) as page:
         gr.Markdown(f"# What FCViT finds, and where it looks\n{title}")
         found = gr.State()
@@ -152,18 +151,20 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
                     headers=COLUMNS[predictor.task], label=TITLES[predictor.task],
                     interactive=False, elem_id="table",
                 )  # fmt: skip
-        block = gr.Dropdown(
-            list(names), value=list(names)[-1], label="similarity maps of", elem_id="block"
-        )
+        block = gr.Dropdown(names, value=names[-1], label="similarity maps of", elem_id="block")
         gr.Markdown(
             "One row per global context, one map per head: the context is added at red positions "
             "and subtracted at blue ones."
         )
         maps = gr.Image(show_label=False, interactive=False, elem_id="maps")
-        predicted = image.change(predict, [image, threshold], [found, drawn, table], **ALONE)
-        predicted.then(look, [found, block], maps, **ALONE)
-        block.change(look, [found, block], maps, **ALONE)
-        threshold.change(show, [found, threshold], [drawn, table], **ALONE, show_progress="hidden")
+        predicted = image.change(
+            actions.predict, [image, threshold], [found, drawn, table], **ALONE
+        )
+        predicted.then(actions.look, [found, block], maps, **ALONE)
+        block.change(actions.look, [found, block], maps, **ALONE)
+        threshold.change(
+            actions.show, [found, threshold], [drawn, table], **ALONE, show_progress="hidden"
+        )
     return page
 
 

@@ -1,9 +1,9 @@
-"""The chain: pretrain FCViT-tiny as a classifier, hand its weights to a detector and a segmentor.
+"""Transfer learning in small: pretrain FCViT-tiny as a classifier, fine-tune for dense prediction.
 
 For each seed a classifier is trained on generated images of one shape each. Mask R-CNN and
 Semantic FPN are then trained on images of several shapes twice, from random weights and with the
 classifier's checkpoint as the backbone's `init_cfg`; config, learning rate, seed, data and
-iterations are the same. What is compared are the figures of the last evaluation, on held-out
+iterations are the same. What is compared are the metrics of the last evaluation, on held-out
 images.
 """
 
@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..datasets import shapes
+from ..utils.cli import writing
 from ..utils.config import load_config
-from ..utils.errors import ConfigError, DatasetError
-from .demo import DEMOS, Demo, Record, move_data, pyplot, run_quietly, save_figure, say, shorten
+from ..visualization.figures import make_panels, save_figure
+from .demo import DEMOS
+from .training import Demo, Record, make_progress, move_data, run_quietly, say, shorten
 
 PRETRAINING = Demo(
     "fcvit_mm::classification/fcvit_tiny_shapes.py",
     lambda folder, _: shapes.generate(folder, task="classification"),
     {"accuracy/top1": "top-1"},
-    shapes.CLASSES,
-    shapes.PALETTE,
     full=100.0,
 )
 DENSE = ("detection", "segmentation")
@@ -75,26 +71,14 @@ class Training:
         return self.folder / f"iter_{self.iterations}.pth"
 
 
-# (iteration, figures) of each evaluation
+# (iteration, metrics) of each evaluation
 Curve = list[tuple[int, dict[str, float]]]
-
-_done: Any = None
-
-
-def _share(counter: Any) -> None:
-    """Give a process the counter of iterations that all share."""
-    global _done
-    _done = counter
-
-
-class _Count(Hook):
-    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        with _done.get_lock():
-            _done.value += 1
+# of detectors and segmentors by task, start and seed
+Curves = dict[str, dict[str, dict[int, Curve]]]
 
 
 def train(training: Training) -> tuple[Training, Curve]:
-    """Run a training in this process, on one CPU thread; returns its evaluations."""
+    """Run a training in this process, on one CPU thread; return its evaluations."""
     torch.set_num_threads(1)
     demo = TASKS[training.task]
     options: dict[str, Any] = {"randomness.seed": training.seed}
@@ -114,59 +98,43 @@ def train(training: Training) -> tuple[Training, Curve]:
         interval=training.iterations, save_best=None, save_optimizer=False
     )
     record = Record(demo, Console(quiet=True))
-    run_quietly(cfg, training.folder / "output.txt", record, _Count())
-    return training, record.figures
+    run_quietly(cfg, training.folder / "output.txt", record)
+    return training, record.evaluations
 
 
 def _run(
-    trainings: Sequence[Sequence[Training]], processes: int, console: Console
+    groups: Sequence[Sequence[Training]], processes: int, console: Console
 ) -> Iterator[tuple[Training, Curve]]:
     """Run groups of trainings, a group after the other, `processes` at a time."""
     # spawn: a fork of a process with threads may hang
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("i", 0)
-    total = sum(training.iterations for group in trainings for training in group)
-    progress = Progress(
-        TextColumn("iterations of all trainings"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    progress = make_progress(console, "iterations of all trainings")
+    total = sum(training.iterations for group in groups for training in group)
     task = progress.add_task("", total=total)
-    since = time.monotonic()
     # a fresh process for each, which leaves nothing behind for the next
-    with progress, context.Pool(processes, _share, (counter,), maxtasksperchild=1) as pool:
-        for group in trainings:
-            results = pool.imap_unordered(train, group)
-            for _ in group:
-                while True:
-                    try:
-                        training, curve = results.next(timeout=1)
-                        break
-                    except multiprocessing.TimeoutError:
-                        progress.update(task, completed=counter.value)
-                figures = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1][1].items())
-                left = (time.monotonic() - since) * (total / max(counter.value, 1) - 1)
+    with progress, context.Pool(processes, maxtasksperchild=1) as pool:
+        for group in groups:
+            for training, curve in pool.imap_unordered(train, group):
+                progress.advance(task, training.iterations)
+                reached = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1][1].items())
+                share = progress.tasks[0].percentage
                 say(
                     console,
-                    f"{training.task}, {training.start} weights, seed {training.seed}: {figures}; "
-                    f"about {left / 60:.0f} min left",
+                    f"{training.task}, {training.start} weights, seed {training.seed}: {reached}; "
+                    f"{share:.0f} % of all iterations done",
                 )
                 yield training, curve
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation (of the sample)."""
+    """Format the mean and, of several, the standard deviation (of the sample)."""
     text = f"{statistics.mean(values):.3f}"
     return f"{text} ± {statistics.stdev(values):.3f}" if len(values) > 1 else text
 
 
-def table(curves: dict[str, dict[str, dict[int, Curve]]]) -> str:
-    """The last evaluations as a table in Markdown, see `run`."""
-    lines = ["| figure | seed | random | pretrained | difference |", "|---|---|---|---|---|"]
+def table(curves: Curves) -> str:
+    """Tabulate the last evaluations in Markdown."""
+    lines = ["| metric | seed | random | pretrained | difference |", "|---|---|---|---|---|"]
     for starts in curves.values():
         seeds = list(starts[STARTS[0]])
         for name in starts[STARTS[0]][seeds[0]][-1][1]:
@@ -182,30 +150,28 @@ def table(curves: dict[str, dict[str, dict[int, Curve]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, curves: dict[str, dict[str, dict[int, Curve]]], title: str) -> None:
-    """Plots every evaluation, a line a seed, and their mean over the seeds."""
+def draw(path: Path, curves: Curves, title: str) -> None:
+    """Plot every evaluation, one line per seed, and their mean over the seeds."""
     names = [
         (task, name)
         for task, starts in curves.items()
         for name in next(iter(starts[STARTS[0]].values()))[-1][1]
     ]
-    figure, grid = pyplot.subplots(
-        1, len(names), figsize=(3.4 * len(names), 3.4), sharey=True, layout="constrained"
-    )
-    for axes, (task, name) in zip(grid, names, strict=True):
+    figure, grid = make_panels(1, len(names), (3.4 * len(names), 3.4), sharey=True)
+    for axes, (task, name) in zip(grid[0], names, strict=True):
         for start, color in zip(STARTS, ("#7f8c8d", "#c0392b"), strict=True):
             lines = []
             for curve in curves[task][start].values():
                 iterations = [iteration for iteration, _ in curve]
-                lines.append([figures[name] for _, figures in curve])
+                lines.append([metrics[name] for _, metrics in curve])
                 axes.plot(iterations, lines[-1], color=color, alpha=0.35, linewidth=0.9)
             axes.plot(
                 iterations, np.mean(lines, axis=0), color=color, marker="o", label=f"{start} start"
             )
         axes.set(xlabel="iteration", title=f"{task}: {name}", ylim=(0, 1))
         axes.grid(alpha=0.3)
-    grid[0].set_ylabel("on held-out images")
-    grid[0].legend(frameon=False, loc="upper left")
+    grid[0, 0].set_ylabel("on held-out images")
+    grid[0, 0].legend(frameon=False, loc="upper left")
     figure.suptitle(title, fontsize=12)
     save_figure(figure, path)
 
@@ -228,13 +194,13 @@ def run(
     pretraining: int,
     iterations: int,
     processes: int,
-) -> dict[str, dict[str, dict[int, Curve]]]:
-    """Makes the data that are not there, runs all trainings, and says what pretraining gained.
+) -> Curves:
+    """Make the data that are not there, run all trainings, and say what pretraining gained.
 
     `DEFAULTS` has the arguments with which it takes some minutes.
 
     Args:
-        work_dir: a folder a training, `results.json` and `chain.png`.
+        work_dir: a folder per training, `results.json` and `chain.png`.
         data_root: where the folders shapes and shapes_classification are, or are made.
         seeds: of the trainings; the data stay the same.
         pretraining: iterations of a classifier.
@@ -242,7 +208,7 @@ def run(
         processes: trainings at a time.
 
     Returns:
-        By task, start ('random' or 'pretrained') and seed the evaluations, (iteration, figures).
+        By task, start ('random' or 'pretrained') and seed the evaluations, (iteration, metrics).
 
     Raises:
         fcvit_mm.utils.errors.ConfigError: the data can't be made there.
@@ -250,42 +216,34 @@ def run(
     console = Console(file=sys.stdout)
     folder, data = Path(work_dir), Path(data_root)
     for task, name in DATA.items():
-        try:
+        with writing(data / name):
             if not (data / name).exists():
                 say(console, f"generating {data / name}")
                 TASKS[task].generate(data / name, None)
-        except (DatasetError, OSError) as error:
-            raise ConfigError(str(error)) from error
+
+    def dense(checkpoint: Path | None, seed: int) -> list[Training]:
+        return [Training(task, seed, iterations, data, folder, checkpoint) for task in DENSE]
 
     first = [Training("classification", seed, pretraining, data, folder) for seed in seeds]
-    random = [Training(task, seed, iterations, data, folder) for seed in seeds for task in DENSE]
-    second = [
-        Training(task, classifier.seed, iterations, data, folder, classifier.result)
-        for classifier in first
-        for task in DENSE
-    ]
+    random = [training for seed in seeds for training in dense(None, seed)]
+    second = [training for one in first for training in dense(one.result, one.seed)]
     say(
         console,
         f"{len(first + random + second)} trainings, {processes} at a time: classifiers of "
         f"{pretraining} iterations, detectors and segmentors of {iterations}; logs: {folder}",
     )
-    classifiers: dict[int, Curve] = {}
-    curves: dict[str, dict[str, dict[int, Curve]]] = {
-        task: {start: {} for start in STARTS} for task in DENSE
+    found = {
+        (training.task, training.start, training.seed): curve
+        for training, curve in _run([[*first, *random], second], processes, console)
     }
-    for training, curve in _run([[*first, *random], second], processes, console):
-        if training.task == "classification":
-            classifiers[training.seed] = curve
-        else:
-            curves[training.task][training.start][training.seed] = curve
-    for starts in curves.values():
-        for start in STARTS:
-            starts[start] = {seed: starts[start][seed] for seed in seeds}
-
+    curves: Curves = {
+        task: {start: {seed: found[task, start, seed] for seed in seeds} for start in STARTS}
+        for task in DENSE
+    }
     content = {
         "seeds": list(seeds),
         "iterations": {"pretraining": pretraining, "training": iterations},
-        "classification": {seed: classifiers[seed] for seed in seeds},
+        "classification": {seed: found["classification", STARTS[0], seed] for seed in seeds},
         **curves,
     }
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -294,6 +252,6 @@ def run(
     say(
         console,
         f"\nafter {iterations} iterations, on held-out images:\n\n{table(curves)}\n\n"
-        f"  figures: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}",
+        f"  metrics: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}",
     )
     return curves

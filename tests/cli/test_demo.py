@@ -6,14 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
 
 from fcvit_mm.datasets import coins
-from fcvit_mm.demos import demo
+from fcvit_mm.demos import demo, drawing, training
 from fcvit_mm.utils.config import load_config
 from helpers import ROOT, warm
 
@@ -131,7 +132,7 @@ def test_shorter_or_longer_schedules_keep_their_proportions(
     cfg = load_config(demo.DEMOS[name].config)
     share = iterations / cfg.train_cfg.max_iters
     ends = [scheduler.end for scheduler in cfg.param_scheduler]
-    demo.shorten(cfg, iterations)
+    training.shorten(cfg, iterations)
     assert cfg.train_cfg.max_iters == iterations
     assert 1 <= cfg.train_cfg.val_interval <= iterations
     assert all(scheduler.begin < scheduler.end for scheduler in cfg.param_scheduler)
@@ -148,9 +149,9 @@ def disc(width: int, height: int, x: float, y: float, radius: float) -> np.ndarr
 
 def objects_in_tiles(
     region: coins.Box, discs: list[tuple[float, float, float]]
-) -> tuple[list[SimpleNamespace], dict[str, demo.Objects]]:
-    """Tiles of a region, and for each what is visible of the discs, cut at the tile's sides."""
-    samples, objects = [], {}
+) -> list[BaseDataElement]:
+    """Tiles of a region with what is visible of the discs, cut at the tile's sides."""
+    samples = []
     for left, top, right, bottom in coins.tiles(region):
         boxes, masks = [], []
         for x, y, radius in discs:
@@ -161,32 +162,27 @@ def objects_in_tiles(
                 boxes.append(box)
                 masks.append(mask)
         path = f"tiles/{left:03}-{top:03}.png"
-        samples.append(SimpleNamespace(img_path=path, ori_shape=(bottom - top, right - left)))
-        objects[path] = demo.Objects(
-            np.array(boxes, float).reshape(-1, 4),
-            np.array(masks, bool).reshape(-1, bottom - top, right - left),
-            np.zeros(len(boxes), int),
-            np.full(len(boxes), 0.9),
+        size = bottom - top, right - left
+        sample = BaseDataElement(metainfo=dict(img_path=path, ori_shape=size))
+        sample.pred_instances = InstanceData(
+            bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            masks=torch.from_numpy(np.array(masks, bool).reshape(-1, *size)),
+            labels=torch.zeros(len(boxes), dtype=torch.int64),
+            scores=torch.full((len(boxes),), 0.9),
         )
-    return samples, objects
+        samples.append(sample)
+    return samples
 
 
 def test_tiles_are_stitched_into_whole_objects() -> None:
     region = (0, 225, 384, 303)
     discs = [(30.0, 260.0, 22.0), (120.0, 265.0, 20.0), (250.0, 262.0, 25.0), (372.0, 264.0, 11.0)]
-    samples, objects = objects_in_tiles(region, discs)
-    stitched = demo.stitch(samples, region, lambda sample: objects[sample.img_path])
-    assert len(stitched.boxes) == len(discs)
-    assert stitched.scores is not None and (stitched.scores == 0.9).all()
-    order = np.argsort(stitched.boxes[:, 0])
+    stitched = drawing.stitch(objects_in_tiles(region, discs), region, "pred_instances")
+    assert len(stitched) == len(discs) and (stitched.scores == 0.9).all()
+    order = stitched.bboxes[:, 0].argsort()
     for (x, y, radius), mask in zip(discs, stitched.masks[order], strict=True):
-        np.testing.assert_array_equal(mask, disc(384, 78, x, y - 225, radius))
-    ground_truth = demo.Objects(stitched.boxes, stitched.masks, stitched.labels)
-    assert demo.count_found(ground_truth, stitched) == 4
-    fewer = demo.Objects(
-        stitched.boxes[1:], stitched.masks[1:], stitched.labels[1:], stitched.scores[1:]
-    )
-    assert demo.count_found(ground_truth, fewer) == 3
-    none, empty = objects_in_tiles(region, [])
-    nothing = demo.stitch(none, region, lambda sample: empty[sample.img_path])
-    assert demo.count_found(ground_truth, nothing) == 0
+        np.testing.assert_array_equal(mask.numpy(), disc(384, 78, x, y - 225, radius))
+    assert drawing.count_found(stitched, stitched) == 4
+    assert drawing.count_found(stitched, stitched[1:]) == 3
+    nothing = drawing.stitch(objects_in_tiles(region, []), region, "pred_instances")
+    assert len(nothing) == 0 and drawing.count_found(stitched, nothing) == 0
