@@ -26,7 +26,8 @@ check-demo:
 	esac
 
 # A page for the demo's model, which is trained if it is not there, or for any other.
-DEMO_WEIGHTS := work_dirs/demo_$(TASK)_$(DATA)/iter_500.pth
+DEMO_ITERATIONS := $(if $(filter detection-shapes,$(TASK)-$(DATA)),350,500)
+DEMO_WEIGHTS := work_dirs/demo_$(TASK)_$(DATA)/iter_$(DEMO_ITERATIONS).pth
 METHOD := $(if $(filter segmentation,$(TASK)),semantic_fpn,mask_rcnn)
 DEMO_CONFIG := configs/$(TASK)/$(METHOD)_fcvit_tiny_$(DATA).py
 

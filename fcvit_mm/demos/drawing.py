@@ -95,7 +95,7 @@ def count_found(truth: InstanceData, predicted: InstanceData) -> int:
 
 
 def draw_row(path: Path, visualizer: Any, data: Path, samples: Sequence[Any], title: str) -> str:
-    """Draw the lowest row of coins with ground truth and predictions; returns a line of counts."""
+    """Draw the lowest row of coins with ground truth and predictions; return a line of counts."""
     region = coins.regions(coins.label(coins.photograph()))["test"]
     row = BaseDataElement()
     row.gt_instances = truth = stitch(samples, region, "gt_instances")

@@ -14,7 +14,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     positive = whole_number(1)
-    parser.add_argument("--work-dir", help="figures, plot, logs")
+    parser.add_argument("--work-dir", help="metrics, plot, logs")
     parser.add_argument("--data-root", help="folder of the generated datasets")
     parser.add_argument("--seeds", type=whole_number(0), nargs="+")
     parser.add_argument("--pretraining", type=positive, help="iterations")
