@@ -2,7 +2,7 @@
 
 PyTorch's restricted unpickler runs no code of a file's, but a few hundred bytes can have it fill
 the memory (`bytearray(10**12)`) or hash for years (a tuple of two tuples of two tuples ...), and it
-takes the records of its ZIP archives without a look at their checksums. `check` goes through a file
+takes the records of its ZIP archives without a look at their checksums. `check` scans a file
 first.
 
 Source of the format: https://docs.pytorch.org/docs/stable/notes/serialization.html.
@@ -35,7 +35,7 @@ LONG = 10_000
 
 
 def check(path: Path, allowed: Collection[str]) -> None:
-    """Go through a PyTorch file: its checksums, and what its pickles ask for.
+    """Scan a PyTorch file: its checksums, and what its pickles ask for.
 
     Args:
         path: a ZIP archive, as PyTorch 1.6 and later write, or several pickles in a row.
@@ -104,7 +104,7 @@ def _check_pickle(file: IO[bytes], allowed: Collection[str]) -> None:
 
 
 def _current_name(module: str, name: str) -> str:
-    """The name of a global as Python 3 has it."""
+    """Return the name of a global as Python 3 has it."""
     if (module, name) in NAME_MAPPING:
         module, name = NAME_MAPPING[module, name]
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"

@@ -52,7 +52,7 @@ def deform_conv_backward_parameters(
 def _plain_operands(
     input: Tensor, weight: Tensor, offset: Tensor, geometry: dict[str, int]
 ) -> list[Any]:
-    """The arguments of torchvision's deform_conv2d: no mask and no bias."""
+    """Return the arguments of torchvision's deform_conv2d, without mask and bias."""
     axes = ("dH", "dW", "padH", "padW", "dilationH", "dilationW")
     # im2col_step is left out: it bounds memory and changes no result
     scalars = [geometry[name] for name in (*axes, "group", "deformable_group")]
@@ -110,8 +110,13 @@ def modulated_deform_conv_backward(
 
 
 def _leading(tensor: Tensor, size: torch.Size) -> Tensor:
-    """What the extension reads of an image's offsets or masks (B, n, ., .): its first numbers, as
-    if they were (n, *size) of the output. MMDetection's DyHead hands over larger ones."""
+    """Return what the extension reads of offsets or masks (B, n, ., .): (B, n, *size).
+
+    Those are the first numbers of each image. MMDetection's DyHead hands over larger tensors.
+
+    Raises:
+        ValueError: they are smaller than the output.
+    """
     numbers = tensor.shape[1] * size.numel()
     if tensor.shape[1:].numel() < numbers:
         raise ValueError(
@@ -129,7 +134,7 @@ def _modulated_operands(
     bias: Tensor,
     geometry: dict[str, int],
 ) -> list[Any]:
-    """The arguments of torchvision's deform_conv2d, with mask."""
+    """Return the arguments of torchvision's deform_conv2d, with mask."""
     if not geometry["with_bias"]:
         bias = weight.new_zeros(len(weight))
     axes = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
@@ -139,7 +144,7 @@ def _modulated_operands(
 
 
 def _reachable(tensors: list[Tensor], geometry: list[int]) -> list[Tensor]:
-    """torchvision's tensors with other offsets for samples a pixel or more outside of the input.
+    """Move the offsets of samples that are a pixel or more outside of the input.
 
     The extension gives them value and gradient 0. So does torchvision for those two pixels outside,
     but elsewhere it may read memory that is not input's, or give them a gradient.

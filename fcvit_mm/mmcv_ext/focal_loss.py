@@ -29,8 +29,11 @@ def sigmoid_focal_loss_backward(
 def _focal_terms(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of each logit: probability of what is true, of what is not, log of the first, factor, and
-    the direction (1 or -1) in which the logit raises the first."""
+    """Return the terms of the loss of each logit, (N, classes) each.
+
+    Probability of what is true, and of what is not; log of the first; factor; the direction (1 or
+    -1) in which the logit raises the first.
+    """
     logits, weights = widen(input, weight)
     classes = torch.arange(input.shape[1], device=input.device)
     positive = target[:, None] == classes

@@ -5,6 +5,7 @@ The network computes what the authors' released models compute (Apache-2.0, see 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ class FCViT(BaseModule):
     """
 
     init_cfg: dict | list[dict] | None
+    triton = False
 
     def __init__(
         self,
@@ -101,7 +103,6 @@ class FCViT(BaseModule):
         layers, dims, mlp_ratios = get_arch(arch)
         self.kernel_size = _check_kernel_size(kernel_size)
         self.out_indices = _check_out_indices(out_indices)
-        drop_rate = _check_rate("drop_rate", drop_rate)
         drop_path_rate = _check_rate("drop_path_rate", drop_path_rate)
         if not (is_int(frozen_stages) and -1 <= frozen_stages <= NUM_STAGES):
             raise ValueError(f"frozen_stages={frozen_stages!r} must be an integer from -1 to 4")
@@ -116,34 +117,31 @@ class FCViT(BaseModule):
         self.strides = tuple(4 * 2**i for i in self.out_indices)
 
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(layers), device="cpu").tolist())
+        block = partial(
+            Block,
+            kernel_size=self.kernel_size,
+            global_context=global_context,
+            weighted_context=weighted_context,
+            drop_rate=_check_rate("drop_rate", drop_rate),
+            layer_scale_init=layer_scale_init,
+        )
         self.patch_embed = PatchEmbed(3, dims[0], stride=4)
         # Stages and the downsampling between them take turns: 0, 2, 4, 6 and 1, 3, 5.
         self.network = nn.ModuleList()
         for i in range(NUM_STAGES):
             if i > 0:
                 self.network.append(PatchEmbed(dims[i - 1], dims[i], stride=2))
-            blocks = [
-                Block(
-                    dims[i],
-                    mlp_ratios[i],
-                    self.kernel_size,
-                    global_context,
-                    weighted_context,
-                    drop_rate,
-                    next(drop_paths),
-                    layer_scale_init,
-                )
+            blocks = (
+                block(dims[i], mlp_ratios[i], drop_path_rate=next(drop_paths))
                 for _ in range(layers[i])
-            ]
+            )
             self.network.append(nn.Sequential(*blocks))
         for i in self.out_indices:
             self.add_module(f"norm{2 * i}", Norm(dims[i]))
         self.apply(init_layer)
         self._freeze()
-        self.triton = False
         if triton:
-            # imported here, since it imports Triton
-            from .triton_layers import use_triton
+            from .triton_layers import use_triton  # here, since it imports Triton
 
             use_triton(self)
 
