@@ -110,7 +110,8 @@ def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     fast, _ = models()
     for i, (dim, stride) in enumerate(zip(fast.out_channels, fast.strides, strict=True)):
         shape = (BATCH, dim, SIZE[0] // stride, SIZE[1] // stride)
-        block = fast.network[2 * i][0]
+        stage: Any = fast.network[2 * i]
+        block = stage[0]
         parts: dict[str, nn.Module] = {
             "depthwise 11x11": block.token_mixer.dw1,
             "global context": block.token_mixer.gc1,
@@ -135,7 +136,7 @@ def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
                     out = forward(x)
                 torch.autograd.grad(out, [x, *wanted], grad.to(out.dtype))
 
-            runs = {
+            runs: dict[str, Callable[[], Any]] = {
                 "kernel": run,
                 "PyTorch": partial(run, pytorch),
                 "PyTorch, contiguous": partial(run, pytorch, flat),
@@ -179,7 +180,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
     data = demo_mm_inputs(
         BATCH, [(3, *SIZE)] * BATCH, num_items=[8] * BATCH, with_mask=True, num_classes=80
     )
-    runs = {}
+    runs: dict[str, Callable[[], Any]] = {}
     for name, backbone in zip(("FCViT", "reference"), models(), strict=True):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
@@ -189,7 +190,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
         if dtype != torch.float32:
             name_of_dtype = str(dtype).partition(".")[2]
             optimizer = AmpOptimWrapper(dtype=name_of_dtype, optimizer=optimizer.optimizer)
-        runs[name] = lambda model=model, optimizer=optimizer: model.train_step(data, optimizer)
+        runs[name] = partial(model.train_step, data, optimizer)
     yield from compare("Mask R-CNN, a training iteration", runs, repeats)
     ours, theirs = (peak(run) for run in runs.values())
     values = f"{ours:.0f} MB, {theirs:.0f} MB"

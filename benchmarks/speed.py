@@ -13,7 +13,9 @@ import os
 import runpy
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -41,7 +43,7 @@ def compare(what: str, calls: dict[str, Call], repeats: int) -> Iterator[Row]:
         yield what, name, f"{ours / theirs:.2f}", f"{first} {ours:.0f}, {name} {theirs:.0f}"
 
 
-def models() -> tuple[FCViT, nn.Module]:
+def models() -> tuple[Any, Any]:
     """Build FCViT and its reference implementation, with the same weights."""
     torch.manual_seed(0)
     fast, plain = FCViT(ARCH, layer_scale_init=0.1), PlainFCViT(ARCH)
@@ -58,21 +60,21 @@ def inference(repeats: int) -> Iterator[Row]:
     with torch.no_grad():
         for batch in (1, 2):
             x = torch.randn(batch, 3, 512, 512)
-            calls = {"fused": lambda x=x: fused(x), "reference": lambda x=x: plain(x)}
+            calls: dict[str, Call] = {"fused": partial(fused, x), "reference": partial(plain, x)}
             ready = f" (prepared in {preparation:.2f} s)" if batch == 1 else ""
             yield from compare(f"inference, {batch}x3x512x512{ready}", calls, repeats)
         x = torch.randn(1, 3, 512, 512)
-        calls = {"not fused": lambda: fast(x), "reference": lambda: plain(x)}
+        calls = {"not fused": partial(fast, x), "reference": partial(plain, x)}
         yield from compare("inference, 1x3x512x512, not fused", calls, repeats)
 
 
 def compiled(repeats: int) -> Iterator[Row]:
     fast, plain = models()
     x = torch.randn(1, 3, 512, 512)
-    fast = torch.compile(fcvit_mm.fuse(fast.eval()), options={"freezing": True})
+    ours = torch.compile(fcvit_mm.fuse(fast.eval()), options={"freezing": True})
     plain.eval()
     with torch.no_grad():
-        calls = {"compiled": lambda: fast(x), "reference": lambda: plain(x)}
+        calls: dict[str, Call] = {"compiled": partial(ours, x), "reference": partial(plain, x)}
         yield from compare("inference, torch.compile, 1x3x512x512", calls, repeats)
 
 
@@ -84,7 +86,7 @@ def training(repeats: int) -> Iterator[Row]:
         sum(out.mean() for out in model(x)).backward()
         model.zero_grad()
 
-    calls = {name: lambda model=model: step(model) for name, model in pair.items()}
+    calls: dict[str, Call] = {name: partial(step, model) for name, model in pair.items()}
     yield from compare("forward and backward, 2x3x512x512", calls, repeats)
     fast, plain = (saved_bytes(model, x) / 1e6 for model in pair.values())
     yield (
@@ -105,11 +107,9 @@ def gradients(repeats: int) -> Iterator[Row]:
         )
         weight = torch.randn(dim, 1, 11, 11, requires_grad=True)
         out = torch.conv2d(x, weight, padding=5, groups=dim)
-        calls = {
-            "Fourier transform": lambda x=x, grad=grad: weight_gradient(x, grad, 11),
-            "oneDNN": lambda out=out, weight=weight, grad=grad: torch.autograd.grad(
-                out, weight, grad, retain_graph=True
-            ),
+        calls: dict[str, Call] = {
+            "Fourier transform": partial(weight_gradient, x, grad, 11),
+            "oneDNN": partial(torch.autograd.grad, out, weight, grad, retain_graph=True),
         }
         yield from compare(f"weight gradient 11x11, {'x'.join(map(str, shape))}", calls, repeats)
 
@@ -120,7 +120,7 @@ def pixels(repeats: int) -> Iterator[Row]:
     sizes = {"1333x800": (800, 1333), "224x224": (224, 224)}
     images = {name: torch.randn(1, 3, *size) for name, size in sizes.items()}
     with torch.no_grad():
-        calls = {name: lambda x=x: fast(x) for name, x in images.items()}
+        calls: dict[str, Call] = {name: partial(fast, x) for name, x in images.items()}
         large, small = (
             1e6 * found / (height * width)
             for found, (height, width) in zip(
@@ -138,8 +138,8 @@ def peers(repeats: int) -> Iterator[Row]:
     for model in (fast, *built.values()):
         model.eval()  # some of MMPretrain's models do not return themselves
     with torch.no_grad():
-        calls = {"FCViT-s12": lambda: fast(x)}
-        calls |= {name: lambda model=model: model(x) for name, model in built.items()}
+        calls: dict[str, Call] = {"FCViT-s12": partial(fast, x)}
+        calls |= {name: partial(model, x) for name, model in built.items()}
         yield from compare("inference, 1x3x512x512", calls, repeats)
 
 
@@ -157,7 +157,7 @@ def mask_rcnn(repeats: int) -> Iterator[Row]:
         model.backbone = backbone
         model.train()
         optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
-        calls[name] = lambda model=model, optimizer=optimizer: model.train_step(data, optimizer)
+        calls[name] = partial(model.train_step, data, optimizer)
     yield from compare("Mask R-CNN, a training iteration, 2 images of 640x400", calls, repeats)
 
 

@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ Call = Callable[[], object]
 
 
 def interleave(
-    calls: dict[str, Call],
+    calls: Mapping[str, Call],
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
     finish: Call = lambda: None,
@@ -87,7 +87,7 @@ def interleave(
     return times
 
 
-def medians(calls: dict[str, Call], repeats: int) -> dict[str, float]:
+def medians(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Return the median of the milliseconds of each call, see `interleave`."""
     return {name: statistics.median(t) for name, t in interleave(calls, repeats).items()}
 

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -29,7 +31,7 @@ def hostile(path: Path, mark: Path, protocol: int | None, function=os.system) ->
     return path
 
 
-READERS = {
+READERS: dict[str, Callable[[Any], object]] = {
     "ours": read_checkpoint,
     "init_cfg": lambda path: FCViT(
         "tiny", init_cfg=dict(type="Pretrained", checkpoint=str(path))

@@ -4,17 +4,17 @@ python share_packages.py VENV PACKAGE... shows the packages of the running inter
 so that a second environment need not hold a second copy of torch.
 """
 
-import os
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 
-def closure(names: list[str]) -> dict[str, "os.PathLike"]:
+def closure(names: list[str]) -> dict[str, Distribution]:
     """Distributions by name: the given ones and what they require here, extras left out."""
-    found, queue = {}, list(names)
+    found: dict[str, Distribution] = {}
+    queue = list(names)
     while queue:
         name = queue.pop()
         if name in found:
@@ -51,7 +51,7 @@ def link(venv: Path, names: list[str]) -> None:
         for file in dist.files or []:
             if file.parts[0] in ("..", "__pycache__"):
                 continue
-            source = Path(dist.locate_file(file.parts[0]))
+            source = Path(str(dist.locate_file(file.parts[0])))
             target = site_packages / file.parts[0]
             if not target.exists():
                 target.symlink_to(source)

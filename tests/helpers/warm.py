@@ -138,7 +138,7 @@ def run(
             process.join()
             raise subprocess.TimeoutExpired([*map(str, command)], timeout)
         said = [path.read_text() if path.exists() else "" for path in (output, errors)]
-    return subprocess.CompletedProcess(command, process.exitcode, *said)
+    return subprocess.CompletedProcess([*map(str, command)], process.exitcode, *said)
 
 
 def ready() -> None:

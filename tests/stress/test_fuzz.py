@@ -242,7 +242,8 @@ def test_large_images_are_decoded_one_at_a_time():
     with ThreadPool(4) as pool:
         for side, is_alone in ((10_000, True), (1000, False)):
             Slow.most = 0
-            pool.map(load, [Slow(side) for _ in range(8)], chunksize=1)
+            images: list[Any] = [Slow(side) for _ in range(8)]
+            pool.map(load, images, chunksize=1)
             assert (Slow.most == 1) == is_alone
 
 

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def disguised(path: Path) -> None:
     path.write_bytes(called("__builtin__.bytearray", GIGABYTES) + path.read_bytes())
 
 
-def tensor(make: Callable[[], torch.Tensor]) -> Callable[[Path], None]:
+def tensor(make: Callable[[], object]) -> Callable[[Path], None]:
     return lambda path: torch.save({"w": make()}, path)
 
 
@@ -346,17 +347,18 @@ def test_a_checkpoint_that_can_only_be_loaded_is_not_resumed(tool, tmp_path):
     assert_sentence(result, "a.pth", "can't be loaded or resumed")
 
 
+METAS: list[Any] = [
+    None, [], {"dataset_meta": 3}, {3: 4}, {"classes": 5}, {"dataset_meta": {"classes": [1, 2]}},
+    {"classes": ("a", "b", "c", "d"), "palette": [(1, 2)] * 4},
+    {"classes": ("a", "b", "c", "d"), "palette": [None, "x", 3, (1, 2, 3)]},
+    {"classes": ("a", "b", "c", "d"), "palette": [[1e9] * 3] * 4},
+]  # fmt: skip
+
+
 @pytest.mark.official
-@pytest.mark.parametrize(
-    "meta",
-    [None, [], {"dataset_meta": 3}, {3: 4}, {"classes": 5}, {"dataset_meta": {"classes": [1, 2]}},
-     {"classes": ("a", "b", "c", "d"), "palette": [(1, 2)] * 4},
-     {"classes": ("a", "b", "c", "d"), "palette": [None, "x", 3, (1, 2, 3)]},
-     {"classes": ("a", "b", "c", "d"), "palette": [[1e9] * 3] * 4}],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("meta", METAS, ids=str)
 def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
-    weights = {**whole_model(), 3: "x", "text": "y"}
+    weights: dict[Any, Any] = {**whole_model(), 3: "x", "text": "y"}
     torch.save({"state_dict": weights, "meta": meta}, tmp_path / "a.pth")
     model = load_model(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
     classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
@@ -581,7 +583,7 @@ def launch(script: Path, port: int) -> subprocess.CompletedProcess:
         "--master_addr=127.0.0.1",
         f"--master_port={port}",
         "--nproc_per_node=2",
-        script,
+        str(script),
     ]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=script.parent, timeout=120,

@@ -107,7 +107,7 @@ def check_depthwise(x, k):
     grads = torch.autograd.grad(out, inputs, grad)
 
     exact = doubled(x, weight, bias)
-    expected = F.conv2d(*exact, padding=k // 2, groups=d)
+    expected = F.conv2d(exact[0], exact[1], exact[2], padding=k // 2, groups=d)
     expected_grads = torch.autograd.grad(expected, exact, grad.double())
     assert type(out.grad_fn).__name__ == "DepthwiseConvBackward"
     for a, e in zip((out, *grads), (expected, *expected_grads), strict=True):
@@ -167,7 +167,7 @@ def test_depthwise_without_bias_and_with_an_expanded_gradient(kernels):
     inputs = leaves(make((2, 8, 4, 5)), torch.randn(8, 1, 3, 3, device=DEVICE))
     grads = torch.autograd.grad(depthwise_conv(*inputs).sum(), inputs)
     exact = doubled(*inputs)
-    expected = torch.autograd.grad(F.conv2d(*exact, padding=1, groups=8).sum(), exact)
+    expected = torch.autograd.grad(F.conv2d(exact[0], exact[1], padding=1, groups=8).sum(), exact)
     for a, e in zip(grads, expected, strict=True):
         near(a, e, 4)
 
@@ -178,7 +178,7 @@ def test_depthwise_under_autocast(kernels):
         out = depthwise_conv(*inputs)
     assert out.dtype == torch.bfloat16
     exact = doubled(*inputs)
-    expected = F.conv2d(*exact, padding=1, groups=8)
+    expected = F.conv2d(exact[0], exact[1], padding=1, groups=8)
     near(out, expected, 4)
     grads = torch.autograd.grad(out.float().square().sum(), inputs)
     expected = torch.autograd.grad(expected.square().sum(), exact)

@@ -1,6 +1,7 @@
 """FCViT against the released network's golden outputs, and the contract of every variant."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,9 @@ def test_training_pass_equals_the_released_network(dtype, with_cp):
         _, _, key = name.partition("tiny/train/")
         if key.startswith("grad/"):
             key = key.removeprefix("grad/")
-            assert_golden(name, x.grad if key == "input" else parameters[key].grad)
+            gradient = x.grad if key == "input" else parameters[key].grad
+            assert gradient is not None
+            assert_golden(name, gradient)
         elif key.startswith("buffer/"):
             assert_golden(name, buffers[key.removeprefix("buffer/")])
         else:
@@ -169,7 +172,8 @@ def test_the_similarity_is_normalized_in_float32():
 
 def test_drop_path_grows_linearly_over_all_blocks():
     model = FCViT("tiny", drop_path_rate=0.6)
-    rates = [block.drop_path.p for stage in model.network[::2] for block in stage]
+    stages: Any = model.network[::2]
+    rates = [block.drop_path.p for stage in stages for block in stage]
     torch.testing.assert_close(rates, torch.linspace(0, 0.6, 13).tolist())
 
 
@@ -203,7 +207,8 @@ def test_norm_eval_keeps_running_statistics_and_trains_the_rest():
 def test_it_is_in_the_registry_with_s12_as_default():
     model = MODELS.build(dict(type="FCViT"))
     assert isinstance(model, FCViT)
-    assert [len(stage) for stage in model.network[::2]] == [2, 2, 6, 2]
+    stages: Any = model.network[::2]
+    assert [len(stage) for stage in stages] == [2, 2, 6, 2]
     assert MODELS.build(dict(type="FCViT", arch="s24")).out_channels == (64, 128, 320, 512)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ def test_calls_take_turns_and_each_round_begins_with_another():
 
 
 def test_a_call_lasts_until_the_device_has_finished():
-    clock, asked = Clock(), []
+    clock = Clock()
+    asked: list[int] = []
 
     def finish():
         clock.now += len(asked)
@@ -86,7 +88,8 @@ class Worker(nn.Module):
     def __init__(self, clock: Clock, seconds: list[float]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 5, 1)
-        self.clock, self.seconds, self.modes = clock, iter(seconds), []
+        self.clock, self.seconds = clock, iter(seconds)
+        self.modes: list[tuple[bool, bool]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.clock.now += next(self.seconds)
@@ -132,7 +135,8 @@ def test_peers_have_maps_at_strides_4_to_32():
     assert isinstance(models[0].model, FCViT)
     for subject in models[1:]:
         assert not subject.model.training
-        sizes = [tuple(out.shape[2:]) for out in subject.predict()]
+        outs: Any = subject.predict()
+        sizes = [tuple(out.shape[2:]) for out in outs]
         assert sizes == [(16, 16), (8, 8), (4, 4), (2, 2)]
     # as their authors count them, without a classifier
     millions = {"ResNet-50": 23.5, "ConvNeXt-T": 27.8, "PoolFormer-S24": 20.9, "Swin-T": 27.5}

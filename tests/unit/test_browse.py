@@ -17,6 +17,7 @@ from fcvit_mm.utils.config import iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization import draw
 from helpers import ROOT
+from helpers.images import read
 
 CONFIGS = {
     "detection": "detection/mask_rcnn_fcvit_tiny_shapes.py",
@@ -40,7 +41,7 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
     content = json.loads((example_data / "data/shapes/annotations/instances_val.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     for found, image in zip(looks, content["images"], strict=False):
-        assert found.path.endswith(image["file_name"]) and found.size == (64, 64)
+        assert found.path and found.path.endswith(image["file_name"]) and found.size == (64, 64)
         expected: dict[str, int] = {}
         for annotation in content["annotations"]:
             if annotation["image_id"] == image["id"]:
@@ -49,7 +50,7 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
         assert found.contents == {
             name: expected[name] for name in shapes.CLASSES if name in expected
         }
-        file = cv2.imread(found.path)
+        file = read(found.path)
         # boxes and masks are drawn over the image
         assert found.drawn.shape == (512, 512, 3)
         assert np.abs(found.drawn - cv2.resize(file, (512, 512)).astype(float)).mean() > 3
@@ -57,12 +58,12 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
         "00000_00000.png", "00001_00001.png", "00002_00002.png", "grid.png"
     }  # fmt: skip
     # two items per row, each next to its file
-    assert cv2.imread(str(tmp_path / "grid.png")).shape == (512, 1036, 3)
+    assert read(tmp_path / "grid.png").shape == (512, 1036, 3)
 
 
 def test_pixels_are_those_of_the_label_map(load, example_data, tmp_path):
     (found,) = browse_dataset.run(load("segmentation"), "val", 1, tmp_path)
-    labels = cv2.imread(found.path.replace("images", "label_maps"), cv2.IMREAD_UNCHANGED)
+    labels = read(found.path.replace("images", "label_maps"), cv2.IMREAD_UNCHANGED)
     expected = {n: int((labels == i).sum()) for i, n in enumerate(shapes.SEMANTIC_CLASSES)}
     assert found.contents == {name: n for name, n in expected.items() if n}
 

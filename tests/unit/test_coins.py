@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from fcvit_mm.datasets import coins
 from fcvit_mm.utils.errors import DatasetError
 from helpers import ROOT
+from helpers.images import read
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_no_pixel_of_the_lowest_row_is_in_a_training_tile(labels: np.ndarray, fo
     for split, pixels in seen.items():
         for path in (folder / "images" / split).iterdir():
             x, y = place(path.name)
-            height, width = cv2.imread(str(path)).shape[:2]
+            height, width = read(path).shape[:2]
             pixels[y : y + height, x : x + width] = True
     assert not (seen["train"] & seen["test"]).any()
     assert set(np.unique(labels[seen["train"]])) == set(range(19))
@@ -90,8 +91,8 @@ def test_files_hold_the_tiles_and_each_coin_whole(
     for tile in held.loadImgs(held.getImgIds()):
         x, y = place(tile["file_name"])
         window = slice(y, y + tile["height"]), slice(x, x + tile["width"])
-        read = cv2.imread(str(folder / "images" / split / tile["file_name"]), cv2.IMREAD_GRAYSCALE)
-        np.testing.assert_array_equal(read, image[window])
+        loaded = read(folder / "images" / split / tile["file_name"], cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(loaded, image[window])
 
         annotations = held.loadAnns(held.getAnnIds(tile["id"]))
         visible = np.unique(labels[window])[1:]

@@ -2,7 +2,6 @@
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from fcvit_mm.evaluation import confusion_matrix
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.figures import save_figure
+from helpers.images import read
 from helpers.models import CONFIGS
 
 RANDOM = np.random.default_rng(0)
@@ -188,7 +188,7 @@ def test_plots_of_few_and_many_classes(tmp_path, n):
     matrix = RANDOM.integers(0, 50, (n, n)) + np.eye(n, dtype=int) * 5000
     figure = confusion_matrix.draw(matrix, [f"class {i}" for i in range(n)])
     save_figure(figure, tmp_path / "m.png")
-    image = cv2.imread(str(tmp_path / "m.png"))
+    image = read(tmp_path / "m.png")
     assert 400 < image.shape[0] < 3200 and image.std() > 10
     # counts are written where they fit
     assert len(figure.axes[0].texts) == (16 if n == 4 else 0)

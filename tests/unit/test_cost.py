@@ -249,9 +249,10 @@ def test_a_watch_knows_the_innermost_part_and_leaves_no_trace():
 def test_strides_are_the_backbones(size):
     model = FCViT("tiny").eval()
     shapes = complexity.count(model, "mmpretrain", size).shapes
-    strides = [cost.stride_of(shapes[f"stage {i}"][0][2:], size) for i in range(1, 5)]
+    maps = [shapes[f"stage {i}"][0] for i in range(1, 5)]
+    strides = [cost.stride_of((height, width), size) for _, _, height, width in maps]
     assert tuple(strides) == model.strides
-    assert [shapes[f"stage {i}"][0][1] for i in range(1, 5)] == list(model.out_channels)
+    assert [channels for _, channels, *_ in maps] == list(model.out_channels)
 
 
 def test_what_is_no_map_of_the_image_has_no_stride():

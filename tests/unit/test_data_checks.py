@@ -19,6 +19,7 @@ from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
+from helpers.images import read
 from helpers.tools import TASKS
 
 TRAIN = "data/shapes/annotations/instances_train.json"
@@ -194,7 +195,7 @@ def test_what_is_used_and_left_is_what_mmdetection_uses_and_leaves(data, filter_
 
 
 def test_heads_of_other_classes_are_named_each(data):
-    three = dict(
+    three: dict[str, Any] = dict(
         model__roi_head__bbox_head__num_classes=3, model__roi_head__mask_head__num_classes=80
     )
     error = reports(**three)[0].errors[0]
@@ -332,7 +333,7 @@ def test_the_evaluation_needs_iscrowd(data):
         del annotation["iscrowd"]
     path.write_text(json.dumps(content))
     assert "without iscrowd" in reports()[1].errors[0]
-    options = dict(val_evaluator=None, test_evaluator=None)
+    options: dict[str, Any] = dict(val_evaluator=None, test_evaluator=None)
     assert all("iscrowd" not in str(report.errors) for report in reports(**options))
 
 
@@ -342,7 +343,7 @@ def test_predictions_alone_need_no_annotations(data):
     del content["annotations"]
     path.write_text(json.dumps(content))
     assert "no list of annotations" in reports()[1].errors[0]
-    both = dict(val_evaluator__format_only=True, test_evaluator__format_only=True)
+    both: dict[str, Any] = dict(val_evaluator__format_only=True, test_evaluator__format_only=True)
     assert reports(**both)[1].errors == []
 
 
@@ -417,7 +418,7 @@ def test_the_size_is_that_of_the_image_as_loaded(tmp_path, orientation):
     exif[checks.images.EXIF_ORIENTATION] = orientation
     path = tmp_path / "image.jpg"
     Image.new("RGB", (64, 48)).save(path, exif=exif)
-    assert image_size(str(path)) == cv2.imread(str(path)).shape[1::-1]
+    assert image_size(str(path)) == read(path).shape[1::-1]
 
 
 # --------------------------------------------------------------------------------- label maps
@@ -474,7 +475,7 @@ def test_ignored_pixels_and_palettes_are_no_error(data):
 def test_classes_that_count_from_1(data):
     """0 is ignored and 5 is the last class: an error that names what to do, and then none."""
     for path in (data / "label_maps").rglob("*.png"):
-        write_map(path, cv2.imread(str(path), cv2.IMREAD_UNCHANGED) + 1)
+        write_map(path, read(path, cv2.IMREAD_UNCHANGED) + 1)
     found = reports("segmentation")
     assert "5 in " in found[0].errors[0] and "reduce_zero_label=True" in found[0].errors[0]
     keys = [f"{loader}__dataset__reduce_zero_label" for loader in LOADERS]

@@ -47,7 +47,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(shape, kernel, layout):
     )
     out = depthwise_conv.depthwise_conv2d(ours[0], weight=ours[1], bias=ours[2])
     assert type(out.grad_fn).__name__ == "_DepthwiseConvBackward"
-    expected = F.conv2d(*theirs, padding=kernel // 2, groups=shape[1])
+    expected = F.conv2d(theirs[0], theirs[1], theirs[2], padding=kernel // 2, groups=shape[1])
     assert out.is_contiguous(memory_format=torch.channels_last) or layout != "channels_last"
     grad = torch.randn_like(expected)
     out.backward(grad)

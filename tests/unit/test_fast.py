@@ -24,7 +24,7 @@ def pair(**kwargs) -> tuple[FCViT, PlainFCViT]:
     return fast.double(), plain.double()
 
 
-def assert_close(actual: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor | None, expected: Tensor | None) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -171,7 +171,7 @@ def test_a_prediction_is_cut_into_smaller_tiles(monkeypatch):
     monkeypatch.setattr(row_tiling, "TRAINING_BYTES", 2 * 16 * 6 * 4)
     seen = []
 
-    def chain(rows: Tensor, *_: int) -> Tensor:
+    def chain(rows: Tensor, _: tuple[int, int]) -> Tensor:
         seen.append(rows.shape[2])
         return rows * 2
 

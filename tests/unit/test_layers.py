@@ -1,6 +1,7 @@
 """The layers against plain loops over the paper's equations, in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def gelu(v: float) -> float:
     return 0.5 * v * (1 + math.erf(v / math.sqrt(2)))
 
 
-def loop_conv(x, conv: nn.Conv2d):
+def loop_conv(x, conv: Any):
     """Convolution of one image, tap by tap; x is a nested list [channel][row][column]."""
     rows, columns, groups = len(x[0]), len(x[0][0]), conv.groups
     k, pad, stride = conv.kernel_size[0], conv.padding[0], conv.stride[0]
@@ -122,7 +123,7 @@ def loop_norm(x, norm: nn.GroupNorm):
 
 
 def loop_block(x, layer: Block):
-    branches = (
+    branches: Any = (
         (layer.norm1, layer.token_mixer, loop_token_mixer, layer.layer_scale_1),
         (layer.norm2, layer.channel_mixer, loop_channel_mixer, layer.layer_scale_2),
     )

@@ -5,12 +5,12 @@ import json
 import re
 from pathlib import Path
 
-import cv2
 import pytest
 from rich.console import Console
 
 from fcvit_mm.analysis import logs
 from fcvit_mm.utils.errors import ConfigError
+from helpers.images import read
 from helpers.tools import load_tool
 
 
@@ -100,10 +100,11 @@ def test_a_training_that_ends_with_nan(tmp_path, monkeypatch):
 
 def test_names_of_runs_stay_whole_in_a_narrow_table(tmp_path):
     runs = [logs.Run("work_dirs/" + "x" * 60 + end, {1: training(1, 1.0)}) for end in "ab"]
-    console = Console(file=io.StringIO(), width=60)
+    printed = io.StringIO()
+    console = Console(file=printed, width=60)
     found = {run.name: logs.summary(run, ["loss"]) for run in runs}
     console.print(load_tool("analyze_logs").make_table(found, ["loss"]))
-    heads = [line for line in console.file.getvalue().splitlines() if line.startswith("┃")]
+    heads = [line for line in printed.getvalue().splitlines() if line.startswith("┃")]
     columns = zip(*(re.split("┃", line)[2:4] for line in heads), strict=True)
     assert ["".join(column).replace(" ", "") for column in columns] == [run.name for run in runs]
 
@@ -129,7 +130,7 @@ def test_keys(tmp_path):
     other = logs.read_run(tmp_path / "other")
     assert logs.choose([other], None) == ["PQ"]
     logs.plot([other], ["PQ"], tmp_path / "plot.png")
-    assert cv2.imread(str(tmp_path / "plot.png")).std() > 10
+    assert read(tmp_path / "plot.png").std() > 10
 
 
 def test_lines_of_a_plot_differ(tmp_path, monkeypatch):

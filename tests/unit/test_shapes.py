@@ -3,6 +3,7 @@
 import colorsys
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from pycocotools.coco import COCO
 from fcvit_mm.datasets import coco_writer, shapes
 from fcvit_mm.utils.errors import DatasetError
 from helpers import ROOT
-from helpers.images import contents
+from helpers.images import contents, read
 
 SIZE = (48, 40)
 
@@ -58,8 +59,8 @@ def test_files_hold_the_images_masks_boxes_and_areas(split: str, tmp_path: Path)
     for index, image in enumerate(images):
         drawn = shapes.make_sample(3, split, index, SIZE)
         assert (image["width"], image["height"]) == SIZE
-        read = cv2.imread(str(tmp_path / "set/images" / split / image["file_name"]))
-        np.testing.assert_array_equal(read[..., ::-1], drawn.image)
+        loaded = read(tmp_path / "set/images" / split / image["file_name"])
+        np.testing.assert_array_equal(loaded[..., ::-1], drawn.image)
 
         annotations = held.loadAnns(held.getAnnIds(image["id"]))
         assert [a["category_id"] for a in annotations] == (drawn.labels + 1).tolist()
@@ -79,7 +80,7 @@ def test_files_hold_the_images_masks_boxes_and_areas(split: str, tmp_path: Path)
         for one in annotations:
             expected[held.annToMask(one) > 0] = one["category_id"]
         path = tmp_path / "set/label_maps" / split / image["file_name"]
-        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        labels = read(path, cv2.IMREAD_UNCHANGED)
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, expected)
 
@@ -168,7 +169,7 @@ def test_a_complete_set_is_kept_and_an_incomplete_one_written_anew(
     folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
-    arguments = dict(train=6, val=4, size=SIZE, seed=3)
+    arguments: dict[str, Any] = dict(train=6, val=4, size=SIZE, seed=3)
     shapes.generate(out, **arguments)
     before = (out / "images/train/00000.png").stat()
     assert not shapes.generate(out, **arguments)
@@ -233,7 +234,7 @@ def test_classification_is_a_folder_a_class_with_one_object_an_image(tmp_path: P
             drawn = shapes.make_sample(5, split, index, (64, 64), "classification")
             (label,) = drawn.labels
             assert path.parent.name == shapes.CLASSES[label]
-            np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], drawn.image)
+            np.testing.assert_array_equal(read(path)[..., ::-1], drawn.image)
             # as large in pixels as in images of 128 for detection; some are cut by a side
             rows, columns = np.nonzero(drawn.masks[0])
             assert 12 < max(np.ptp(rows), np.ptp(columns)) + 1 <= 64

@@ -88,8 +88,8 @@ def test_maps_are_what_the_network_adds(predictors, scope):
         given = vector.unflatten(0, (HEADS, -1))[:, :, None, None] * expected[:, None]
         np.testing.assert_allclose(added.unflatten(0, (HEADS, -1)), given, rtol=1e-2, atol=1e-4)
         if height * width <= 64:
-            expected = plain_difference(given.flatten(0, 1).flatten(1).numpy())
-            assert context.difference == pytest.approx(expected, abs=1e-4)
+            difference = plain_difference(given.flatten(0, 1).flatten(1).numpy())
+            assert context.difference == pytest.approx(difference, abs=1e-4)
 
 
 @pytest.mark.parametrize(
