@@ -47,9 +47,9 @@ test: $(VENV)/installed $(VENV)/browser
 test-all: $(VENV)/installed $(VENV)/browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What must hold with the last official releases of OpenMMLab too.
+# What must hold with the last official releases of OpenMMLab too, of what is not slow.
 test-official: $(OFFICIAL)/installed
-	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m official
+	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m 'official and not slow'
 
 # Every installed Python, oldest and newest PyTorch, both sets of packages: see tests/helpers/matrix.py.
 test-matrix:

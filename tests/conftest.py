@@ -21,6 +21,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 Tool = Callable[..., subprocess.CompletedProcess]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unformatted_configs() -> None:
+    """Spare the tests MMEngine's formatting of configs."""
+    warm.leave_configs_unformatted()
+
+
 @pytest.fixture(scope="session")
 def example_data(tmp_path_factory) -> Path:
     """A directory with data/shapes and data/shapes_classification, 8 and 4 images each."""

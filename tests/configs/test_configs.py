@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fcvit_mm.engine.layer_decay import layer_ids
+from fcvit_mm.models.arch import get_arch
 from fcvit_mm.utils.config import adapt, enable_tta
 from helpers import DATA, ROOT
 from helpers.configs import differences
@@ -57,8 +60,25 @@ ROOTS = [name for name, (_, arch) in FAMILIES.items() if arch == "s12"]
 SMALLEST = [name.format(arch=recipe["archs"][0]) for name, recipe in RECIPES.items()]
 
 
-def load(name: str) -> Config:
+@cache
+def read(name: str) -> Config:
     return Config.fromfile(CONFIGS / name)
+
+
+def load(name: str) -> Config:
+    """A config of its own for each caller; reading one takes longest."""
+    return deepcopy(read(name))
+
+
+def method(name: str) -> tuple[str, str]:
+    model = read(name).model
+    return model.type, model.get("decode_head", {}).get("type", "")
+
+
+# the first config of each method
+METHODS = [*{method(name): name for name in reversed(SMALLEST)}.values()]
+# one of each family, and those that are trained on generated images
+TRAINED = [*SMALLEST, *(name for name in LEAVES if name not in FAMILIES)]
 
 
 def test_every_family_is_complete():
@@ -465,6 +485,92 @@ def test_learning_rate_curve(name):
     assert {i: curve[i] for i in expected} == pytest.approx(expected, rel=1e-6, abs=1e-16)
 
 
+# --------------------------------------------------------------- every config, built on no device
+
+
+@dataclass
+class Built:
+    name: str
+    cfg: Config
+    model: nn.Module
+
+
+@pytest.fixture(scope="module")
+def built(request) -> Built:
+    """A config's model as it is, of tensors that have no values."""
+    cfg = load(request.param)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.init_cfg = None
+    adapt(cfg)
+    with torch.device("meta"):
+        return Built(request.param, cfg, MODELS.build(cfg.model))
+
+
+def with_built(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Run a test with each of these models; the tests of a config share what is built."""
+    params = [
+        pytest.param(name, marks=[pytest.mark.official] if name in METHODS else [])
+        for name in names
+    ]
+    return pytest.mark.parametrize("built", params, indirect=True, scope="module")
+
+
+@with_built(LEAVES)
+def test_necks_channels_are_the_backbones(built):
+    model = built.model
+    channels = list(model.backbone.out_channels)
+    cfg = built.cfg.model
+    reader = next(cfg[key] for key in ("neck", "decode_head", "panoptic_head") if key in cfg)
+    assert list(reader.in_channels) == channels
+    if hasattr(model, "auxiliary_head"):
+        assert model.auxiliary_head.in_channels == channels[model.auxiliary_head.in_index]
+
+
+@with_built(FAMILIES)
+def test_parameter_groups(built):
+    """Parameters have the weight decay and the learning rate of the recipe, each one."""
+    recipe, model = RECIPES[FAMILIES[built.name][0]], built.model
+    settings = {
+        id(parameter): (group["weight_decay"], group["lr"])
+        for group in build_optim_wrapper(model, built.cfg.optim_wrapper).param_groups
+        for parameter in group["params"]
+    }
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters()
+    }
+    factor = recipe["backbone_lr_factor"]
+    if isinstance(factor, dict):
+        layers = layer_ids(model.backbone, factor["layers"])
+        factors = {
+            f"backbone.{name}": factor["decay_rate"] ** (factor["layers"] + 1 - layer)
+            for name, layer in layers.items()
+        }
+    else:
+        factors = {f"backbone.{name}": factor for name, _ in model.backbone.named_parameters()}
+    for name, parameter in model.named_parameters():
+        kinds = {
+            # the similarity is normalized without a module
+            "norms": id(parameter) in norms or "rescale" in name,
+            # norms, biases, layer scales, the similarity's scale and shift
+            "vectors": parameter.ndim == 1,
+            **{key: key in name for key in SPARED},
+        }
+        spared = any(kinds[kind] for kind in recipe["no_decay_on"])
+        lr = recipe["lr"] * factors.get(name, 1.0)
+        expected = 0.0 if spared else recipe["weight_decay"], pytest.approx(lr)
+        assert settings[id(parameter)] == expected, name
+
+
+@with_built(LEAVES)
+def test_schedulers_run(built):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))])
+    for step in built.cfg.param_scheduler:
+        PARAM_SCHEDULERS.build(dict(step), default_args=dict(optimizer=optimizer)).step()
+
+
 # ------------------------------------------------------------- a step, and a prediction
 
 
@@ -518,6 +624,27 @@ def lighten(node: Any) -> None:
             lighten(child)
 
 
+def narrow(model: ConfigDict) -> None:
+    """Give a model's backbone the fewest channels, and say so to what reads them; in place."""
+    arch = get_arch(model.backbone.arch)
+    dims = (8, 16, 16, 32)
+    fewer = dict(zip(arch.dims, dims, strict=True))
+
+    def change(node: Any) -> None:
+        if isinstance(node, dict):
+            match node.get("in_channels"):
+                case int(number):
+                    node["in_channels"] = fewer.get(number, number)
+                case [*numbers]:
+                    node["in_channels"] = [fewer.get(number, number) for number in numbers]
+        for child in node.values() if isinstance(node, dict) else node:
+            if isinstance(child, dict | list | tuple):
+                change(child)
+
+    change(model)
+    model.backbone.arch = dict(layers=arch.layers, dims=dims, mlp_ratios=(2,) * 4)
+
+
 def write_images(dataset_cfg: ConfigDict, root: Path, shape: tuple[int, int], n: int) -> None:
     """Write n images of two rectangles where a dataset of a config will look for them."""
     dataset_cfg.data_root = str(root)
@@ -568,7 +695,7 @@ def write_images(dataset_cfg: ConfigDict, root: Path, shape: tuple[int, int], n:
 
 
 def small_experiment(name: str, root: Path) -> Config:
-    """A config with small images of its own instead of its data, and without its weights."""
+    """A config with small images of its own, without its weights, and a narrow backbone."""
     cfg = load(name)
     init_default_scope(cfg.default_scope)
     cfg.work_dir = str(root / "work_dir")
@@ -581,6 +708,7 @@ def small_experiment(name: str, root: Path) -> Config:
     shrink(cfg.get("tta_pipeline", []))
     shrink(cfg.model.data_preprocessor)
     lighten([cfg.model, cfg.get("tta_model", {})])
+    narrow(cfg.model)
     write_images(innermost(cfg.train_dataloader.dataset), root / "train", (SIZE, SIZE), 2)
     for task in ("val", "test"):
         dataset = innermost(cfg[f"{task}_dataloader"].dataset)
@@ -613,68 +741,17 @@ def experiment(request, tmp_path_factory) -> Iterator[Experiment]:
 def with_experiments(names: Iterable[str]) -> pytest.MarkDecorator:
     """Run a test with each of these configs built; the tests of a config share what is built.
 
-    The smallest of each family, and FCViT-tiny's, run with the official packages too: the packages
-    do not see the arch.
+    One of each method runs with the official packages too, and the others are slow: they differ in
+    what is compared with the recipes.
     """
     params = [
-        pytest.param(
-            name, marks=[pytest.mark.official] if name in SMALLEST or "_tiny_" in name else []
-        )
+        pytest.param(name, marks=pytest.mark.official if name in METHODS else pytest.mark.slow)
         for name in names
     ]
     return pytest.mark.parametrize("experiment", params, indirect=True, scope="module")
 
 
-@with_experiments(LEAVES)
-def test_necks_channels_are_the_backbones(experiment):
-    model = experiment.runner.model
-    channels = list(model.backbone.out_channels)
-    cfg = experiment.cfg.model
-    reader = next(cfg[key] for key in ("neck", "decode_head", "panoptic_head") if key in cfg)
-    assert list(reader.in_channels) == channels
-    if hasattr(model, "auxiliary_head"):
-        assert model.auxiliary_head.in_channels == channels[model.auxiliary_head.in_index]
-
-
-@with_experiments(FAMILIES)
-def test_parameter_groups(experiment):
-    """Parameters have the weight decay and the learning rate of the recipe, each one."""
-    recipe, model = RECIPES[FAMILIES[experiment.name][0]], experiment.runner.model
-    settings = {
-        id(parameter): (group["weight_decay"], group["lr"])
-        for group in experiment.runner.optim_wrapper.param_groups
-        for parameter in group["params"]
-    }
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-        for parameter in module.parameters()
-    }
-    factor = recipe["backbone_lr_factor"]
-    if isinstance(factor, dict):
-        layers = layer_ids(model.backbone, factor["layers"])
-        factors = {
-            f"backbone.{name}": factor["decay_rate"] ** (factor["layers"] + 1 - layer)
-            for name, layer in layers.items()
-        }
-    else:
-        factors = {f"backbone.{name}": factor for name, _ in model.backbone.named_parameters()}
-    for name, parameter in model.named_parameters():
-        kinds = {
-            # the similarity is normalized without a module
-            "norms": id(parameter) in norms or "rescale" in name,
-            # norms, biases, layer scales, the similarity's scale and shift
-            "vectors": parameter.ndim == 1,
-            **{key: key in name for key in SPARED},
-        }
-        spared = any(kinds[kind] for kind in recipe["no_decay_on"])
-        lr = recipe["lr"] * factors.get(name, 1.0)
-        expected = 0.0 if spared else recipe["weight_decay"], pytest.approx(lr)
-        assert settings[id(parameter)] == expected, name
-
-
-@with_experiments(LEAVES)
+@with_experiments(TRAINED)
 def test_one_training_step(experiment):
     """A batch of the config's own loader gives a finite loss that reaches every parameter."""
     runner = experiment.runner
@@ -726,15 +803,11 @@ def test_a_batch_without_an_object_or_a_labeled_pixel(experiment):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
-@with_experiments(LEAVES)
-def test_schedules_and_hooks(experiment):
-    """The schedulers run on the built optimizer, and each hook of the config is at work."""
-    cfg, runner = experiment.cfg, experiment.runner
-    schedulers = runner.build_param_scheduler(cfg.param_scheduler)
-    assert len(schedulers) == len(cfg.param_scheduler)
-    for scheduler in schedulers:
-        scheduler.step()
-    hooks = {type(hook).__name__ for hook in runner.hooks}
+@with_experiments(TRAINED)
+def test_hooks(experiment):
+    """Each hook of the config is at work."""
+    cfg = experiment.cfg
+    hooks = {type(hook).__name__ for hook in experiment.runner.hooks}
     wanted = [hook for hook in cfg.default_hooks.values() if hook] + cfg.get("custom_hooks", [])
     assert {hook["type"] for hook in wanted} <= hooks
 
@@ -759,7 +832,7 @@ def check_prediction(cfg: Config, sample: Any) -> None:
         assert predicted.min() >= 0 and predicted.max() < cfg.model.decode_head.num_classes
 
 
-@with_experiments(LEAVES)
+@with_experiments(TRAINED)
 def test_prediction_and_metrics(experiment):
     cfg, runner = experiment.cfg, experiment.runner
     runner.model.eval()
@@ -780,15 +853,20 @@ def test_prediction_and_metrics(experiment):
         assert "mIoU" in metrics
 
 
-@with_experiments(name for name in FAMILIES if name.startswith("segmentation"))
+@with_experiments(name for name in SMALLEST if name.startswith("segmentation"))
 def test_whole_image_with_sides_rounded_up(experiment):
     """An image of 50 x 60 is enlarged to 64 x 77, in proportion, then to multiples of 32."""
     (batch,) = experiment.runner.val_loop.dataloader
     assert batch["inputs"][0].shape == (3, 64, 96)
 
 
-@pytest.mark.official
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.official if name in METHODS else pytest.mark.slow)
+        for name in SMALLEST
+    ],
+)
 def test_prediction_with_augmentation(name, tmp_path):
     cfg = small_experiment(name, tmp_path)
     enable_tta(cfg)
@@ -841,7 +919,7 @@ def mean_of_views(model: nn.Module, path: str, long: int, short: int) -> Tensor:
     "name",
     [
         "segmentation/upernet_fcvit_tiny_ade20k.py",
-        "segmentation/upernet_fcvit_s12_80k_cityscapes.py",
+        pytest.param("segmentation/upernet_fcvit_s12_80k_cityscapes.py", marks=pytest.mark.slow),
     ],
 )
 def test_segmentations_are_merged_by_mean_probability(name, tmp_path):

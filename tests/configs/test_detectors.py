@@ -231,6 +231,7 @@ EVEN_MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS + (EVEN_MORE if os.environ.get("DETECTORS") else []))
 def test_other_models_train_and_predict(name: str) -> None:
     model = built(name)
@@ -258,6 +259,7 @@ LACKING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LACKING)
 def test_what_cannot_be_done_is_said(name: str) -> None:
     operator, task = LACKING[name]

@@ -23,9 +23,9 @@ from helpers import ROOT
 
 SERVER = multiprocessing.get_context("forkserver")
 OURS = [
-    f"fcvit_mm.{room}.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for room in ("analysis", "apis", "datasets", "demos", "engine", "evaluation")
-    for path in sorted((ROOT / "fcvit_mm" / room).glob("[!_]*.py"))
+    for path in sorted((ROOT / "fcvit_mm" / room).rglob("[!_]*.py"))
     if path.stem != "app"  # Gradio takes four more seconds, and one test needs it
 ]
 # What is not installed is passed over.

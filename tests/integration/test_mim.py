@@ -32,7 +32,7 @@ def pip(*arguments: object) -> None:
     subprocess.run([*command, "--disable-pip-version-check"], check=True)
 
 
-@pytest.fixture(scope="module", params=["wheel", "sdist"])
+@pytest.fixture(scope="module", params=["wheel", pytest.param("sdist", marks=pytest.mark.slow)])
 def installed(request, tmp_path_factory) -> Path:
     """A directory into which the package was installed from a wheel, or from an sdist."""
     directory = tmp_path_factory.mktemp(request.param)
@@ -90,6 +90,7 @@ def test_the_package_holds_the_repositorys_files(installed):
     assert contents(*(installed / "fcvit_mm/.mim" / name for name in names)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", ["wheel"], indirect=True)
 def test_a_user_without_a_clone_trains_and_tests(python, installed, tmp_path):
     """With the user's own config, and by a shell tool with one of the package itself."""

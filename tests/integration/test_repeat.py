@@ -21,16 +21,16 @@ pytestmark = pytest.mark.official
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_same_losses(example_data, tmp_path, method):
-    """With two loader workers, again, and with none."""
+    """With two loader workers, and with none."""
     config, options = METHODS[method]
     options = [*options, "train_cfg.max_iters=4", "train_cfg.val_begin=9"]
     two = [*options, "train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
     none = [*options, *NO_WORKERS]
-    for name, words in {"two": two, "again": two, "none": none}.items():
+    for name, words in {"two": two, "none": none}.items():
         processes.train(example_data, tmp_path / name, config, words)
     first = losses(tmp_path / "two")
     assert len(first) == 4
-    assert losses(tmp_path / "again") == first and losses(tmp_path / "none") == first
+    assert losses(tmp_path / "none") == first
     processes.train(example_data, tmp_path / "other", config, [*none, "randomness.seed=4"])
     assert losses(tmp_path / "other")[1] != first[1]
 

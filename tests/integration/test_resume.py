@@ -102,7 +102,7 @@ def kill(process: BaseProcess, moment: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("method", KILLED)
+@pytest.mark.parametrize("method", [pytest.param("epochs", marks=pytest.mark.slow), "iterations"])
 def test_random_kills(example_data, tmp_path, method):
     """Every second one while a checkpoint is written, the others at any time."""
     whole, killed, config = tmp_path / "whole", tmp_path / "killed", tmp_path / "config.py"
@@ -271,6 +271,7 @@ def launch(
     )
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed_and_two_machines_go_on(example_data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     processes.train(example_data, whole, SEGMENTATION, TOGETHER, processes=2)
