@@ -107,20 +107,8 @@ def run(
     runner = run_quietly(cfg, folder / "output.txt", record)
     for line in _draw(cfg, record, runner.val_dataloader.dataset.metainfo, folder, data):
         say(console, line)
-    weights = folder / f"iter_{cfg.train_cfg.max_iters}.pth"
-    options = f"--show-dir {folder / 'images'}"
-    if data_root:  # the same images, wherever they lie
-        options += f" --cfg-options test_dataloader.dataset.data_root={data_folder}"
-        if "ann_file" in cfg.test_evaluator:
-            options += f" test_evaluator.ann_file={cfg.test_evaluator.ann_file}"
-    python = os.path.relpath(sys.executable)
-    say(console, f"  weights:     {weights}\nnext:")
-    say(console, f"  {python} -m fcvit_mm test {demo.config} {weights} {options}")
-    for other_task, other_data in DEMOS:
-        if (other_task, other_data) != (task, data):
-            words = [f"TASK={other_task}"] if other_task != TASKS[0] else []
-            words += [f"DATA={other_data}"] if other_data != DATA[0] else []
-            say(console, "  " + " ".join(["make demo", *words]))
+    for line in _next_steps(cfg, (task, data), folder, data_root):
+        say(console, line)
     return record
 
 
@@ -142,3 +130,22 @@ def _draw(cfg: Config, record: Record, metainfo: dict, folder: Path, data: str) 
     logs.plot([log], keys, folder / "curves.png")
     yield f"  predictions: {folder / 'predictions.png'}"
     yield f"  curves:      {folder / 'curves.png'}"
+
+
+def _next_steps(
+    cfg: Config, key: tuple[str, str], folder: Path, data_root: str | None
+) -> Iterator[str]:
+    """Return the lines that name the weights, the command that tests them, and other demos."""
+    weights = folder / f"iter_{cfg.train_cfg.max_iters}.pth"
+    yield f"  weights:     {weights}\nnext:"
+    options = f"--show-dir {folder / 'images'}"
+    if data_root:  # the same images, wherever they lie
+        options += f" --cfg-options test_dataloader.dataset.data_root={Path(data_root)}"
+        if "ann_file" in cfg.test_evaluator:
+            options += f" test_evaluator.ann_file={cfg.test_evaluator.ann_file}"
+    python = os.path.relpath(sys.executable)
+    yield f"  {python} -m fcvit_mm test {DEMOS[key].config} {weights} {options}"
+    for task, data in (other for other in DEMOS if other != key):
+        words = [f"TASK={task}"] if task != TASKS[0] else []
+        words += [f"DATA={data}"] if data != DATA[0] else []
+        yield "  " + " ".join(["make demo", *words])

@@ -150,7 +150,7 @@ def table(curves: Curves) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, curves: Curves, title: str) -> None:
+def draw(path: Path, curves: Curves) -> None:
     """Plot every evaluation, one line per seed, and their mean over the seeds."""
     names = [
         (task, name)
@@ -172,11 +172,22 @@ def draw(path: Path, curves: Curves, title: str) -> None:
         axes.grid(alpha=0.3)
     grid[0, 0].set_ylabel("on held-out images")
     grid[0, 0].legend(frameon=False, loc="upper left")
-    figure.suptitle(title, fontsize=12)
+    seeds = len(curves[DENSE[0]][STARTS[0]])
+    count = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    figure.suptitle(f"FCViT-tiny, random or pretrained start, {count}", fontsize=12)
     save_figure(figure, path)
 
 
-# of `run`
+def _generate(folder: Path, console: Console) -> None:
+    """Make the data that are not there."""
+    for task, name in DATA.items():
+        with writing(folder / name):
+            if not (folder / name).exists():
+                say(console, f"generating {folder / name}")
+                TASKS[task].generate(folder / name, None)
+
+
+# Of `run`: with these it takes some minutes.
 DEFAULTS: dict[str, Any] = {
     "work_dir": "work_dirs/chain",
     "data_root": "data",
@@ -197,14 +208,11 @@ def run(
 ) -> Curves:
     """Make the data that are not there, run all trainings, and say what pretraining gained.
 
-    `DEFAULTS` has the arguments with which it takes some minutes.
-
     Args:
         work_dir: a folder per training, `results.json` and `chain.png`.
         data_root: where the folders shapes and shapes_classification are, or are made.
         seeds: of the trainings; the data stay the same.
-        pretraining: iterations of a classifier.
-        iterations: of each detector and segmentor.
+        pretraining, iterations: of a classifier; of each detector and segmentor.
         processes: trainings at a time.
 
     Returns:
@@ -215,11 +223,7 @@ def run(
     """
     console = Console(file=sys.stdout)
     folder, data = Path(work_dir), Path(data_root)
-    for task, name in DATA.items():
-        with writing(data / name):
-            if not (data / name).exists():
-                say(console, f"generating {data / name}")
-                TASKS[task].generate(data / name, None)
+    _generate(data, console)
 
     def dense(checkpoint: Path | None, seed: int) -> list[Training]:
         return [Training(task, seed, iterations, data, folder, checkpoint) for task in DENSE]
@@ -246,9 +250,9 @@ def run(
         "classification": {seed: found["classification", STARTS[0], seed] for seed in seeds},
         **curves,
     }
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    draw(folder / "chain.png", curves, f"FCViT-tiny, random or pretrained start, {count}")
+    with writing(folder):
+        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        draw(folder / "chain.png", curves)
     say(
         console,
         f"\nafter {iterations} iterations, on held-out images:\n\n{table(curves)}\n\n"
