@@ -65,6 +65,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/unit/test_language.py
 	@# deptry does not read setup.cfg: what installing made of it, without the extras for developers
 	sed '/^\[\(dev\|docs\|test\|openmmlab-official\)\]/,/^$$/d; /^\[/d; /^fcvit-mm/d; /^$$/d' \
 		fcvit_mm.egg-info/requires.txt > $(VENV)/requirements.txt

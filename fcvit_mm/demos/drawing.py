@@ -87,10 +87,10 @@ def stitch(samples: Sequence[Any], region: coins.Box, kind: str) -> InstanceData
     return joined[nms(joined.bboxes, joined.scores, iou_threshold=0.5)]
 
 
-def count_found(truth: InstanceData, predicted: InstanceData) -> int:
+def count_found(objects: InstanceData, predicted: InstanceData) -> int:
     """Count the objects that have a mask with an IoU of at least 0.5 among the predictions."""
-    shared = (truth.masks[:, None] & predicted.masks).sum((2, 3))
-    joint = (truth.masks[:, None] | predicted.masks).sum((2, 3))
+    shared = (objects.masks[:, None] & predicted.masks).sum((2, 3))
+    joint = (objects.masks[:, None] | predicted.masks).sum((2, 3))
     return int((shared >= 0.5 * joint).any(1).sum())
 
 
@@ -98,8 +98,8 @@ def draw_row(path: Path, visualizer: Any, data: Path, samples: Sequence[Any], ti
     """Draw the lowest row of coins with ground truth and predictions; return a line of counts."""
     region = coins.regions(coins.label(coins.photograph()))["test"]
     row = BaseDataElement()
-    row.gt_instances = truth = stitch(samples, region, "gt_instances")
-    truth.pop("scores")  # which would be drawn
+    row.gt_instances = objects = stitch(samples, region, "gt_instances")
+    objects.pop("scores")  # which would be drawn
     row.pred_instances = predicted = stitch(map(select, samples), region, "pred_instances")
     image = read_image(data / "row.png")
     figure, grid = make_panels(3, 1, (9, 6.6))
@@ -114,8 +114,8 @@ def draw_row(path: Path, visualizer: Any, data: Path, samples: Sequence[Any], ti
         axes.axis("off")
     figure.suptitle(title, fontsize=12)
     save_figure(figure, path, dpi=130)
-    found = count_found(truth, predicted)
+    found = count_found(objects, predicted)
     return (
-        f"{found} of {len(truth)} coins of the lowest row found, "
+        f"{found} of {len(objects)} coins of the lowest row found, "
         f"{len(predicted) - found} other detections"
     )

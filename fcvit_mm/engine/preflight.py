@@ -35,7 +35,7 @@ DATA_SOURCES = {
     "classes, gtFine/*/*/*_labelTrainIds.png: pip install cityscapesscripts, then "
     "CITYSCAPES_DATASET=data/cityscapes csCreateTrainIdLabelImgs",
     "data/imagenet": "Download ILSVRC2012 from https://image-net.org and unpack it there: train/ "
-    "and val/ with a folder a class",
+    "and val/ with one folder per class",
     "data/shapes": "Generate it: python -m fcvit_mm.datasets.shapes data/shapes",
     "data/shapes_classification": "Generate it: python -m fcvit_mm.datasets.shapes "
     "data/shapes_classification --task classification",

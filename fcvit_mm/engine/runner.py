@@ -100,7 +100,7 @@ class _Runner(RepeatableRunner):
             super().load_or_resume()
         except CheckpointError:
             raise
-        except Exception as error:  # what a file holds beside weights may be anything
+        except Exception as error:  # a file may hold anything besides weights
             raise CheckpointError(
                 f"{self._load_from or self.work_dir}: its checkpoint can't be loaded or resumed: "
                 f"{type(error).__name__} {first_line(error)}"

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from . import mim
 from .errors import ConfigError, first_line
 
-# What a config may have beside what MMEngine's Runner takes and what it sets itself.
+# Keys of a config besides those that MMEngine's Runner takes and those that it sets itself.
 OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline", "verbose")
 # By which keys OpenMMLab looks a class up, in its registries and then among all modules there are,
 # and a scope, whose registry it imports.

@@ -328,4 +328,4 @@ def test_missing_imagenet_says_where_to_get_it(tmp_path, monkeypatch):
         check_files(load_config(str(config("s12"))), ("train_dataloader",))
     message = str(error.value)
     assert "train_dataloader.dataset: data/imagenet/train does not exist" in message
-    assert "https://image-net.org" in message and "a folder a class" in message
+    assert "https://image-net.org" in message and "one folder per class" in message

@@ -244,7 +244,7 @@ def test_every_config_has_heads_for_the_classes_of_its_dataset():
             for where, node in iter_leaf_datasets(dataset, "train_dataloader.dataset"):
                 report = Report(path.name)
                 built = checks.build(node, where, cfg.default_scope, report)
-                # a folder a class names its classes when it is read
+                # one folder per class: the classes are named when it is read
                 assert report.errors == [], path.name
                 classes = len(built.metainfo.get("classes") or range(4))
                 checks.heads.check_heads(cfg.model, where, classes + change, report)
