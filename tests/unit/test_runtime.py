@@ -1,13 +1,18 @@
 """What runtime checks and changes before a Runner is built."""
 
 import logging
+import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio.backends.registry_utils import backends
+from mmengine.runner import CheckpointLoader
 
-from fcvit_mm import CheckpointError, FCViT, engine
+from fcvit_mm import CheckpointError, FCViT, engine, register_all
+from fcvit_mm.checkpoint.mmengine_backends import AtomicLocalBackend, load_from_file
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS, check_files
 from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
@@ -198,3 +203,19 @@ def test_amp_without_a_gpu_is_refused(monkeypatch):
     cfg = load_config(DETECTION, {"optim_wrapper.type": "OptimWrapper"})
     enable_amp(cfg)
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+
+
+def changed() -> list:
+    """What `register_all` changes."""
+    finders, filters = list(sys.meta_path), list(warnings.filters)
+    return [finders, filters, dict(CheckpointLoader._schemes), dict(backends), Config._get_cfg_path]
+
+
+def test_register_all_a_second_time_changes_nothing():
+    # pytest has filters of its own
+    register_all()
+    before = changed()
+    register_all()
+    assert changed() == before
+    assert backends["local"] is AtomicLocalBackend
+    assert CheckpointLoader._schemes[""] is load_from_file
