@@ -100,7 +100,7 @@ def draw_row(path: Path, visualizer: Any, data: Path, samples: Sequence[Any], ti
     row = BaseDataElement()
     row.gt_instances = objects = stitch(samples, region, "gt_instances")
     objects.pop("scores")  # which would be drawn
-    row.pred_instances = predicted = stitch(map(select, samples), region, "pred_instances")
+    row.pred_instances = predicted = stitch([*map(select, samples)], region, "pred_instances")
     image = read_image(data / "row.png")
     figure, grid = make_panels(3, 1, (9, 6.6))
     drawn = {

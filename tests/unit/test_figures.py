@@ -10,6 +10,7 @@ import pytest
 from fcvit_mm.visualization.figures import make_panels, render_figure, save_figure
 from fcvit_mm.visualization.images import read_image, write_image
 from helpers import ROOT
+from helpers.images import read
 
 
 @pytest.mark.parametrize(
@@ -63,5 +64,5 @@ def test_an_image_is_read_as_it_was_written(tmp_path, direct):
     assert np.array_equal(read_image(tmp_path / "a.png"), image)
     labels = np.arange(300, dtype=np.uint16).reshape(15, 20)
     write_image(tmp_path / "b.png", labels, direct)
-    assert np.array_equal(cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED), labels)
+    assert np.array_equal(read(tmp_path / "b.png", cv2.IMREAD_UNCHANGED), labels)
     assert len(list(tmp_path.iterdir())) == 2
