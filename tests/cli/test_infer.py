@@ -131,6 +131,7 @@ def test_boxes_and_masks_are_drawn_where_they_are(predictors):
     found.bboxes = torch.tensor([[0.0, 0, 32, 48]])
     found.masks = torch.zeros(1, 48, 64, dtype=torch.bool)
     found.masks[:, :, :32] = True
+    found.scores = torch.tensor([0.01])  # what is selected is drawn, however low its score
     sample.pred_instances = found
     changed = np.abs(predictor.draw(image, sample).astype(int) - 128).max(2) > 20
     assert changed[:, :250].mean() > 0.95 and changed[:, 270:].mean() < 0.01

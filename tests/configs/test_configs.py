@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from fcvit_mm.engine.layer_decay import layer_ids
 from fcvit_mm.models.arch import get_arch
-from fcvit_mm.utils.config import adapt, enable_tta
+from fcvit_mm.utils.config import adapt, enable_tta, iter_leaf_datasets
 from helpers import DATA, ROOT
 from helpers.configs import differences
 
@@ -389,6 +389,12 @@ def test_evaluation_is_the_same_in_training_and_test(name):
     cfg = load(name)
     assert cfg.val_dataloader == cfg.test_dataloader
     assert cfg.val_evaluator == cfg.test_evaluator
+    # ... and on other images than those of the training
+    training, evaluation = (
+        next(iter_leaf_datasets(cfg[loader].dataset, ""))[1]
+        for loader in ("train_dataloader", "val_dataloader")
+    )
+    assert training.data_prefix != evaluation.data_prefix
     assert cfg.auto_scale_lr.enable is False
 
 

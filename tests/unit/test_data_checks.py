@@ -176,6 +176,7 @@ def test_what_is_used_and_left_is_what_mmdetection_uses_and_leaves(data, filter_
     content = json.loads(path.read_text())
     images, annotations = content["images"], content["annotations"]
     images[0]["height"] = images[1]["width"] = 40
+    images[2]["height"] = 50
     content["categories"].append({"id": 5, "name": "moon"})
     for annotation in annotations:
         if annotation["image_id"] in (3, 4):
@@ -307,6 +308,7 @@ def test_what_mmdetection_leaves_out_is_a_warning(data):
     third["segmentation"] = [[1, 1, 2, 2]]
     content["categories"].append({"id": 5, "name": "moon"})
     fourth["category_id"] = 5
+    content["annotations"][4]["bbox"][2] = 1  # this one is kept
     path.write_text(json.dumps(content))
     train = reports()[0]
     assert train.errors == [] and train.labeled == len(content["annotations"]) - 3

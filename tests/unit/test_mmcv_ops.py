@@ -231,13 +231,15 @@ def assert_same_indices(actual: Tensor, expected: np.ndarray | list[int]) -> Non
     assert actual.tolist() == list(expected)
 
 
-def test_nms_keeps_an_overlap_that_equals_the_threshold() -> None:
+@pytest.mark.parametrize("offset", [0, 1])
+def test_nms_keeps_an_overlap_that_equals_the_threshold(offset: int) -> None:
     boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1], [0, 0, 7, 1]])
+    boxes[:, 2:] -= offset
     scores = torch.tensor([0.9, 0.8, 0.7])
     # the second shares 3/10 with the first, and the third 3/7 with the second, 7/10 with the first
-    assert_same_indices(ops.nms(boxes, scores, 0.3)[1], [0, 1])
-    assert_same_indices(ops.nms(boxes, scores, 0.29)[1], [0])
-    assert_same_indices(ops.nms(boxes, scores, 0.7)[1], [0, 1, 2])
+    assert_same_indices(ops.nms(boxes, scores, 0.3, offset)[1], [0, 1])
+    assert_same_indices(ops.nms(boxes, scores, 0.29, offset)[1], [0])
+    assert_same_indices(ops.nms(boxes, scores, 0.7, offset)[1], [0, 1, 2])
 
 
 def test_the_first_of_equal_boxes_is_kept() -> None:

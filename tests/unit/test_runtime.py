@@ -144,6 +144,7 @@ def test_data_inside_wrappers_are_checked_too(tmp_path):
         ({"train_dataloader.dataset.type": "NoSuchSet"}, ["NoSuchSet"]),
         ({"val_evaluator.metric": "no_such_metric"}, ["no_such_metric"]),
         ({"model.neck.in_channels": [8, 16]}, ["is [8, 16]", "=[32, 64, 160, 320], or"]),
+        ({"model.neck.in_channels": [32, 64, 160, 256]}, ["is [32, 64, 160, 256]"]),
     ],
     ids=str,
 )
@@ -179,6 +180,9 @@ def test_a_checkpoint_of_other_outputs_can_be_loaded_from_but_not_resumed(tmp_pa
 def test_work_dir_follows_the_name_of_the_config():
     assert load_config(DETECTION).work_dir == "work_dirs/mask_rcnn_fcvit_s12_coco"
     assert load_config(DETECTION, work_dir="here").work_dir == "here"
+    option = {"work_dir": "there"}
+    assert load_config(DETECTION, option).work_dir == "there"
+    assert load_config(DETECTION, option, work_dir="here").work_dir == "here"
 
 
 @pytest.mark.parametrize(

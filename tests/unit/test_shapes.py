@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from fcvit_mm.datasets import coco_writer, shapes
+from fcvit_mm.datasets import coco_writer, shapes, shapes_drawing
 from fcvit_mm.utils.errors import DatasetError
 from helpers import ROOT
 from helpers.images import contents, read
@@ -138,6 +138,14 @@ def test_objects_overlap_and_none_is_hidden() -> None:
     assert covered > 20
 
 
+def test_at_least_half_of_an_object_is_visible() -> None:
+    y, x = np.mgrid[:128, :128] + 0.5
+    for seed in range(20):
+        objects, visible = shapes_drawing._arrange(np.random.default_rng(seed), x, y, "dense")
+        for one, mask in zip(objects, visible, strict=True):
+            assert mask.sum() >= 0.5 * (one.distance(x, y) <= 0).sum()
+
+
 def test_objects_can_be_seen() -> None:
     """An object's colors differ from those around it far more than the ground's from its own."""
     for index in range(10):
@@ -238,6 +246,19 @@ def test_classification_is_a_folder_a_class_with_one_object_an_image(tmp_path: P
             # as large in pixels as in images of 128 for detection; some are cut by a side
             rows, columns = np.nonzero(drawn.masks[0])
             assert 12 < max(np.ptp(rows), np.ptp(columns)) + 1 <= 64
+
+
+def test_no_image_is_drawn_from_the_random_numbers_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shapes_drawing, "draw", lambda rng, *_: rng.bytes(16))
+    drawn = {
+        shapes.make_sample(0, split, index, (64, 64), task)
+        for task in shapes.TASKS
+        for split in shapes.SPLITS
+        for index in range(5)
+    }
+    assert len(drawn) == 20
 
 
 def test_what_a_classifier_sees_is_in_no_image_for_detection() -> None:
