@@ -463,7 +463,9 @@ def launches(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float64", "mixed precision"])
+@pytest.mark.parametrize(
+    "half", [pytest.param(False, id="float64"), slow(True, id="mixed precision")]
+)
 def test_the_network_runs_on_them(kernels, monkeypatch, half):
     launched = launches(monkeypatch)
     torch.manual_seed(0)
