@@ -105,7 +105,7 @@ sys.meta_path.insert(0, Refuse())
 sys.argv = ['run_onnx.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
 runpy.run_path({str(ROOT / "tools/deployment/run_onnx.py")!r}, run_name='__main__')
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 # ------------------------------------------------------------------------ the parts of a graph

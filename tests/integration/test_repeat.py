@@ -95,7 +95,7 @@ def test_a_worker_is_silent_when_its_batch_is_no_longer_taken(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     assert (result.returncode, result.stderr) == (0, "ValueError: of its own\n")
 

@@ -135,7 +135,7 @@ def test_a_process_that_dies_loading_images_is_named(example_data, tmp_path, scr
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert_sentence(result, words, "num_workers", "/dev/shm", "--resume")
     assert re.search(r"the process \d+, a DataLoader worker of rank 0, was|ended", result.stderr)
