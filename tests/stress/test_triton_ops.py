@@ -361,6 +361,14 @@ def test_norm(shape, layout, dtype):
     )
 
 
+def test_norm_of_small_deviations():
+    """The epsilon under the root is ten times this variance."""
+    x = 1e-3 * make((1, 16, 5, 7))
+    ones = torch.ones(16, device=DEVICE)
+    out = group_norm_module.Norm.apply(x, ones, 0 * ones, 1e-5, torch.float32)
+    near(out, group_norm(x.double(), ones.double(), 0 * ones.double()), 8)
+
+
 def test_norm_of_a_large_mean(monkeypatch):
     """A mean of squares would lose the deviation's digits, which are 1e-4 of the mean."""
     monkeypatch.setattr(group_norm_module, "PARTS", 2)  # each program merges several tiles
