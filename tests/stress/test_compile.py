@@ -17,7 +17,9 @@ def small() -> FCViT:
 
 
 @pytest.mark.parametrize("backend", ["eager", slow("inductor")])
-def test_torch_compile(backend):
+def test_torch_compile(backend, tmp_path, monkeypatch):
+    # not what a killed process may have left in the common one
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, x = small(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(x)
