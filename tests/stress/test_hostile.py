@@ -512,7 +512,7 @@ def test_templates_and_bases_in_options_are_texts(tmp_path):
     words = ["work_dir={{fileDirname}}", "model.neck.a={{$HOME:b}}"]
     cfg = load_config(str(CONFIG), parsed(*words))
     assert (cfg.work_dir, cfg.model.neck.a) == ("{{fileDirname}}", "{{$HOME:b}}")
-    with pytest.raises(ConfigError, match="_base_ is nothing"):
+    with pytest.raises(ConfigError, match="unknown key _base_"):
         load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
 
 
