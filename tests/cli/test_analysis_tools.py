@@ -227,7 +227,11 @@ def test_similarity_map(tool, weights, tmp_path, scope):
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), make_image(0))
     cv2.imwrite(str(folder / "b.png"), make_image(1))
-    which = {"mmdet": [], "mmseg": ["--stage", 3, "--block", 2], "mmpretrain": ["--all-blocks"]}
+    which: dict[str, list] = {
+        "mmdet": [],
+        "mmseg": ["--stage", 3, "--block", 2],
+        "mmpretrain": ["--all-blocks"],
+    }
     if scope == "mmdet":
         (folder / "text.jpg").write_text("no image\n")
     result = tool(

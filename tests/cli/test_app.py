@@ -108,8 +108,11 @@ def upload(page: Page, path: Path) -> None:
 def shown(page: Page, where: str) -> np.ndarray:
     """The image that the browser has loaded there."""
     address = page.locator(f"{where} img").get_attribute("src")
+    assert address is not None
     content = urllib.request.urlopen(address).read()
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return image
 
 
 def set_threshold(page: Page, value: float) -> None:

@@ -22,7 +22,7 @@ from fcvit_mm.utils import cli
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
-from helpers.images import make_image
+from helpers.images import make_image, read
 from helpers.tools import assert_sentence, load_tool
 
 # One block per stage: the time of an export grows with the number of layers.
@@ -214,7 +214,7 @@ def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
     assert len(lines) == len(found) > 0
     for line, label, score in zip(lines, found.labels, found.scores, strict=True):
         assert line.startswith(f"{shapes.CLASSES[label]} {score:.2f}"[:-1])
-    drawn = cv2.imread(str(tmp_path / "out.png"))
+    drawn = read(tmp_path / "out.png")
     assert drawn.shape == (64, 64, 3) and not np.array_equal(drawn, image)
 
 
@@ -233,7 +233,7 @@ def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method
         if (labels == i).any()
     ]
     assert result.stdout.splitlines() == expected
-    assert not np.array_equal(cv2.imread(str(tmp_path / "out.png")), make_image(1, 72, 56))
+    assert not np.array_equal(read(tmp_path / "out.png"), make_image(1, 72, 56))
 
 
 def test_features_and_torch_export(predictors, tmp_path):
@@ -334,7 +334,7 @@ def test_masks_and_labels_that_differ_are_refused(predictors):
 
     assert comparison.check(predictor, export.EXPORTS["mask_rcnn"], module, run) < 1e-5
     # the file agrees with the module, and neither with the model
-    module.masks = lambda *inputs: 1 - probabilities(*inputs)
+    module.masks = lambda *inputs: 1 - probabilities(*inputs)  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="differs from PyTorch"):
         comparison.check(predictor, export.EXPORTS["mask_rcnn"], module, run)
     labels = [torch.tensor([0, 1]), torch.tensor([0, 2])]

@@ -20,7 +20,7 @@ from fcvit_mm.utils.config import IGNORED, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image, write_image
 from helpers import ROOT
-from helpers.images import make_image
+from helpers.images import make_image, read
 from helpers.models import CONFIGS, inferencer, saved
 from helpers.tools import assert_sentence, load_tool
 
@@ -185,7 +185,7 @@ def test_a_video_that_ends_early_gives_its_frames_and_a_sentence(images, tmp_pat
     content = (images / "clip.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
     (source,) = sources.find_sources([str(tmp_path / "cut.avi")], tmp_path / "out")
-    frames = []
+    frames: list[sources.Frame] = []
     with pytest.raises(ConfigError, match=r"cut\.avi could be read as far as frame \d of"):
         frames += sources.read_frames(source)
     (source,) = sources.find_sources([str(images / "clip.avi")], tmp_path / "out")
@@ -251,7 +251,7 @@ def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
 def test_what_was_predicted_before_an_interrupt_is_written(predictors, images, tmp_path):
     found = sources.find_sources([str(images / "clip.avi")], tmp_path)
     stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
-    _, problems = inference.run(stopped, found, tmp_path)
+    _, problems = inference.run(stopped, found, tmp_path)  # type: ignore[arg-type]
     assert problems == ["interrupted: what was predicted before is written"]
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1
     video = cv2.VideoCapture(str(tmp_path / "drawn/clip.mp4"))
@@ -260,8 +260,9 @@ def test_what_was_predicted_before_an_interrupt_is_written(predictors, images, t
 
 def test_a_fault_leaves_nothing_half_written(predictors, images, tmp_path):
     found = sources.find_sources([str(images / "clip.avi")], tmp_path)
+    stopped = Interrupted(predictors["mmdet"], ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        inference.run(Interrupted(predictors["mmdet"], ZeroDivisionError()), found, tmp_path)
+        inference.run(stopped, found, tmp_path)  # type: ignore[arg-type]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -327,7 +328,7 @@ def test_label_maps(tool, predictors, weights, images, tmp_path):
         "--out", tmp_path, "--max-frames", 2, "--classes", "ground", "star", "square",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
-    labels = cv2.imread(str(tmp_path / "labels/a.png"), cv2.IMREAD_UNCHANGED)
+    labels = read(tmp_path / "labels/a.png", cv2.IMREAD_UNCHANGED)
     (sample,) = predictors["mmseg"]([read_image(images / "a.png")])
     expected = sample.pred_sem_seg.data[0].numpy()
     expected = np.where(np.isin(expected, [0, 2, 4]), expected, IGNORED)

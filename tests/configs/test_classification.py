@@ -148,10 +148,10 @@ def test_learning_rate_by_epoch():
 @pytest.mark.parametrize(("arch", "side"), [("s12", 248), ("s24", 235)])
 def test_an_image_is_tested_as_pillow_resizes_and_crops_it(imagenet, arch, side):
     init_default_scope("mmpretrain")
-    results = {"img_path": str(next((imagenet / "val").rglob("*.JPEG")))}
+    results: dict[str, Any] = {"img_path": str(next((imagenet / "val").rglob("*.JPEG")))}
     for step in Config.fromfile(config(arch)).test_dataloader.dataset.pipeline[:-1]:
         results = TRANSFORMS.build(step)(results)
-    image = Image.open(results["img_path"])
+    image: Image.Image = Image.open(results["img_path"])
     height = int(side * image.height / image.width)
     left, top = round((side - 224) / 2), round((height - 224) / 2)
     image = image.resize((side, height), Image.Resampling.BICUBIC)

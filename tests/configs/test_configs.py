@@ -25,6 +25,7 @@ from fcvit_mm.models.arch import get_arch
 from fcvit_mm.utils.config import adapt, enable_tta, iter_leaf_datasets
 from helpers import DATA, ROOT
 from helpers.configs import differences
+from helpers.images import read as read_image
 
 CONFIGS = ROOT / "configs"
 LEAVES = sorted(
@@ -123,13 +124,13 @@ def test_sibling_is_a_difference(name):
 # ------------------------------------------------------------------------------ the recipes
 
 
-def only(steps: list[dict], *types: str) -> dict:
+def only(steps: list[ConfigDict], *types: str) -> ConfigDict:
     """The one step of a pipeline, or the one scheduler, of these types."""
     (found,) = [step for step in steps if step["type"] in types]
     return found
 
 
-def resize(steps: list[dict]) -> dict:
+def resize(steps: list[ConfigDict]) -> dict:
     return dict(only(steps, "Resize", "RandomResize", "RandomChoice"))
 
 
@@ -394,7 +395,7 @@ def test_evaluation_is_the_same_in_training_and_test(name):
         next(iter_leaf_datasets(cfg[loader].dataset, ""))[1]
         for loader in ("train_dataloader", "val_dataloader")
     )
-    assert training.data_prefix != evaluation.data_prefix
+    assert training["data_prefix"] != evaluation["data_prefix"]
     assert cfg.auto_scale_lr.enable is False
 
 
@@ -903,9 +904,9 @@ def mean_of_views(model: nn.Module, path: str, long: int, short: int) -> Tensor:
 
     A size is the largest in proportion whose sides are at most `long` and `short` times its ratio.
     """
-    image = cv2.imread(path)
+    image = read_image(path)
     height, width = image.shape[:2]
-    total = 0
+    total: Any = 0
     for ratio in RATIOS:
         factor = min(long * ratio / max(height, width), short * ratio / min(height, width))
         sides = [int(side * factor + 0.5) for side in (width, height)]
@@ -944,7 +945,7 @@ def test_segmentations_are_merged_by_mean_probability(name, tmp_path):
     path = batch["data_samples"][0][0].img_path
     with torch.no_grad():
         # untrained, a model says the same everywhere: raise the differences to certainty
-        logits, classifier = logits_of(model, cv2.imread(path)), model.decode_head.conv_seg
+        logits, classifier = logits_of(model, read_image(path)), model.decode_head.conv_seg
         classifier.bias -= logits.mean(dim=(0, 2, 3))
         for parameter in classifier.parameters():
             parameter *= 5 / logits.std(dim=(0, 2, 3)).mean()

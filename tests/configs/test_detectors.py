@@ -48,6 +48,7 @@ def built(name: str) -> Any:
     """The model of a config `scope::path`, every score of which is a detection."""
     scope, path = name.split("::")
     package = PACKAGES[scope]
+    assert package.__file__ is not None
     config = Config.fromfile(Path(package.__file__).parent / ".mim/configs" / path).model
     fewer = {
         "max_per_img": 50,

@@ -165,7 +165,7 @@ def test_steps_that_are_left_out_leave_no_trace(tmp_path, fault):
 
 @pytest.mark.official
 def test_of_accumulated_batches_the_right_one_is_named(tmp_path):
-    accumulate = dict(wrapper=dict(accumulative_counts=2))
+    accumulate: dict[str, Any] = dict(wrapper=dict(accumulative_counts=2))
     data = batches("a", "b", "nan", "c", "d", "e")
     with pytest.raises(
         NonFiniteError, match=r"^iteration 3: loss_square is nan.* 2\.png, nan\.png;"
@@ -184,7 +184,7 @@ def test_an_overflow_of_mixed_precision_is_told_and_left_to_its_scaler(tmp_path,
     monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
     scaler = lambda **given: torch.amp.GradScaler("cpu", **given)  # noqa: E731
     monkeypatch.setattr(amp_optimizer_wrapper, "GradScaler", scaler)
-    amp = dict(wrapper=dict(type="AmpOptimWrapper"))
+    amp: dict[str, Any] = dict(wrapper=dict(type="AmpOptimWrapper"))
     runner = train(tmp_path / "run", batches("a", "large", "b"), **amp)
     assert isinstance(runner.optim_wrapper, AmpOptimWrapper)
     log = next((tmp_path / "run").rglob("*.log")).read_text()
@@ -208,7 +208,9 @@ def process(rank: int, port: int, work_dir: str) -> None:
     )  # fmt: skip
     torch.distributed.init_process_group("gloo")
     wrapper = dict(type="MMDistributedDataParallel", device_ids=None)
-    shared = dict(launcher="pytorch", processes=2, cfg=dict(model_wrapper_cfg=wrapper))
+    shared: dict[str, Any] = dict(
+        launcher="pytorch", processes=2, cfg=dict(model_wrapper_cfg=wrapper)
+    )
     data = batches("a", "b", "nan", "c", "d", "e")
     runner = train(Path(work_dir, "skipped"), data, max_skips=1, **shared)
     try:

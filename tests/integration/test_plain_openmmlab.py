@@ -107,7 +107,9 @@ log_processor = dict(by_epoch=False)
 @pytest.mark.official
 @pytest.mark.parametrize(("toolbox", "config"), [*CONFIGS.items(), ("mmdet", INHERITED)])
 def test_trains_by_the_toolboxs_own_tool(toolbox, config, example_data, tmp_path):
-    mim = Path(find_spec(toolbox).origin).parent / ".mim"
+    origin = find_spec(toolbox).origin
+    assert origin is not None
+    mim = Path(origin).parent / ".mim"
     (tmp_path / "mine.py").write_text(config.replace("CONFIGS", str(mim / "configs")) + SHORT)
     result = subprocess.run(
         [sys.executable, mim / "tools/train.py", tmp_path / "mine.py", "--work-dir", tmp_path],

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ class Draws:
 
 def test_other_epoch_other_augmentation():
     config = dict(dataset=Draws(), batch_size=2, sampler=dict(type="DefaultSampler"))
-    loader = RepeatableRunner.build_dataloader(config, seed=1)
+    loader: Any = RepeatableRunner.build_dataloader(config, seed=1)
 
     def epoch(number: int) -> dict[int, list[float]]:
         loader.sampler.set_epoch(number)

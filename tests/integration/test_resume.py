@@ -95,6 +95,7 @@ def kill(process: BaseProcess, moment: Callable[[], bool]) -> bool:
     """SIGKILL a training at a moment, which its loader's workers end with; False if it ended."""
     while process.exitcode is None:
         if moment():
+            assert process.pid is not None
             workers = children(process.pid)
             process.kill()
             process.join()
@@ -130,7 +131,11 @@ def test_random_kills(example_data, tmp_path, method):
                 continue
         elif kills < KILLS:
             end = time.monotonic() + draw.uniform(0, duration)
-            if kill(process, lambda end=end: time.monotonic() > end):
+
+            def moment(end: float = end) -> bool:
+                return time.monotonic() > end
+
+            if kill(process, moment):
                 kills += 1
                 continue
         process.join()
