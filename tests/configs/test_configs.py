@@ -648,7 +648,9 @@ def narrow(model: ConfigDict) -> None:
             if isinstance(child, dict | list | tuple):
                 change(child)
 
-    change(model)
+    # behind a neck nothing reads the backbone, whose channels may be as many as the neck's
+    neck = model.get("neck") or {}
+    change(neck if "in_channels" in neck else model)
     model.backbone.arch = dict(layers=arch.layers, dims=dims, mlp_ratios=(2,) * 4)
 
 
