@@ -114,7 +114,7 @@ def test_test_time_augmentation(tool, trained, tmp_path, method):
 
 def test_two_processes_without_a_gpu(example_data, tmp_path):
     work_dir = tmp_path / "run"
-    processes.train(example_data, work_dir, CONFIGS["mask_rcnn"], SHORT, processes=2)
+    processes.train(example_data, work_dir, CONFIGS["mask_rcnn"], SHORT, "--verbose", processes=2)
     output = processes.said(work_dir).read_text()
     assert "gloo for nccl" in output and re.search(r"Distributed launcher: pytorch", output)
     assert "GPU number: 2" in output and (work_dir / "iter_4.pth").exists()
