@@ -20,9 +20,7 @@ from helpers.tools import TEST, assert_sentence
 
 
 @pytest.mark.official
-def test_benchmark_prints_what_it_writes(tool, tmp_path, monkeypatch):
-    # what is printed is as long as the machine is slow and busy
-    monkeypatch.setenv("COLUMNS", "200")
+def test_benchmark_prints_what_it_writes(tool, tmp_path):
     configs = CONFIGS["mmdet"], CONFIGS["mmseg"]
     result = tool(
         "benchmark.py", *configs, "--train", "--size", 64, 96, "--batch", 2, "--repeats", 3,
@@ -51,8 +49,10 @@ def test_benchmark_prints_what_it_writes(tool, tmp_path, monkeypatch):
     # Mask R-CNN's heads, and what a backward pass needs
     peaks = [row["peak_bytes"] for row in results]
     assert peaks[0] > peaks[1] and peaks[2] > peaks[0] and peaks[3] > 2 * peaks[1]
+    # the conditions below the table are broken into lines of its width
+    words = " ".join(result.stdout.split())
     for word in ("machine: ", "threads: 2", f"torch: {torch.__version__}", "dtype: float32"):
-        assert word in result.stdout
+        assert word in words
     image = cv2.imread(str(tmp_path / "b.png"))
     assert image.std() > 10 and image.shape[1] == 1100
 
