@@ -177,11 +177,11 @@ def test_the_console_has_a_few_lines_of_what_the_log_has(
         runner = engine.build_runner(cfg)
         said = capsys.readouterr().out
         assert "model: EncoderDecoder, 0." in said and "data: 8 training images" in said
-        assert ("optim_wrapper = dict(" in said) == ("System environment" in said) == verbose
+        assert ("optim_wrapper=dict(" in said) == ("System environment" in said) == verbose
         log = Path(runner.log_dir, f"{runner.timestamp}.log").read_text()
-        assert "optim_wrapper = dict(" in log and "System environment" in log
+        assert "optim_wrapper=dict(" in log and "System environment" in log
         lengths[verbose] = said.count("\n")
-    assert lengths[False] <= 12 and lengths[True] > 300
+    assert lengths[False] <= 12 and lengths[True] > 100, lengths
 
 
 def test_ema_comes_before_the_synchronisation_of_buffers(tmp_path):
