@@ -880,6 +880,8 @@ def test_prediction_with_augmentation(name, tmp_path):
     cfg = small_experiment(name, tmp_path)
     enable_tta(cfg)
     runner = Runner.from_cfg(cfg)
+    # DINO has parameters that are whatever the memory held until then
+    runner.model.module.init_weights()
     runner.model.eval()
     (batch,) = runner.test_loop.dataloader
     views = [len(transforms) for transforms in cfg.tta_pipeline[-1].transforms]
