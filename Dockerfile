@@ -8,14 +8,10 @@
 # For NVIDIA GPUs:
 #
 #   docker build --tag fcvit-mm:cuda \
-#       --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 \
-#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+#       --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .
 #   docker run --rm --gpus all --ipc host fcvit-mm:cuda
 ARG BASE=python:3.12-slim
 FROM ${BASE}
-
-# PyTorch's package index: the builds for CPUs are a tenth of those for CUDA.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV DEBIAN_FRONTEND=noninteractive \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -33,7 +29,7 @@ RUN apt-get update \
 
 # A layer of its own: PyTorch is downloaded once, not after every change of the package.
 # hadolint ignore=DL3013
-RUN pip install torch torchvision --index-url "$TORCH_INDEX"
+RUN pip install torch torchvision
 
 COPY . /src
 RUN pip install '/src[openmmlab,demo]'

@@ -9,6 +9,8 @@ The mean must be known before the similarities, and their deviation before the s
 the least. The mean of S follows from gap alone: over the positions of a head it is
 |gap|^2 / sqrt(e). So S is taken of x - gap: those sum up to 0 over the positions, and their squares
 are summed up without cancellation while they are made.
+
+Above 400 lines: the kernels of both passes share their tiles and are read together.
 """
 
 from __future__ import annotations
