@@ -1,11 +1,6 @@
-"""Write datasets in COCO's format: annotations made from masks, folders whole or not at all.
-
-Coordinates follow COCO: pixels, the origin at the top left corner of the top left pixel, boxes as
-(x, y, width, height). Format: https://cocodataset.org/#format-data.
-"""
+"""Write datasets in COCO's format (https://cocodataset.org/#format-data), whole or not at all."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,14 +15,11 @@ STAMP = "parameters.json"
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray] | None:
-    """Trace the outlines of a mask along the edges of its pixels.
-
-    Args:
-        mask: (H, W), bool.
+    """Trace the outlines of a mask, (H, W), bool, along the edges of its pixels.
 
     Returns:
-        One (K, 2) integer array of corners (x, y) per part; None if a part has a hole, which
-        COCO's polygons can't express.
+        The corners (x, y) of each part, (K, 2), int; None if one has a hole, which COCO's polygons
+        can't express.
     """
     # OpenCV's contours connect the centers of pixels. In a mask enlarged twofold those at the
     # border lie half a pixel inside of the edge, and rounding moves them onto it.
@@ -51,10 +43,9 @@ def annotation(mask: np.ndarray, category_id: int, iscrowd: bool = False) -> dic
     """Make an object's annotation, without the ids that its file gives it.
 
     Args:
-        mask: (H, W), bool, at least one pixel: the visible part of the object. It is stored as
-            polygons, or as RLE where it has a hole or is a crowd.
+        mask: (H, W), bool, the visible part of the object. It is stored as polygons, or as RLE
+            where it has a hole or is a crowd, a region to ignore.
         category_id: from 1, as in COCO.
-        iscrowd: a region to ignore.
     """
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     parts = None if iscrowd else outlines(mask)
@@ -85,16 +76,13 @@ def write_instances(
     path.write_text(json.dumps(content, separators=(",", ":")))
 
 
-def write_whole(
-    out: Path, parameters: dict[str, Any], write: Callable[[Path], None], files: Iterable[str] = ()
-) -> bool:
+def write_whole(out: Path, parameters: dict[str, Any], write: Callable[[Path], None]) -> bool:
     """Write a folder whole or not at all, and keep one that is already there.
 
     Args:
         out: the folder.
         parameters: what the content follows from; kept in the folder.
         write: fills the empty folder that it is handed.
-        files: relative to `out`; where one is missing, the folder is written anew.
 
     Returns:
         Whether it was written: False where `out` already held the same dataset.
@@ -104,22 +92,21 @@ def write_whole(
             other parameters.
     """
     stamp = json.dumps(parameters, indent=1, sort_keys=True) + "\n"
+    held = out / STAMP
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out} is a file: name a folder to write the dataset to")
-    if out.is_dir() and any(out.iterdir()):
-        held = out / STAMP
-        if not held.is_file():
-            raise DatasetError(
-                f"{out} holds something other than a generated dataset (it has no {STAMP}): "
-                "name a folder that is new or empty"
-            )
+    if held.is_file():
         if held.read_text() != stamp:
             raise DatasetError(
                 f"{out} holds a dataset of other parameters, see {held}: remove it or name "
                 "another folder"
             )
-        if all((out / name).is_file() for name in files):
-            return False
+        return False
+    if out.is_dir() and any(out.iterdir()):
+        raise DatasetError(
+            f"{out} holds something other than a generated dataset (it has no {STAMP}): "
+            "name a folder that is new or empty"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, because renaming is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -128,6 +115,6 @@ def write_whole(
         write(fresh)
         (fresh / STAMP).write_text(stamp)
         if out.exists():
-            os.rename(out, Path(scratch, "old"))
-        os.rename(fresh, out)
+            out.rmdir()
+        fresh.rename(out)
     return True

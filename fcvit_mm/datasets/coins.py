@@ -1,17 +1,11 @@
 """A real photograph as a dataset: the 24 Greek coins from Pompeii that scikit-image carries.
 
-The light is uneven, so the coins are labeled as scikit-image's documentation labels them ("Label
-image regions": Otsu's threshold, closing, clearing of the border, connected components) after the
-light of the ground has been subtracted. The upper three rows are for training, the lowest row for
-testing: the image is divided between the two, so no pixel is in both.
-
-Tiles that overlap are cut from each part; every coin lies whole in at least one of them. A part of
-a coin that is too small to be called one is marked as a crowd, which COCO's evaluation ignores.
-
     python -m fcvit_mm.datasets.coins data/coins
 
-writes data/coins/images/{train,test}/*.png, annotations/instances_{train,test}.json and row.png,
-the lowest row in one piece. The names of tiles say where they lie: X-Y.png, in pixels.
+writes data/coins/images/{train,test}/X-Y.png, overlapping tiles, named for where they lie in the
+photograph, annotations/instances_{train,test}.json, and row.png, all that is for testing: the
+lowest row of coins. Every coin lies whole in at least one tile. A part of a coin that is too small
+to be called one is marked as a crowd, which COCO's evaluation ignores.
 """
 
 import argparse
@@ -28,7 +22,6 @@ from .coco_writer import annotation, write_instances, write_whole
 
 CLASSES = ("coin",)
 PALETTE = ((255, 196, 0),)
-SPLITS = ("train", "test")
 COINS = 24
 # Of a tile, (width, height), and between two; in pixels. The widest coin has 62.
 TILE = (128, 128)
@@ -39,6 +32,10 @@ VERSION = 1
 
 Array = np.ndarray
 Box = tuple[int, int, int, int]
+
+# Where each split lies in the image, (left, top, right, bottom): between the lowest row of coins
+# and the one above it.
+REGIONS: dict[str, Box] = {"train": (0, 0, 384, 225), "test": (0, 225, 384, 303)}
 
 
 def photograph() -> Array:
@@ -54,7 +51,11 @@ def photograph() -> Array:
 
 
 def label(image: Array) -> Array:
-    """Label the coins: (H, W), int, 0 the ground, 1 to 24 the coins, row by row from the left."""
+    """Label the coins: (H, W), int, 0 the ground, 1 to 24 the coins, row by row from the left.
+
+    The recipe is "Label image regions" of scikit-image's documentation (Otsu's threshold, closing,
+    clearing of the border, connected components), after subtracting the uneven light.
+    """
     from scipy import ndimage
     from skimage import filters, measure, morphology, segmentation
 
@@ -70,23 +71,13 @@ def label(image: Array) -> Array:
     if len(found) != COINS:
         raise RuntimeError(f"{len(found)} coins found in the image, not {COINS}")
 
-    by_height = sorted(found, key=lambda part: part.centroid[0])
-    rows = [by_height[i : i + 6] for i in range(0, COINS, 6)]
+    found.sort(key=lambda part: part.centroid[0])
     labels = np.zeros(image.shape, int)
-    for row in rows:
-        for part in sorted(row, key=lambda part: part.centroid[1]):
-            labels[parts == part.label] = labels.max() + 1
+    for first in range(0, COINS, 6):
+        row = sorted(found[first : first + 6], key=lambda part: part.centroid[1])
+        for number, part in enumerate(row, first + 1):
+            labels[parts == part.label] = number
     return labels
-
-
-def parting(labels: Array) -> int:
-    """Return the row of pixels at which the part of the image with the lowest coins begins."""
-    lowest = labels > COINS - 6
-    above = np.flatnonzero(((labels > 0) & ~lowest).any(1))[-1]
-    below = np.flatnonzero(lowest.any(1))[0]
-    if above >= below:
-        raise RuntimeError("the lowest row of coins overlaps the one above")
-    return int(above + below + 1) // 2
 
 
 def tiles(region: Box) -> Iterator[Box]:
@@ -102,13 +93,6 @@ def tiles(region: Box) -> Iterator[Box]:
             yield x, y, min(x + TILE[0], right), min(y + TILE[1], bottom)
 
 
-def regions(labels: Array) -> dict[str, Box]:
-    """Return where each split lies in the image."""
-    height, width = labels.shape
-    line = parting(labels)
-    return {"train": (0, 0, width, line), "test": (0, line, width, height)}
-
-
 def generate(out: str | Path) -> bool:
     """Write the dataset, whole or not at all.
 
@@ -118,16 +102,6 @@ def generate(out: str | Path) -> bool:
     Raises:
         DatasetError: scikit-image is missing, or `out` holds something else.
     """
-    image = photograph()
-    labels = label(image)
-    parts = regions(labels)
-
-    def write(folder: Path) -> None:
-        for split, region in parts.items():
-            _write_tiles(folder, split, region, image, labels)
-        left, top, right, bottom = parts["test"]
-        write_image(folder / "row.png", image[top:bottom, left:right], direct=True)
-
     parameters = {
         "generator": "fcvit_mm.coins",
         "version": VERSION,
@@ -135,27 +109,29 @@ def generate(out: str | Path) -> bool:
         "step": STEP,
         "enough": ENOUGH,
     }
-    files = ["row.png", *(f"annotations/instances_{split}.json" for split in SPLITS)]
-    for split, region in parts.items():
-        files += [f"images/{split}/{left:03}-{top:03}.png" for left, top, _, _ in tiles(region)]
-    return write_whole(Path(out), parameters, write, files)
+    return write_whole(Path(out), parameters, _write)
 
 
-def _write_tiles(folder: Path, split: str, region: Box, image: Array, labels: Array) -> None:
+def _write(folder: Path) -> None:
+    image = photograph()
+    labels = label(image)
     areas = np.bincount(labels.ravel())
-    images = folder / "images" / split
-    images.mkdir(parents=True)
-    content = []
-    for left, top, right, bottom in tiles(region):
-        window = slice(top, bottom), slice(left, right)
-        name = f"{left:03}-{top:03}.png"
-        write_image(images / name, image[window], direct=True)
-        found = []
-        for coin in np.unique(labels[window])[1:]:
-            mask = labels[window] == coin
-            found.append(annotation(mask, 1, iscrowd=bool(mask.sum() < ENOUGH * areas[coin])))
-        content.append((name, (right - left, bottom - top), found))
-    write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
+    for split, region in REGIONS.items():
+        images = folder / "images" / split
+        images.mkdir(parents=True)
+        content = []
+        for left, top, right, bottom in tiles(region):
+            window = slice(top, bottom), slice(left, right)
+            name = f"{left:03}-{top:03}.png"
+            write_image(images / name, image[window], direct=True)
+            found = []
+            for coin in np.unique(labels[window])[1:]:
+                mask = labels[window] == coin
+                found.append(annotation(mask, 1, iscrowd=bool(mask.sum() < ENOUGH * areas[coin])))
+            content.append((name, (right - left, bottom - top), found))
+        write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
+    left, top, right, bottom = REGIONS["test"]
+    write_image(folder / "row.png", image[top:bottom, left:right], direct=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,8 +1,5 @@
 """Generate example data: images of shapes, with instance masks and label maps, or of one each.
 
-Every image follows from (seed, split, index, size) alone, so a set of 10 is the beginning of the
-set of 1000 with the same seed, and the same call writes the same bytes.
-
     python -m fcvit_mm.datasets.shapes data/shapes --train 400 --val 40 --size 128 128 --seed 0
 
 writes
@@ -15,26 +12,22 @@ and with `--task classification`, images of one object each, of 64 pixels by def
 
     data/shapes_classification/{train,val}/{circle,square,star,triangle}/00000.png
 
-In a label map 0 is the ground and i the class `CLASSES[i - 1]`. A config chooses what 0 means:
-with `reduce_zero_label=False` the ground is a class of its own (`SEMANTIC_CLASSES`), as in the
-configs of this project; with `reduce_zero_label=True`, ADE20K's convention, it is ignored.
+Every image follows from (seed, split, index, size, task) alone. In a label map 0 is the ground, a
+class of its own (`SEMANTIC_CLASSES`) or, with `reduce_zero_label=True`, ignored.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..utils.cli import run_tool, whole_number, writing
 from ..visualization.images import write_image
 from .coco_writer import annotation, write_instances, write_whole
-from .shapes_drawing import CLASSES, SPLITS, TASKS, make_sample
+from .shapes_drawing import CLASSES, SPLITS, TASKS, Sample, make_sample
 
-__all__ = [
-    "CLASSES", "PALETTE", "SEMANTIC_CLASSES", "SEMANTIC_PALETTE", "SPLITS", "TASKS",
-    "generate", "main", "make_sample",
-]  # fmt: skip
+__all__ = ["CLASSES", "SPLITS", "TASKS", "generate", "make_sample"]
 
 PALETTE = ((231, 76, 60), (52, 152, 219), (46, 204, 113), (241, 196, 15))
 SEMANTIC_CLASSES = ("ground", *CLASSES)
@@ -76,81 +69,58 @@ def generate(
         **numbers,
         "size": list(size),
         "seed": seed,
+        **({"task": task} if task == "classification" else {"segmentation": "polygon"}),
     }
-    if task == "classification":
-        return write_whole(
-            Path(out),
-            parameters | {"task": task},
-            lambda folder: _write_classes(folder, numbers, size, seed),
-        )
-    files = [f"annotations/instances_{split}.json" for split in SPLITS] + [
-        f"{kind}/{split}/{index:05}.png"
-        for split, number in numbers.items()
-        for kind in ("images", "label_maps")
-        for index in range(number)
-    ]
-    return write_whole(
-        Path(out),
-        parameters | {"segmentation": "polygon"},
-        lambda folder: _write_scenes(folder, numbers, size, seed),
-        files,
-    )
+
+    def write(folder: Path) -> None:
+        for split, number in numbers.items():
+            samples = (make_sample(seed, split, index, size, task) for index in range(number))
+            (_write_classes if task == "classification" else _write_scenes)(folder, split, samples)
+
+    return write_whole(Path(out), parameters, write)
 
 
-def _write_scenes(folder: Path, numbers: dict[str, int], size: tuple[int, int], seed: int) -> None:
-    for split, number in numbers.items():
-        images, maps = folder / "images" / split, folder / "label_maps" / split
-        images.mkdir(parents=True)
-        maps.mkdir(parents=True)
-        content = []
-        for index in range(number):
-            one = make_sample(seed, split, index, size)
-            name = f"{index:05}.png"
-            write_image(images / name, one.image[..., ::-1], direct=True)
-            write_image(maps / name, one.label_map(), direct=True)
-            found = [
-                annotation(mask, int(label) + 1)
-                for mask, label in zip(one.masks, one.labels, strict=True)
-            ]
-            content.append((name, size, found))
-        write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
+def _write_scenes(folder: Path, split: str, samples: Iterable[Sample]) -> None:
+    images, maps = folder / "images" / split, folder / "label_maps" / split
+    images.mkdir(parents=True)
+    maps.mkdir(parents=True)
+    content = []
+    for index, one in enumerate(samples):
+        name = f"{index:05}.png"
+        write_image(images / name, one.image[..., ::-1], direct=True)
+        write_image(maps / name, one.label_map(), direct=True)
+        labels = (one.labels + 1).tolist()
+        found = [annotation(mask, label) for mask, label in zip(one.masks, labels, strict=True)]
+        content.append((name, one.image.shape[1::-1], found))
+    write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
 
 
-def _write_classes(folder: Path, numbers: dict[str, int], size: tuple[int, int], seed: int) -> None:
-    for split, number in numbers.items():
-        for name in CLASSES:
-            (folder / split / name).mkdir(parents=True)
-        for index in range(number):
-            one = make_sample(seed, split, index, size, "classification")
-            path = folder / split / CLASSES[one.labels[0]] / f"{index:05}.png"
-            write_image(path, one.image[..., ::-1], direct=True)
+def _write_classes(folder: Path, split: str, samples: Iterable[Sample]) -> None:
+    for name in CLASSES:
+        (folder / split / name).mkdir(parents=True)
+    for index, one in enumerate(samples):
+        path = folder / split / CLASSES[one.labels[0]] / f"{index:05}.png"
+        write_image(path, one.image[..., ::-1], direct=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the dataset that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m fcvit_mm.datasets.shapes",
-        description="Write the example dataset of shapes.",
+        description="Write the example dataset of shapes; numbers and size are by default the "
+        "task's.",
     )
-    positive = whole_number(1)
+    positive, side = whole_number(1), whole_number(MIN_SIDE)
     parser.add_argument("out", metavar="OUT", help="folder to write")
     parser.add_argument("--task", choices=TASKS, default="dense", help="what it is for")
-    parser.add_argument("--train", type=positive, help="images to train on (default: the task's)")
-    parser.add_argument("--val", type=positive, help="held-out images (default: the task's)")
-    parser.add_argument(
-        "--size",
-        type=whole_number(MIN_SIDE),
-        nargs=2,
-        metavar=("W", "H"),
-        help="pixels (default: the task's)",
-    )
+    parser.add_argument("--train", type=positive, help="images to train on")
+    parser.add_argument("--val", type=positive, help="held-out images")
+    parser.add_argument("--size", type=side, nargs=2, metavar=("W", "H"), help="pixels")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     args = parser.parse_args(argv)
-    usual = TASKS[args.task]
     with writing(args.out):
         written = generate(**vars(args))
-    done = "written to" if written else "already in"
-    print(f"{args.train or usual.train} + {args.val or usual.val} images {done} {args.out}")
+    print(f"images {'written to' if written else 'already in'} {args.out}")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def count_found(objects: InstanceData, predicted: InstanceData) -> int:
 
 def draw_row(path: Path, visualizer: Any, data: Path, samples: Sequence[Any], title: str) -> str:
     """Draw the lowest row of coins with ground truth and predictions; return a line of counts."""
-    region = coins.regions(coins.label(coins.photograph()))["test"]
+    region = coins.REGIONS["test"]
     row = BaseDataElement()
     row.gt_instances = objects = stitch(samples, region, "gt_instances")
     objects.pop("scores")  # which would be drawn

@@ -70,7 +70,7 @@ def test_uneven_light_needs_the_ground_subtracted() -> None:
 
 
 def test_no_pixel_of_the_lowest_row_is_in_a_training_tile(labels: np.ndarray, folder: Path) -> None:
-    seen = {split: np.zeros(labels.shape, bool) for split in coins.SPLITS}
+    seen = {split: np.zeros(labels.shape, bool) for split in coins.REGIONS}
     for split, pixels in seen.items():
         for path in (folder / "images" / split).iterdir():
             x, y = place(path.name)
@@ -150,6 +150,6 @@ def test_config_names_the_class_and_color() -> None:
 
 
 def test_categories(folder: Path) -> None:
-    for split in coins.SPLITS:
+    for split in coins.REGIONS:
         content = json.loads((folder / "annotations" / f"instances_{split}.json").read_text())
         assert content["categories"] == [{"id": 1, "name": "coin"}]
