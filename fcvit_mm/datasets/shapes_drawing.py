@@ -1,14 +1,12 @@
 """Draw shapes on textured grounds: what the generated datasets are made of.
 
 Shapes are drawn from signed distances (negative inside, in pixels), which give smooth edges, bevels
-and shadows alike. As things in the world do, each class has its colors, spread around a hue of its
-own; patterns and light it shares with all.
-
-Shape letters: H height, W width, both in pixels.
+and shadows alike. Each class has its own hues; patterns and light it shares with all.
 """
 
+import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,19 +15,14 @@ CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = ("train", "val")
 
 
-@dataclass(frozen=True)
-class Task:
-    """What images a task takes, by default.
+class Task(NamedTuple):
+    """What images a task takes, by default."""
 
-    train, val: how many. size: (width, height), pixels. objects: how many are in a square image,
-    from and to. radii: of the objects, as shares of the image's shorter side, from and to.
-    """
-
-    train: int
+    train: int  # how many
     val: int
-    size: tuple[int, int]
-    objects: tuple[int, int]
-    radii: tuple[float, float]
+    size: tuple[int, int]  # (width, height), pixels
+    objects: tuple[int, int]  # how many are in a square image, from and to
+    radii: tuple[float, float]  # of objects, in shorter sides of the image, from and to
 
 
 # Objects are about as large in pixels for both.
@@ -42,64 +35,55 @@ Array = np.ndarray
 Generator = np.random.Generator
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image and its objects, the later ones in front.
+class Sample(NamedTuple):
+    """An image and its objects, the later ones in front."""
 
-    image: (H, W, 3), uint8, RGB. masks: (N, H, W), bool, the visible part of each object, disjoint.
-    labels: (N,), indices into `CLASSES`.
-    """
-
-    image: Array
-    masks: Array
-    labels: Array
+    image: Array  # (H, W, 3), uint8, RGB
+    masks: Array  # (N, H, W), bool, the visible part of each object, disjoint
+    labels: Array  # (N,), indices into `CLASSES`
 
     def label_map(self) -> Array:
-        """(H, W), uint8: 0 the ground, i the class `CLASSES[i - 1]`."""
+        """Return (H, W), uint8: 0 the ground, i the class `CLASSES[i - 1]`."""
         return ((self.labels[:, None, None] + 1) * self.masks).sum(0).astype(np.uint8)
 
 
-# Signed distances. x, y: coordinates in units of the object's radius, (H, W) each.
-
-
-def _polygon(*vertices: tuple[float, float]) -> Callable[[Array, Array], Array]:
-    corners = np.array(vertices)
-
-    def distance(x: Array, y: Array) -> Array:
-        nearest = np.full(x.shape, np.inf)
-        inside = np.zeros(x.shape, bool)
-        for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            ex, ey = bx - ax, by - ay
-            along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
-            nearest = np.minimum(nearest, (x - ax - along * ex) ** 2 + (y - ay - along * ey) ** 2)
-            # Even-odd rule: which points see this edge on their right.
-            if ey != 0:
-                inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
-        # Less a little, which rounds the corners.
-        return np.where(inside, -1, 1) * np.sqrt(nearest) - 0.06
-
-    return distance
-
-
-def _regular(points: int, *radii: float) -> Callable[[Array, Array], Array]:
-    """A polygon whose corners lie on circles of these radii in turn."""
+def _corners(points: int, *radii: float) -> Array:
+    """Return the corners of a polygon, (points, 2), on circles of these radii in turn."""
     angles = np.arange(points) * 2 * np.pi / points - np.pi / 2
-    radius = np.resize(radii, points)
-    return _polygon(*zip(radius * np.cos(angles), radius * np.sin(angles), strict=True))
+    return np.resize(radii, points)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
-_DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "circle": lambda x, y: np.hypot(x, y) - 0.92,
-    "square": _regular(4, 1.08),
-    "triangle": _regular(3, 1.08),
-    "star": _regular(10, 1.12, 0.5),
+_CORNERS = {
+    "square": _corners(4, 1.08),
+    "triangle": _corners(3, 1.08),
+    "star": _corners(10, 1.12, 0.5),
 }
+
+
+def _distance(shape: str, x: Array, y: Array) -> Array:
+    """Return the signed distances of points (x, y), in units of the shape's radius, (H, W) each."""
+    if shape == "circle":
+        return np.hypot(x, y) - 0.92
+    corners = _CORNERS[shape]
+    nearest = np.full(x.shape, np.inf)
+    inside = np.zeros(x.shape, bool)
+    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        ex, ey = bx - ax, by - ay
+        along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
+        nearest = np.minimum(nearest, (x - ax - along * ex) ** 2 + (y - ay - along * ey) ** 2)
+        # Even-odd rule: which points see this edge on their right.
+        if ey != 0:
+            inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
+    # Less a little, which rounds the corners.
+    return np.where(inside, -1, 1) * np.sqrt(nearest) - 0.06
+
 
 # Patterns. Each gives an (H, W) array of 0 to 1, by which two colors are mixed. x, y: pixels.
 # scale: size of the pattern's largest feature, in pixels.
 
 
-def _noise(rng: Generator, x: Array, y: Array, scale: float, octaves: int = 1) -> Array:
+def _noise(rng: Generator, x: Array, scale: float, octaves: int = 1) -> Array:
+    """Return smooth noise, 0 to 1, of the shape of x."""
     height, width = x.shape
     total = np.zeros(x.shape, np.float32)
     for octave in range(octaves):
@@ -124,22 +108,22 @@ def _gradient(rng: Generator, x: Array, y: Array, scale: float) -> Array:
 
 
 def _clouds(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    return np.clip(_noise(rng, x, y, scale, octaves=5) * 1.8 - 0.4, 0, 1)
+    return np.clip(_noise(rng, x, scale, octaves=5) * 1.8 - 0.4, 0, 1)
 
 
 def _stripes(rng: Generator, x: Array, y: Array, scale: float) -> Array:
     u, _ = _turned(rng, x, y)
     bend = rng.uniform(0, 1) * scale
-    u = u + bend * _noise(rng, x, y, 2 * scale)
+    u = u + bend * _noise(rng, x, 2 * scale)
     return np.clip(0.5 + rng.uniform(0.5, 3) * np.sin(2 * np.pi * u / scale), 0, 1)
 
 
 def _grain(rng: Generator, x: Array, y: Array, scale: float) -> Array:
     """Planks of wood: rings stretched along one direction."""
     u, v = _turned(rng, x, y)
-    u = u + scale * _noise(rng, x, y, 2 * scale, octaves=2)
+    u = u + scale * _noise(rng, x, 2 * scale, octaves=2)
     fibres = 0.5 + 0.5 * np.sin(2 * np.pi * u / (0.4 * scale) + np.sin(v / scale))
-    return 0.7 * fibres + 0.3 * _noise(rng, x, y, 2)
+    return 0.7 * fibres + 0.3 * _noise(rng, x, 2)
 
 
 def _checks(rng: Generator, x: Array, y: Array, scale: float) -> Array:
@@ -157,24 +141,16 @@ def _dots(rng: Generator, x: Array, y: Array, scale: float) -> Array:
 
 
 def _blobs(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    return np.clip(0.5 + 5 * (_noise(rng, x, y, scale) - rng.uniform(0.4, 0.6)), 0, 1)
+    return np.clip(0.5 + 5 * (_noise(rng, x, scale) - rng.uniform(0.4, 0.6)), 0, 1)
 
 
 def _speckle(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    return np.clip(0.5 + 2 * (_noise(rng, x, y, 2, octaves=2) - 0.5), 0, 1)
+    return np.clip(0.5 + 2 * (_noise(rng, x, 2, octaves=2) - 0.5), 0, 1)
 
 
-Pattern = Callable[[Generator, Array, Array, float], Array]
-_GROUNDS: tuple[Pattern, ...] = (
-    _gradient,
-    _clouds,
-    _stripes,
-    _grain,
-    _checks,
-    _blobs,
-    _speckle,
-)
-_SURFACES: tuple[Pattern, ...] = (_gradient, _clouds, _stripes, _checks, _dots, _speckle)
+_Patterns = tuple[Callable[[Generator, Array, Array, float], Array], ...]
+_GROUNDS: _Patterns = (_gradient, _clouds, _stripes, _grain, _checks, _blobs, _speckle)
+_SURFACES: _Patterns = (_gradient, _clouds, _stripes, _checks, _dots, _speckle)
 
 
 # The center of each class's hues; by form alone a few minutes do not teach classes apart.
@@ -182,40 +158,38 @@ _HUES = {"circle": 0.98, "square": 0.6, "triangle": 0.36, "star": 0.15}
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Array:
-    """An RGB color, 0 to 1 each, from hue (any number, period 1), saturation and value."""
-    phase = (np.array([5, 3, 1]) + 6 * hue) % 6
-    return value * (1 - saturation * np.clip(np.minimum(phase, 4 - phase), 0, 1))
+    """Return an RGB color, 0 to 1 each; hue: any number, period 1."""
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
 def _mix(weight: Array, first: Array, second: Array) -> Array:
     return first + weight[..., None] * (second - first)
 
 
-@dataclass(frozen=True)
-class _Object:
+class _Object(NamedTuple):
     label: int
     center: tuple[float, float]
     radius: float
     angle: float
 
     def window(self, height: int, width: int) -> tuple[slice, slice]:
-        """The part of the image that the object and its shadow can reach."""
+        """Return the part of the image that the object and its shadow can reach."""
         reach = 1.9 * self.radius + 4
-        (cx, cy) = self.center
+        cx, cy = self.center
         return (
             slice(max(int(cy - reach), 0), min(int(cy + reach) + 1, height)),
             slice(max(int(cx - reach), 0), min(int(cx + reach) + 1, width)),
         )
 
     def distance(self, x: Array, y: Array) -> Array:
-        """Signed distance in pixels at the points (x, y) of the image."""
+        """Return the signed distances in pixels of points (x, y) of the image."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         u, v = (x - self.center[0]) / self.radius, (y - self.center[1]) / self.radius
-        return self.radius * _DISTANCES[CLASSES[self.label]](c * u + s * v, c * v - s * u)
+        return self.radius * _distance(CLASSES[self.label], c * u + s * v, c * v - s * u)
 
 
 def _arrange(rng: Generator, x: Array, y: Array, task: str) -> tuple[list[_Object], Array]:
-    """Objects, back to front, and the (N, H, W) masks of what is visible of each."""
+    """Place objects; return them, back to front, and the masks of what is visible, (N, H, W)."""
     height, width = x.shape
     side = min(height, width)
     crowd = height * width / side**2
@@ -228,12 +202,9 @@ def _arrange(rng: Generator, x: Array, y: Array, task: str) -> tuple[list[_Objec
             break
         radius = side * float(rng.uniform(*TASKS[task].radii))
         margin = 0.6 * radius
-        center = (
-            float(rng.uniform(margin, width - margin)),
-            float(rng.uniform(margin, height - margin)),
-        )
+        cx, cy = (float(rng.uniform(margin, end - margin)) for end in (width, height))
         label = int(rng.integers(len(CLASSES)))
-        one = _Object(label, center, radius, float(rng.uniform(-0.2, 0.2)))
+        one = _Object(label, (cx, cy), radius, float(rng.uniform(-0.2, 0.2)))
         window = one.window(height, width)
         covered = np.zeros(x.shape, bool)
         covered[window] = one.distance(x[window], y[window]) <= 0
@@ -250,7 +221,7 @@ def _arrange(rng: Generator, x: Array, y: Array, task: str) -> tuple[list[_Objec
 def _paint(
     rng: Generator, canvas: Array, one: _Object, x: Array, y: Array, light: tuple[float, float]
 ) -> None:
-    """Paints an object and its shadow into `canvas`, (H, W, 3), 0 to 1."""
+    """Paint an object and its shadow into `canvas`, (H, W, 3), 0 to 1."""
     window = one.window(*x.shape)
     x, y, under = x[window], y[window], canvas[window]
 
@@ -289,8 +260,14 @@ def _paint(
     under += coverage[..., None] * (lit - under)
 
 
-def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Sample:
-    """Draws an image of `width` x `height` pixels; task: one of `TASKS`."""
+def make_sample(
+    seed: int, split: str, index: int, size: tuple[int, int] = (128, 128), task: str = "dense"
+) -> Sample:
+    """Draw image `index` of a split; size: (width, height) in pixels; task: one of `TASKS`."""
+    # no image of one task comes from the random numbers of another's
+    stream = [1] if task == "classification" else []
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, *stream])
+    width, height = size
     y, x = np.mgrid[:height, :width] + 0.5
     side = min(height, width)
     objects, masks = _arrange(rng, x, y, task)
@@ -304,7 +281,7 @@ def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Sample
     )
     ground = _GROUNDS[rng.integers(len(_GROUNDS))]
     canvas = _mix(ground(rng, x, y, side * rng.uniform(0.12, 0.35)), first, second)
-    canvas += 0.03 * (_noise(rng, x, y, 3, octaves=2)[..., None] - 0.5)
+    canvas += 0.03 * (_noise(rng, x, 3, octaves=2)[..., None] - 0.5)
 
     angle = rng.uniform(0, 2 * np.pi)
     light = (float(np.cos(angle)), float(np.sin(angle)))
@@ -317,12 +294,3 @@ def draw(rng: Generator, width: int, height: int, task: str = "dense") -> Sample
     canvas += rng.normal(0, rng.uniform(0.002, 0.015), canvas.shape)
     image = np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return Sample(image, masks, np.array([one.label for one in objects], int))
-
-
-def make_sample(
-    seed: int, split: str, index: int, size: tuple[int, int] = (128, 128), task: str = "dense"
-) -> Sample:
-    """Image `index` of a split; size: (width, height) in pixels; task: one of `TASKS`."""
-    # no image of one task comes from the random numbers of another's
-    stream = [1] if task == "classification" else []
-    return draw(np.random.default_rng([seed, SPLITS.index(split), index, *stream]), *size, task)
