@@ -51,28 +51,29 @@ class _ExtensionLoader(Loader):
         self.compiled = compiled
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        if self.compiled is None or self.compiled.loader is None:  # nothing, or a mere folder
-            self.compiled = None
-            _log(
-                INFO,
-                f"mmcv has no compiled operators here: {__package__}, built on torchvision's, "
-                f"stands in for them. To compile them: {build_command()}",
+        level, reason = INFO, "mmcv has no compiled operators here"
+        if self.compiled and self.compiled.loader:  # neither nothing nor a mere folder
+            try:
+                module = module_from_spec(self.compiled)
+                self.compiled.loader.exec_module(module)
+                return module
+            except (ImportError, OSError) as error:
+                level = WARNING
+                reason = (
+                    f"mmcv's compiled operators ({self.compiled.origin}) cannot be loaded: "
+                    f"{error}. Most often they were built for another PyTorch than the installed "
+                    f"{torch.__version__}"
+                )
+        self.compiled, spec.origin = None, __package__
+        # once per machine: neither in its other ranks nor in worker processes
+        rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+        if rank == "0" and parent_process() is None:
+            message = (
+                f"{reason}. {__package__}, built on torchvision's, stands in for them. To compile "
+                f"them: {build_command()}"
             )
-            return None
-        try:
-            module = module_from_spec(self.compiled)
-            self.compiled.loader.exec_module(module)
-            return module
-        except (ImportError, OSError) as error:
-            _log(
-                WARNING,
-                f"mmcv's compiled operators ({self.compiled.origin}) cannot be loaded: {error}. "
-                f"Most often they were built for another PyTorch than the installed "
-                f"{torch.__version__}. {__package__}, built on torchvision's, stands in for them. "
-                f"To rebuild them: {build_command()}",
-            )
-            self.compiled, spec.origin = None, __package__
-            return None
+            print_log(message, logger="current", level=level)
+        return None
 
     def exec_module(self, module: ModuleType) -> None:
         if self.compiled is None:
@@ -86,10 +87,3 @@ def _get_attribute(name: str) -> object:
     if name.startswith("_"):
         raise AttributeError(f"module {_EXTENSION!r} has no attribute {name!r}")
     return missing_operator(name)
-
-
-def _log(level: int, message: str) -> None:
-    """Log in one process of each machine: not in its other ranks, nor in worker processes."""
-    rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    if rank == "0" and parent_process() is None:
-        print_log(message, logger="current", level=level)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,89 +10,54 @@ from torch import Tensor
 from .registry import missing_operator, register_operator, widen
 
 
-class _Settings(NamedTuple):
-    """How boxes are cut into bins: P, Q, the map's scale, samples per bin (0: one per pixel)."""
-
-    bins: tuple[int, int]
-    scale: float
-    sampling_ratio: int
-    aligned: bool
-
-
 @register_operator
-def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """input (B, C, H, W), rois (K, 5), output (K, C, P, Q); pool_mode 1, the average.
+def roi_align_forward(*tensors: Tensor, **settings: Any) -> None:
+    """Pool input (B, C, H, W) in rois (K, 5) to output (K, C, P, Q); pool_mode 1, the average.
 
     Boxes that are not finite get nan. Time and memory are bounded by the map's size, not by the
     boxes'.
     """
-    if pool_mode != 1:
+    input, rois, output, *_ = tensors
+    if settings["pool_mode"] != 1:
         missing_operator("roi_align_forward with pool_mode='max'")()
     features, boxes = widen(input, rois)
     image = _images(boxes, len(features))
-    settings = _Settings((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
-    supported = _torchvision_supported(boxes, spatial_scale, features.shape)
+    extents, supported = _torchvision_supported(boxes, features.shape, settings)
+    scale, *bins_and_samples = _scalars(settings)
 
     def pool(part: Tensor) -> Tensor:
-        return torch.ops.torchvision.roi_align(
-            part, boxes[supported], spatial_scale, *settings.bins, sampling_ratio, aligned
-        )
+        return torch.ops.torchvision.roi_align(part, boxes[supported], scale, *bins_and_samples)
 
     output[supported] = _by_threads(pool, features).to(output)
     for k, rows, columns in _fallback_boxes(boxes, ~supported, features.shape, settings):
         mean = torch.einsum("chw,ph,qw->cpq", features[image[k]], rows, columns)
         output[k] = mean.to(output)
-    output[~_extents(boxes, spatial_scale).isfinite().all(dim=1)] = torch.nan
+    output[~extents.isfinite().all(dim=1)] = torch.nan
 
 
 @register_operator
-def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """grad_output (K, C, P, Q), rois (K, 5), grad_input (B, C, H, W)."""
+def roi_align_backward(*tensors: Tensor, **settings: Any) -> None:
+    grad_output, rois, _, _, grad_input = tensors
     grad, boxes = widen(grad_output, rois)
-    settings = _Settings((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
-    supported = _torchvision_supported(boxes, spatial_scale, grad_input.shape)
+    _, supported = _torchvision_supported(boxes, grad_input.shape, settings)
     images, _, *pixels = grad_input.shape
+    scale, height, width, *samples = _scalars(settings)
 
     def spread(part: Tensor) -> Tensor:
-        map_shape = images, part.shape[1], *pixels
+        sizes = height, width, images, part.shape[1], *pixels
         return torch.ops.torchvision._roi_align_backward(
-            part,
-            boxes[supported],
-            spatial_scale,
-            *settings.bins,
-            *map_shape,
-            sampling_ratio,
-            aligned,
+            part, boxes[supported], scale, *sizes, *samples
         )
 
     result = _by_threads(spread, grad[supported])
     for k, rows, columns in _fallback_boxes(boxes, ~supported, grad_input.shape, settings):
         result[boxes[k, 0].long()] += torch.einsum("cpq,ph,qw->chw", grad[k], rows, columns)
     grad_input.copy_(result)
+
+
+def _scalars(settings: dict[str, Any]) -> list[Any]:
+    names = ("spatial_scale", "aligned_height", "aligned_width", "sampling_ratio", "aligned")
+    return [settings[name] for name in names]
 
 
 def _by_threads(operator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -109,11 +74,7 @@ def _by_threads(operator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _images(boxes: Tensor, count: int) -> Tensor:
-    """Return the boxes' images (K,), int64.
-
-    Raises:
-        ValueError: an image that is not in the batch.
-    """
+    """Return the boxes' images (K,), int64; refuse one that is not in the batch."""
     image = boxes[:, 0]
     wrong = ~((image > -1) & (image < count))
     if wrong.any():
@@ -124,49 +85,46 @@ def _images(boxes: Tensor, count: int) -> Tensor:
     return image.long()
 
 
-def _extents(boxes: Tensor, scale: float) -> Tensor:
-    """Return width and height (K, 2) of the boxes, in pixels of the map."""
-    corners = boxes[:, 1:] * scale
-    return corners[:, 2:] - corners[:, :2]
-
-
-def _torchvision_supported(boxes: Tensor, scale: float, shape: torch.Size) -> Tensor:
-    """Tell which boxes (K,) torchvision can be given.
+def _torchvision_supported(
+    boxes: Tensor, shape: torch.Size, settings: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Return width and height (K, 2) of the boxes on the map, and which torchvision can be given.
 
     It ends the process, or asks for any amount of memory, where boxes are not finite, upside down
     or huge, or the map is empty.
     """
-    extents = _extents(boxes, scale)
+    corners = boxes[:, 1:] * settings["spatial_scale"]
+    extents = corners[:, 2:] - corners[:, :2]
     height, width = shape[2:]
-    return ((extents >= 0) & (extents < 4 * extents.new_tensor([width, height]))).all(dim=1)
+    most = 4 * extents.new_tensor([width, height])
+    return extents, ((extents >= 0) & (extents < most)).all(dim=1)
 
 
 def _fallback_boxes(
-    boxes: Tensor, chosen: Tensor, shape: torch.Size, settings: _Settings
+    boxes: Tensor, chosen: Tensor, shape: torch.Size, settings: dict[str, Any]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the chosen boxes one at a time, for which RoIAlign is a product of two matrices.
+    """Yield the index of each chosen box, for which RoIAlign is a product of two matrices.
 
-    Yields:
-        Index; the shares of the map's rows (P, H) and columns (Q, W) in the mean of each bin.
+    They are the shares of the map's rows (P, H) and columns (Q, W) in the mean of each bin.
     """
     for k in chosen.nonzero().flatten().tolist():
-        _, left, top, right, bottom = boxes[k] * settings.scale
-        rows = _shares(top, bottom, settings.bins[0], shape[2], settings)
-        columns = _shares(left, right, settings.bins[1], shape[3], settings)
+        _, left, top, right, bottom = boxes[k] * settings["spatial_scale"]
+        rows = _shares(top, bottom, settings["aligned_height"], shape[2], settings)
+        columns = _shares(left, right, settings["aligned_width"], shape[3], settings)
         yield k, rows, columns
 
 
-def _shares(start: Tensor, end: Tensor, bins: int, limit: int, settings: _Settings) -> Tensor:
+def _shares(start: Tensor, end: Tensor, bins: int, limit: int, settings: dict[str, Any]) -> Tensor:
     """Return the shares (bins, limit) of pixels along an axis in the mean of each bin's samples.
 
     Samples beyond the map are 0: of a box that is larger than the map, those on it are visited, and
     the ones next to it for all others. A box that is not finite has none.
     """
-    shift = 0.5 if settings.aligned else 0.0
+    shift = 0.5 if settings["aligned"] else 0.0
     start, end = start - shift, end - shift
     extent = end - start
-    size = (extent if settings.aligned else extent.clamp(min=1)) / bins
-    ratio = settings.sampling_ratio
+    size = (extent if settings["aligned"] else extent.clamp(min=1)) / bins
+    ratio = settings["sampling_ratio"]
     total = torch.full_like(size, ratio) if ratio > 0 else size.ceil()
     origin = start + torch.arange(bins, device=size.device) * size
     total = total.where(extent.isfinite(), 0).expand_as(origin)
