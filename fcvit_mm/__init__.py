@@ -15,7 +15,9 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
-from .checkpoint.mmengine_backends import register_atomic_local_backend, register_safe_loaders
+from mmengine.fileio import register_backend
+
+from .checkpoint.mmengine_backends import AtomicLocalBackend, register_safe_loaders
 from .checkpoint.reader import read_checkpoint
 from .engine.hooks.non_finite_loss_hook import NonFiniteLossHook
 from .engine.layer_decay import FCViTLayerDecayOptimWrapperConstructor
@@ -47,7 +49,7 @@ def register_all() -> None:
     """
     import_hook.install()
     register_safe_loaders()
-    register_atomic_local_backend()
+    register_backend("local", AtomicLocalBackend, force=True, prefixes="")
     mim.install()
     moved.install()
     warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")

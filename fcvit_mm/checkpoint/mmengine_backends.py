@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import LocalBackend
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 
@@ -13,6 +13,8 @@ from ..utils.errors import CheckpointError
 from ..utils.files import atomic_write
 from .reader import find_weights, listing, read_checkpoint
 
+# Schemes of names that MMEngine finds a URL for.
+ZOOS = ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://")
 # Checkpoints that MMEngine is about to ask for and that were read before, by their names.
 _READ: dict[str, dict[str, Any]] = {}
 
@@ -31,12 +33,22 @@ def already_read(filename: str | None, content: dict[str, Any] | None) -> Iterat
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load a checkpoint for MMEngine from a path or an http(s) URL; see `read_checkpoint`.
+    """Load a checkpoint for MMEngine from a path, an http(s) URL, or one of its tables of URLs.
 
     The weights are where MMEngine looks for them, averaged ones if the file has them.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or the table has no such model.
     """
     if filename in _READ:
         return _READ.pop(filename)
+    scheme, _, name = filename.partition("://")
+    if f"{scheme}://" in ZOOS:
+        is_torchvision = scheme in ("torchvision", "modelzoo")
+        urls = get_torchvision_models() if is_torchvision else get_external_models()
+        if name not in urls:
+            raise CheckpointError(f"{filename}: no such model; there are {listing(urls)}")
+        filename = urls[name]
     content = read_checkpoint(filename, map_location)
     container, weights = find_weights(content)
     if container:
@@ -44,20 +56,7 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     return content
 
 
-def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load a checkpoint for MMEngine from `torchvision://NAME` or `open-mmlab://NAME`."""
-    if filename in _READ:
-        return _READ.pop(filename)
-    scheme, _, name = filename.partition("://")
-    urls = (
-        get_torchvision_models() if scheme in ("torchvision", "modelzoo") else get_external_models()
-    )
-    if name not in urls:
-        raise CheckpointError(f"{filename}: no such model; there are {listing(urls)}")
-    return read_checkpoint(urls[name], map_location)
-
-
-def load_from_elsewhere(filename: str, map_location: Any = None) -> dict[str, Any]:
+def refuse(filename: str, map_location: Any = None) -> None:
     """Refuse the schemes whose MMEngine loaders unpickle without restriction."""
     raise CheckpointError(
         f"{filename}: download the file and give its path; only paths and http(s) "
@@ -67,37 +66,20 @@ def load_from_elsewhere(filename: str, map_location: Any = None) -> dict[str, An
 
 def register_safe_loaders() -> None:
     """Put `read_checkpoint` under everything in MMEngine that reads a checkpoint."""
-    register = CheckpointLoader.register_scheme
-    register(["", "http://", "https://"], load_from_file, force=True)
-    register(
-        ["torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://"],
-        load_from_zoo,
-        force=True,
-    )
-    register(
-        ["pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://", "mmcls://"],
-        load_from_elsewhere,
-        force=True,
-    )
+    schemes = ["", "http://", "https://", *ZOOS]
+    CheckpointLoader.register_scheme(schemes, load_from_file, force=True)
+    unsafe = ["pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://", "mmcls://"]
+    CheckpointLoader.register_scheme(unsafe, refuse, force=True)
 
 
 class AtomicLocalBackend(LocalBackend):
     """MMEngine's access to local files; what it writes is complete or not there."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file.
-
-        Raises:
-            OSError: it can't be written; what it held before is still there.
-        """
+        """Write a file; after an OSError it holds what it held before."""
         try:
             with atomic_write(Path(filepath)) as partial:
                 partial.write_bytes(obj)
         except OSError as error:
             # of a full disk Python does not say where
             raise OSError(error.errno, error.strerror, str(filepath)) from error
-
-
-def register_atomic_local_backend() -> None:
-    """Put `AtomicLocalBackend` under what MMEngine writes to local disks, checkpoints above all."""
-    register_backend("local", AtomicLocalBackend, force=True, prefixes="")

@@ -1,11 +1,8 @@
 """What a checkpoint's pickle would do, found out before anything of it is done.
 
-PyTorch's restricted unpickler runs no code of a file's, but a few hundred bytes can have it fill
-the memory (`bytearray(10**12)`) or hash for years (a tuple of two tuples of two tuples ...), and it
-takes the records of its ZIP archives without a look at their checksums. `check` scans a file
-first.
-
-Source of the format: https://docs.pytorch.org/docs/stable/notes/serialization.html.
+PyTorch's restricted unpickler runs no code, but may be told to fill the memory or to hash for years
+(a tuple of two tuples of two tuples ...), and compares no checksums. Source of the format:
+https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 import io

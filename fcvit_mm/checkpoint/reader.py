@@ -1,8 +1,7 @@
 """Read checkpoints safely, and find the weights in them.
 
 A checkpoint is a pickle, and unpickling runs whatever the file says. Everything here reads with
-PyTorch's restricted unpickler and an allow-list, and there is no way back to the unrestricted
-one; `pickle_scan` scans the file before.
+PyTorch's restricted unpickler and an allow-list, never without; `pickle_scan` scans before.
 """
 
 import argparse
@@ -11,7 +10,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -37,7 +36,7 @@ SHARED = 4
 def _history_statistic(owner: type, name: str) -> Callable:
     """Stand in for the `getattr` by which MMEngine's HistoryBuffer pickles its four statistics.
 
-    NOTE: the real getattr would let a pickle walk from any allowed class to any code.
+    NOTE: the real one would let a pickle walk from any allowed class to any code.
     """
     if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
         return getattr(HistoryBuffer, name)
@@ -73,22 +72,22 @@ def fetch(filename: str) -> Path:
     Raises:
         CheckpointError: there is no such file, or it can't be downloaded.
     """
-    if filename.startswith(("http://", "https://")):
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        # Two URLs may end in the same name.
-        digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
-        path = cache / f"{digest}-{Path(urlparse(filename).path).name}"
-        if get_local_rank() == 0 and not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(filename, str(path), progress=False)
-            except OSError as error:
-                raise CheckpointError(f"{filename} can't be downloaded: {error}") from error
-        barrier()
+    if not filename.startswith(("http://", "https://")):
+        path = Path(filename).expanduser()
+        if not path.is_file():
+            raise CheckpointError(f"{filename}: there is no such checkpoint file")
         return path
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{filename}: there is no such checkpoint file")
+    # Two URLs may end in the same name.
+    digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    path = cache / f"{digest}-{Path(urlparse(filename).path).name}"
+    if get_local_rank() == 0 and not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(filename, str(path), progress=False)
+        except OSError as error:
+            raise CheckpointError(f"{filename} can't be downloaded: {error}") from error
+    barrier()
     return path
 
 
@@ -114,9 +113,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
         if path.suffix == ".safetensors":
             return {"state_dict": _read_safetensors(path)}
         with torch.serialization.safe_globals(_safe_globals()):
-            pickle_scan.check(
-                path, {_name(known) for known in torch.serialization.get_safe_globals()}
-            )
+            pickle_scan.check(path, {*map(_name, torch.serialization.get_safe_globals())})
             content = torch.load(path, map_location=map_location, weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{filename} can't be read: {error}") from error
@@ -146,29 +143,24 @@ def _name(known: Any) -> str:
     return known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__qualname__}"
 
 
-def _tensors(content: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested containers, which may hold each other, once."""
-    seen: set[int] = set()
-    left = [content]
-    while left:
-        node = left.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Tensor):
-            yield node
-        elif isinstance(node, Mapping):
-            left += node.values()
-        elif isinstance(node, list | tuple | set):
-            left += node
-
-
 def _check_tensors(filename: str, content: dict, size: int) -> None:
     """Refuse tensors that would fill the memory when they are copied.
 
     NOTE: a shape is what a file says; of a single value it makes as many as it likes.
     """
-    total = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
+    total, left = 0, [content]
+    seen: set[int] = set()  # containers may hold each other
+    while left:
+        node: Any = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Tensor):
+            total += node.numel() * node.element_size()
+        elif isinstance(node, Mapping):
+            left += node.values()
+        elif isinstance(node, list | tuple | set):
+            left += node
     if total > SHARED * size:
         raise CheckpointError(
             f"{filename} is refused: its {size} bytes stand for tensors of {total} bytes"
@@ -189,8 +181,8 @@ def _explain(filename: str, error: Exception) -> str:
         wanted = next(filter(None, found.groups()))
         return (
             f"{filename} is refused: besides weights it asks for {wanted}, and a pickle that may "
-            "ask for anything can run any code. Nothing of it was run. Get "
-            "the weights as .safetensors, or, if you wrote the file yourself, allow the class with "
+            "ask for anything can run any code. Nothing of it was run. Get the weights as "
+            ".safetensors, or, if you wrote the file yourself, allow the class with "
             "torch.serialization.add_safe_globals."
         )
     with open(fetch(filename), "rb") as file:
@@ -223,8 +215,7 @@ def find_weights(
 
     Returns:
         The name of the container they were in (None for a bare state dict); the tensors that have
-        a name, without DDP's `module.` prefix, and with the versions of the modules that wrote
-        them.
+        a name, without DDP's `module.` prefix, with the versions of the modules that wrote them.
     """
     names = CONTAINERS if ema else CONTAINERS[1:]
     container = next((name for name in names if isinstance(checkpoint.get(name), Mapping)), None)

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,59 +45,46 @@ def classifier_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_weights(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Find the weights in a checkpoint, by the names of a whole model of MMEngine's.
-
-    Args:
-        checkpoint: what `read_checkpoint` returned.
-        wanted: state dict of the model.
-    """
+    """Find the weights in a checkpoint, by the names of a whole model with state dict `wanted`."""
     _, given = find_weights(checkpoint)
     # a classifier translates them likewise when it loads them, see `FCViT._checkpoint_filter`
     return classifier_weights(given) if "head.fc.weight" in wanted else given
 
 
 def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
-    """Cut the backbone out of a detector, segmentor or classifier; a bare backbone stays.
-
-    Args:
-        weights: state dict.
-        prefix: of the backbone's keys; None takes `backbone.` where there is one.
-    """
+    """Cut the backbone out of a whole model's weights; without a prefix, by `backbone.` if any."""
     if prefix is None:
         prefix = "backbone." if any(key.startswith("backbone.") for key in weights) else ""
     return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Infer from a backbone's tensors the arguments of FCViT that it was built with.
+    """Infer the arguments of FCViT that a backbone was built with; None if it is no FCViT.
 
     Returns:
-        arch (a name of ARCHS, or else a dict), kernel_size, global_context and
-        weighted_context; None where the tensors are not FCViT's.
+        arch (a name of ARCHS, or else a dict), kernel_size, global_context, weighted_context.
     """
     layers, dims, ratios = [], [], []
     for stage in range(0, 8, 2):
+        first = weights.get(f"network.{stage}.0.channel_mixer.fc1.weight")
+        if first is None or first.ndim != 4 or not first.shape[1]:
+            return None
         blocks = {key.split(".")[2] for key in weights if key.startswith(f"network.{stage}.")}
-        first = f"network.{stage}.0.channel_mixer.fc1.weight"
-        if first not in weights or weights[first].ndim != 4:
-            return None
-        hidden, dim = weights[first].shape[:2]
-        if not dim:
-            return None
         layers.append(len(blocks))
-        dims.append(dim)
-        ratios.append(hidden // dim)
+        dims.append(first.shape[1])
+        ratios.append(first.shape[0] // first.shape[1])
     arch = Arch(tuple(layers), tuple(dims), tuple(ratios))
     names = [name for name, known in ARCHS.items() if known == arch]
     mixer = "network.0.0.token_mixer."
-    if not {f"{mixer}dw1.weight", f"{mixer}dw2.weight"} <= weights.keys():
+    filters = [weights.get(f"{mixer}dw{i}.weight") for i in (1, 2)]
+    has_context = f"{mixer}gc1.fc1.weight" in weights
+    if any(weight is None for weight in filters):
         return None
     return {
         "arch": names[0] if names else arch._asdict(),
-        "kernel_size": tuple(weights[f"{mixer}dw{i}.weight"].shape[-1] for i in (1, 2)),
-        "global_context": f"{mixer}gc1.fc1.weight" in weights,
-        "weighted_context": f"{mixer}gc1.fc1.weight" not in weights
-        or f"{mixer}gc1.rescale_weight" in weights,
+        "kernel_size": tuple(weight.shape[-1] for weight in filters if weight is not None),
+        "global_context": has_context,
+        "weighted_context": not has_context or f"{mixer}gc1.rescale_weight" in weights,
     }
 
 
@@ -133,12 +120,10 @@ def load_pretrained(
     # A file may have been trained with more or fewer outputs than this backbone has.
     given = {key: v for key, v in given.items() if key in wanted or not OUTPUT_NORM.match(key)}
     kept = sorted(key for key in wanted.keys() - given.keys() if OUTPUT_NORM.match(key))
-    whole = (
-        " (the backbone of a detector, segmentor or classifier)"
-        if len(found) < len(weights)
-        else ""
-    )
-    check_fit(filename + whole, given, {key: v for key, v in wanted.items() if key not in kept})
+    source = filename
+    if len(found) < len(weights):
+        source += " (the backbone of a detector, segmentor or classifier)"
+    check_fit(source, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
     rest = f"; {len(kept)} tensors of the output norms keep their initialization" if kept else ""
     print_log(
@@ -151,51 +136,48 @@ def load_pretrained(
 
 def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """Say in one sentence each what is missing, unexpected or misshapen; '' if nothing is."""
-    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
-    both = wanted.keys() & given.keys()
-    shapes = [
-        f"{key} ({tuple(given[key].shape)} in the file, {tuple(wanted[key].shape)} in the model)"
-        for key in both
-        if given[key].shape != wanted[key].shape
-    ]
-    types = [
-        f"{key} ({given[key].dtype} in the file, {wanted[key].dtype} in the model)"
-        for key in both
-        if given[key].is_floating_point() != wanted[key].is_floating_point()
-    ]
+
+    def differing(feature: Callable[[Tensor], Any], text: Callable[[Tensor], Any]) -> list[str]:
+        return [
+            f"{key} ({text(given[key])} in the file, {text(wanted[key])} in the model)"
+            for key in wanted.keys() & given.keys()
+            if feature(given[key]) != feature(wanted[key])
+        ]
+
+    kinds = {
+        "missing": wanted.keys() - given.keys(),
+        "unexpected": given.keys() - wanted.keys(),
+        "of another shape": differing(lambda x: x.shape, lambda x: tuple(x.shape)),
+        "of another type": differing(Tensor.is_floating_point, lambda x: x.dtype),
+    }
     return " ".join(
-        f"{len(found)} {kind}: {listing(found)}."
-        for kind, found in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
-            ("of another type", types),
-        )
-        if found
+        f"{len(found)} {kind}: {listing(found)}." for kind, found in kinds.items() if found
     )
-
-
-def _parts(weights: Mapping[str, Tensor]) -> list[str]:
-    """Name the parts of a whole model, such as backbone, neck and decode_head."""
-    return sorted({key.split(".")[0] for key in weights})
 
 
 def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Compare a file's state dict with a model's; each a whole model or an FCViT alone.
+
+    Warns of values that are NaN or infinite.
 
     Raises:
         CheckpointError: keys or shapes differ; says what the file seems to be, what to set, and
             which tensors are missing, unexpected or of another shape.
     """
     if not (problems := _misfits(given, wanted)):
-        _warn_of_infinities(filename, given)
+        if found := [key for key, value in given.items() if not value.isfinite().all()]:
+            print_log(
+                f"{filename}: NaN or infinite values in {len(found)} tensors: {listing(found)}; "
+                "the file is damaged, or its training diverged",
+                logger="current",
+                level=logging.WARNING,
+            )
         return
     theirs, ours = (infer_arguments(backbone_weights(w, None)) for w in (given, wanted))
+    parts, wanted_parts = (sorted({key.split(".")[0] for key in w}) for w in (given, wanted))
     if theirs is None or ours is None:
-        prefixes = {key.removesuffix(STEM) for key in given if key.endswith(STEM)} - {
-            "",
-            "backbone.",
-        }
+        prefixes = {key.removesuffix(STEM) for key in given if key.endswith(STEM)}
+        prefixes -= {"", "backbone."}
         seems = "not an FCViT" + (
             "".join(f", but to contain one (set prefix={p!r})" for p in prefixes)
             or " (docs/weights.md says where FCViT's weights are)"
@@ -206,25 +188,14 @@ def check_fit(filename: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
             f"(set {name}={theirs[name]!r} in the backbone)"
             for name in differences
         )
-    elif "backbone" in (parts := _parts(given)) and parts != _parts(wanted):
+    elif "backbone" in parts and parts != wanted_parts:
         seems = (
             f"the same FCViT in a model of other parts, {', '.join(parts)}, where this one has "
-            f"{', '.join(_parts(wanted))} (take the config that it was trained with)"
+            f"{', '.join(wanted_parts)} (take the config that it was trained with)"
         )
     else:
         seems = "the same FCViT, but for the tensors that follow; compare the rest of the config"
     raise CheckpointError(f"{filename} does not fit the model: it seems to be {seems}. {problems}")
-
-
-def _warn_of_infinities(filename: str, weights: Mapping[str, Tensor]) -> None:
-    found = [key for key, value in weights.items() if not value.isfinite().all()]
-    if found:
-        print_log(
-            f"{filename}: NaN or infinite values in {len(found)} tensors: {listing(found)}; the "
-            "file is damaged, or its training diverged",
-            logger="current",
-            level=logging.WARNING,
-        )
 
 
 def convert_checkpoint(
