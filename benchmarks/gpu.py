@@ -17,6 +17,7 @@ import argparse
 import gc
 import runpy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,19 @@ from fcvit_mm.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 PlainFCViT = runpy.run_path(str(ROOT / "tests/helpers/plain.py"))["PlainFCViT"]
-ARCH, BATCH, SIZE = "s12", 2, (800, 1344)
+ARCH = "s12"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 Row = tuple[str, ...]
+
+
+@dataclass
+class Settings:
+    """What all measures share."""
+
+    batch: int
+    size: tuple[int, int]
+    dtype: torch.dtype
+    repeats: int
 
 
 def finished(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -72,12 +83,17 @@ def peak(run: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def busy(run: Callable[[], Any]) -> float:
-    """Return the milliseconds in which kernels run; in the rest the GPU waits for launches."""
+def kernels(run: Callable[[], Any]) -> tuple[float, float]:
+    """Return the milliseconds in which kernels run, and how many there are.
+
+    In the rest of a run's time the GPU waits for launches.
+    """
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         run()
         torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in found.key_averages()) / 1e3
+    events = [event for event in found.key_averages() if event.device_type.name == "CUDA"]
+    time = sum(event.self_device_time_total for event in events) / 1e3
+    return time, sum(event.count for event in events)
 
 
 def models(triton: bool = True) -> tuple[FCViT, nn.Module]:
@@ -88,28 +104,29 @@ def models(triton: bool = True) -> tuple[FCViT, nn.Module]:
     return fast.cuda(), plain.cuda()
 
 
-def ceilings(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+def ceilings(settings: Settings) -> Iterator[Row]:
     data = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(data)
-    matrix = torch.randn(8192, 8192, dtype=dtype, device="cuda")
+    matrix = torch.randn(8192, 8192, dtype=settings.dtype, device="cuda")
     runs = {"copy": lambda: other.copy_(data), "product": lambda: matrix @ matrix}
     for run in runs.values():
         run()
-    found = medians({name: finished(run) for name, run in runs.items()}, repeats)
+    found = medians({name: finished(run) for name, run in runs.items()}, settings.repeats)
     yield "copy", "", "", f"{2 * data.numel() / found['copy'] / 1e9:.2f} TB/s, read and written"
     yield "matrix product", "", "", f"{2 * 8192**3 / found['product'] / 1e9:.0f} TFLOP/s"
 
 
-def layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+def layers(settings: Settings) -> Iterator[Row]:
     dispatch.set_timer(lambda form, run: form == "plain")  # the kernels, faster or not
-    yield from _layers(dtype, repeats)
+    yield from _layers(settings)
     dispatch.set_timer()
 
 
-def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+def _layers(settings: Settings) -> Iterator[Row]:
     fast, _ = models()
+    dtype = settings.dtype
     for i, (dim, stride) in enumerate(zip(fast.out_channels, fast.strides, strict=True)):
-        shape = (BATCH, dim, SIZE[0] // stride, SIZE[1] // stride)
+        shape = (settings.batch, dim, *(side // stride for side in settings.size))
         stage: Any = fast.network[2 * i]
         block = stage[0]
         parts: dict[str, nn.Module] = {
@@ -141,11 +158,12 @@ def _layers(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
                 "PyTorch": partial(run, pytorch),
                 "PyTorch, contiguous": partial(run, pytorch, flat),
             }
-            yield from compare(f"{name}, {'x'.join(map(str, shape))}", runs, repeats)
+            yield from compare(f"{name}, {'x'.join(map(str, shape))}", runs, settings.repeats)
 
 
-def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
-    x = torch.randn(BATCH, 3, *SIZE, device="cuda")
+def backbone(settings: Settings) -> Iterator[Row]:
+    x = torch.randn(settings.batch, 3, *settings.size, device="cuda")
+    dtype = settings.dtype
     fast, plain = models()
     without, _ = models(triton=False)
 
@@ -160,9 +178,10 @@ def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
         "reference": lambda: step(plain),
         "FCViT without kernels": lambda: step(without),
     }
-    yield from compare("backbone, forward and backward", runs, repeats)
+    yield from compare("backbone, forward and backward", runs, settings.repeats)
     for what, unit, measure in (
-        ("kernel time", "ms", busy),
+        ("kernel time", "ms", lambda run: kernels(run)[0]),
+        ("kernel launches", "", lambda run: kernels(run)[1]),
         ("peak memory", "MB", peak),
     ):
         (_, ours), *others = ((name, measure(run)) for name, run in runs.items())
@@ -171,14 +190,15 @@ def backbone(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
             yield f"backbone, {what}", name, f"{ours / theirs:.2f}", values
 
 
-def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+def mask_rcnn(settings: Settings) -> Iterator[Row]:
     from mmdet.testing import demo_mm_inputs
 
     init_default_scope("mmdet")
+    batch, dtype = settings.batch, settings.dtype
     cfg = load_config(str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"))
     cfg.model.backbone.init_cfg = None
     data = demo_mm_inputs(
-        BATCH, [(3, *SIZE)] * BATCH, num_items=[8] * BATCH, with_mask=True, num_classes=80
+        batch, [(3, *settings.size)] * batch, num_items=[8] * batch, with_mask=True, num_classes=80
     )
     runs: dict[str, Callable[[], Any]] = {}
     for name, backbone in zip(("FCViT", "reference"), models(), strict=True):
@@ -191,7 +211,7 @@ def mask_rcnn(dtype: torch.dtype, repeats: int) -> Iterator[Row]:
             name_of_dtype = str(dtype).partition(".")[2]
             optimizer = AmpOptimWrapper(dtype=name_of_dtype, optimizer=optimizer.optimizer)
         runs[name] = partial(model.train_step, data, optimizer)
-    yield from compare("Mask R-CNN, a training iteration", runs, repeats)
+    yield from compare("Mask R-CNN, a training iteration", runs, settings.repeats)
     ours, theirs = (peak(run) for run in runs.values())
     values = f"{ours:.0f} MB, {theirs:.0f} MB"
     yield "Mask R-CNN, peak memory", "reference", f"{ours / theirs:.2f}", values
@@ -203,6 +223,10 @@ MEASURES = {f.__name__: f for f in (ceilings, layers, backbone, mask_rcnn)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
+    parser.add_argument("--batch", type=whole_number(1), default=2, help="images, %(default)s")
+    parser.add_argument(
+        "--size", type=whole_number(32), nargs=2, default=(800, 1344), metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--repeats", type=whole_number(1), default=9)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     args = parser.parse_intermixed_args()
@@ -212,13 +236,15 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no GPU was found; benchmarks/speed.py measures on a CPU")
     torch.backends.cudnn.benchmark = True
+    shape = "x".join(map(str, (args.batch, 3, *args.size)))
     print(
         f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {args.dtype}, "
-        f"FCViT-{ARCH}, {BATCH}x3x{SIZE[0]}x{SIZE[1]}, medians of {args.repeats}\n"
+        f"FCViT-{ARCH}, {shape}, medians of {args.repeats}\n"
     )
     print("| measurement | compared with | ratio | medians |\n|---|---|---|---|", flush=True)
+    settings = Settings(args.batch, tuple(args.size), DTYPES[args.dtype], args.repeats)
     for name in args.measures or MEASURES:
-        for row in MEASURES[name](DTYPES[args.dtype], args.repeats):
+        for row in MEASURES[name](settings):
             print(f"| {' | '.join(row)} |", flush=True)
 
 
