@@ -1,19 +1,17 @@
 """Name losses and gradients that are not finite, write them down and keep them from the weights.
 
 One NaN that an optimizer takes spoils every weight it reaches; hours later the log says nan, and
-nothing of where it came from. `NonFiniteLossHook` checks the gradient before each step of the
-optimizer. As a hook it sees losses and gradients of any model and optimizer.
+nothing of where it came from.
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, master_only
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -22,48 +20,13 @@ from torch.nn.utils import get_total_norm
 
 from ...datasets.checks.report import listed
 from ...utils.errors import NonFiniteError
-from ...utils.files import atomic_write
+from ...utils.files import write_json
 from ..preflight import unwrap
 
 # How many names a sentence has.
 SHOWN = 4
-
-
-class _Batch(NamedTuple):
-    """Hold what one process computed in one iteration.
-
-    iteration: its number, as in the log. terms: the losses as the model returns them, () each.
-    images: path and id of each.
-    """
-
-    iteration: int
-    terms: dict[str, Tensor]
-    images: list[dict[str, Any]]
-
-    def record(self, rank: int) -> dict[str, Any]:
-        """Return it as it is written down; JSON has no number for what is not finite."""
-        losses = {name: _number(float(value.detach())) for name, value in self.terms.items()}
-        wrong = [name for name, v in losses.items() if "loss" in name and isinstance(v, str)]
-        return {
-            "iteration": self.iteration,
-            "rank": rank,
-            "losses": losses,
-            "non_finite": wrong,
-            "images": self.images,
-        }
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
-
-
-def _images(data_batch: Any) -> list[dict[str, Any]]:
-    """Return paths and ids of the images of a batch, which all tasks of OpenMMLab pack alike."""
-    samples = data_batch.get("data_samples", []) if isinstance(data_batch, dict) else []
-    return [
-        {key: getattr(sample, key) for key in ("img_path", "img_id") if hasattr(sample, key)}
-        for sample in samples
-    ]
+# Iteration, loss terms as the model returns them, path and id of each image.
+Batch = tuple[int, dict[str, Tensor], list[dict[str, Any]]]
 
 
 @HOOKS.register_module()
@@ -92,7 +55,7 @@ class NonFiniteLossHook(Hook):
             raise ValueError(f"max_skips={max_skips!r} must be a whole number of at least 0")
         self.max_skips = max_skips
         self.skips = 0
-        self._batches: list[_Batch] = []
+        self._batches: list[Batch] = []
         self._images: list[dict[str, Any]] = []
         self._buffers: list[Tensor] = []
         self._step: Callable[..., None]
@@ -104,7 +67,7 @@ class NonFiniteLossHook(Hook):
 
         def noted(losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
             loss, terms = parse_losses(losses)
-            self._batches.append(_Batch(runner.iter + 1, terms, self._images))
+            self._batches.append((runner.iter + 1, terms, self._images))
             # 1 if it is finite, else NaN: an infinite loss, or a term without a graph, may have a
             # finite gradient
             value = loss.detach()
@@ -114,9 +77,8 @@ class NonFiniteLossHook(Hook):
         @functools.wraps(step)
         def checked(**kwargs: Any) -> None:
             batches, self._batches = self._batches, []
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = float(get_total_norm(gradients))
-            if math.isfinite(norm) or not self._leave_out(runner, batches, norm):
+            norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            if norm.isfinite() or not self._leave_out(runner, batches, float(norm)):
                 step(**kwargs)
 
         model.parse_losses, optim_wrapper.step = noted, checked
@@ -124,7 +86,11 @@ class NonFiniteLossHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the images of the batch, and the buffers as they are before it."""
-        self._images = _images(data_batch)
+        samples = data_batch.get("data_samples", []) if isinstance(data_batch, dict) else []
+        self._images = [
+            {key: getattr(sample, key) for key in ("img_path", "img_id") if hasattr(sample, key)}
+            for sample in samples
+        ]
         if self.max_skips and not self._batches:
             self._buffers = [buffer.clone() for buffer in unwrap(runner.model).buffers()]
 
@@ -133,17 +99,17 @@ class NonFiniteLossHook(Hook):
         del unwrap(runner.model).parse_losses
         runner.optim_wrapper.step = self._step
 
-    def _leave_out(self, runner: Runner, batches: list[_Batch], norm: float) -> bool:
+    def _leave_out(self, runner: Runner, batches: list[Batch], norm: float) -> bool:
         """Return whether to leave out a step whose gradient is not finite; all processes ask.
 
         Raises:
             NonFiniteError: there were too many.
         """
-        mine = [batch.record(runner.rank) for batch in batches]
+        mine = [_record(runner.rank, *batch) for batch in batches]
         records = [record for process in all_gather_object(mine) for record in process]
-        wrong = [record for record in records if record["non_finite"]]
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         scale = scaler.get_scale() if scaler is not None else None
+        wrong = [record for record in records if record["non_finite"]]
         if not wrong and scale is not None and scale > 1:
             runner.logger.info(
                 f"iteration {runner.iter + 1}: mixed precision: the losses are finite, their "
@@ -152,24 +118,11 @@ class NonFiniteLossHook(Hook):
             )
             return False
         self.skips += 1
-        for batch in batches:
+        for _, terms, _ in batches:
             # they would be nan in the means of the log for a whole window
-            for name in [name for name, v in batch.terms.items() if not v.isfinite()]:
-                del batch.terms[name]
-        path = Path(runner.log_dir) / f"nonfinite_iter_{runner.iter + 1}.json"
-        names = [
-            name
-            for name, p in unwrap(runner.model).named_parameters()
-            if p.grad is not None and not p.grad.isfinite().all()
-        ]
-        content = {
-            "loss_scale": scale,
-            "grad_norm": _number(norm),
-            "non_finite_gradients": [] if wrong else names,
-            "batches": wrong or records,
-        }
-        _write(path, runner, content)
-        sentence = f"{_sentence(runner.iter + 1, records, names)}; written to {path}"
+            for name in [name for name, value in terms.items() if not value.isfinite()]:
+                del terms[name]
+        sentence = _write(runner, wrong or records, norm, scale)
         if self.skips > self.max_skips:
             is_half = scaler is not None and runner.optim_wrapper.cast_dtype != torch.bfloat16
             half = "set optim_wrapper.dtype=bfloat16, " if is_half else ""
@@ -188,39 +141,56 @@ class NonFiniteLossHook(Hook):
         return True
 
 
-@master_only
-def _write(path: Path, runner: Runner, content: dict[str, Any]) -> None:
-    """Write what was not finite, and where the training was, as JSON."""
-    optim_wrapper = runner.optim_wrapper
+def _number(value: float) -> float | str:
+    """Return a number, or its name where JSON has none for it."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _record(
+    rank: int, iteration: int, terms: dict[str, Tensor], images: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a batch of one process as it is written down."""
+    losses = {name: _number(float(value.detach())) for name, value in terms.items()}
+    wrong = [name for name, value in losses.items() if "loss" in name and isinstance(value, str)]
+    return dict(iteration=iteration, rank=rank, losses=losses, non_finite=wrong, images=images)
+
+
+def _write(runner: Runner, batches: list[dict], norm: float, scale: float | None) -> str:
+    """Write what was not finite, and where the training was, as JSON; say it in a sentence."""
+    iteration, optim_wrapper = runner.iter + 1, runner.optim_wrapper
+    # the sum of the losses says nothing that its terms don't
+    terms = {
+        f"{name} is {batch['losses'][name]}": None
+        for batch in batches
+        for name in batch["non_finite"]
+        if name != "loss" or batch["non_finite"] == ["loss"]
+    }
+    parameters = [
+        name
+        for name, p in unwrap(runner.model).named_parameters()
+        if not terms and p.grad is not None and not p.grad.isfinite().all()
+    ]
+    path = Path(runner.log_dir) / f"nonfinite_iter_{iteration}.json"
     content = {
-        "iteration": runner.iter + 1,
+        "iteration": iteration,
         "epoch": runner.epoch + 1,
         "lr": {name: rates[0] for name, rates in optim_wrapper.get_lr().items()},
         "autocast": str(getattr(optim_wrapper, "cast_dtype", None)),
-        **content,
+        "loss_scale": scale,
+        "grad_norm": _number(norm),
+        "non_finite_gradients": parameters,
+        "batches": batches,
     }
-    with atomic_write(path) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _sentence(iteration: int, records: list[dict[str, Any]], parameters: list[str]) -> str:
-    """What is not finite, and for which images."""
-    wrong = [record for record in records if record["non_finite"]]
-    if wrong:
-        # the sum says nothing that its terms don't
-        terms = {
-            f"{name} is {record['losses'][name]}": None
-            for record in wrong
-            for name in record["non_finite"]
-            if name != "loss" or record["non_finite"] == ["loss"]
-        }
-        what = listed(list(terms), SHOWN)
-    else:
-        what = f"the losses are finite, but the gradient of {listed(parameters, SHOWN)} is not"
+    if runner.rank == 0:
+        write_json(path, content)
     images = [
         str(image.get("img_path", image.get("img_id")))
-        for record in wrong or records
-        for image in record["images"]
+        for batch in batches
+        for image in batch["images"]
     ]
-    iteration = wrong[0]["iteration"] if wrong else iteration
-    return f"iteration {iteration}: {what}, for the images {listed(images, SHOWN)}"
+    what = f"the losses are finite, but the gradient of {listed(parameters, SHOWN)} is not"
+    if terms:
+        iteration, what = batches[0]["iteration"], listed(list(terms), SHOWN)
+    return (
+        f"iteration {iteration}: {what}, for the images {listed(images, SHOWN)}; written to {path}"
+    )
