@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 def start_distributed(cfg: Config) -> None:
-    """Let the processes of a launcher find each other, as a Runner does where it is the first.
-
-    Raises:
-        ConfigError: the launcher needs GPUs.
-    """
+    """Let the processes of a launcher find each other; a ConfigError if it needs GPUs."""
     launcher = cfg.get("launcher", "none")
     if launcher == "none" or is_distributed():
         return
@@ -47,7 +43,6 @@ def run_on_main_process(function: Callable[[], T]) -> T:
         # NCCL, which images would be trained with, gives up waiting after ten minutes.
         group: Any = new_group(backend="gloo", timeout=timedelta(days=1))
         broadcast_object_list(outcome, src=0, group=group)
-    result, problem = outcome
-    if problem:
-        raise problem
-    return result
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]

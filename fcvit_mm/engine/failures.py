@@ -17,18 +17,12 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Say which process that loads images has died, and of what.
-
-    Raises:
-        DeadWorkerError: for PyTorch's RuntimeError inside.
-    """
+    """Turn PyTorch's RuntimeError into a DeadWorkerError: which loader process died, of what."""
     try:
         yield
     except RuntimeError as error:
         # the signal is in the error before the last
-        said = [
-            str(one) for one in (error.__cause__, error) if "DataLoader worker (pid" in str(one)
-        ]
+        said = [str(one) for one in (error.__cause__, error) if "DataLoader worker (" in str(one)]
         if not said:
             raise
         which, _, how = said[0].partition("is killed by signal: ")
@@ -37,8 +31,8 @@ def naming_dead_workers() -> Iterator[None]:
         raise DeadWorkerError(
             f"the process {pid}, a DataLoader worker of rank {get_rank()}, {how}. 'Killed' mostly "
             "means that memory ran out (see dmesg): set fewer workers, such as --cfg-options "
-            "train_dataloader.num_workers=1, or smaller "
-            "batches; 'Bus error' that /dev/shm is full: enlarge it, with Docker by --shm-size; "
+            "train_dataloader.num_workers=1, or smaller batches; 'Bus error' that /dev/shm is "
+            "full: enlarge it, with Docker by --shm-size; "
             "'Segmentation fault' mostly a damaged image or annotation: num_workers=0 and "
             "persistent_workers=False show where. Then --resume from the last checkpoint"
         ) from error
@@ -46,11 +40,7 @@ def naming_dead_workers() -> Iterator[None]:
 
 @contextmanager
 def naming_full_disk(cfg: Config) -> Iterator[None]:
-    """Say which file found no more room, and from which checkpoint the training can go on.
-
-    Raises:
-        ConfigError: for the OSError of a full disk inside.
-    """
+    """Turn the OSError of a full disk into a ConfigError: which file, which checkpoint is whole."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,7 @@
 """torchrun that ends as its processes did: python -m fcvit_mm.engine.launch ARGUMENTS_OF_TORCHRUN.
 
-torchrun itself ends with a traceback and status 1 whatever the processes said, which would bury the
-sentence of a tool that was given a wrong path. It also opens the store by which the processes find
-each other, and which asks nobody who he is, to the whole network; here the store of one machine is
-open to this machine alone.
+torchrun itself buries what a process said under a traceback, with status 1, and opens the store by
+which processes find each other, without authentication, to the whole network.
 """
 
 import os

@@ -63,11 +63,7 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def check_data_exist(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Make sure that the files and folders of datasets are there.
-
-    Raises:
-        ConfigError: one is missing.
-    """
+    """Make sure that the files and folders of datasets are there, or raise a ConfigError."""
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get("dataset")
         for path, node in iter_leaf_datasets(dataset, f"{loader}.dataset"):
@@ -96,7 +92,7 @@ def _check_dataset(dataset: dict, path: str) -> None:
     # MMPretrain's is a string
     prefixes = [prefix] if isinstance(prefix, str) else prefix.values()
     for name in (dataset.get("ann_file"), dataset.get("proposal_file"), *prefixes):
-        # Not all datasets have each; a prefix may be a part of file names, and a URL no file.
+        # not all datasets have each
         if not isinstance(name, str) or not name or is_url(name) or is_url(root):
             continue
         if name.endswith((".pkl", ".pickle")):
@@ -115,14 +111,11 @@ def _check_dataset(dataset: dict, path: str) -> None:
 
 def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Check the content of datasets, and print warnings."""
-    errors: list[str] = []
     console = Console(stderr=True)
     reports = checks.check(cfg, loaders, console=console if console.is_terminal else None)
-    for report in reports:
-        errors += report.errors
-        for warning in report.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    if errors:
+    for warning in (warning for report in reports for warning in report.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    if errors := [error for report in reports for error in report.errors]:
         more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(
             f"{errors[0]}{more}. All is listed by fcvit check_data {cfg.filename}; "
@@ -140,13 +133,13 @@ def unwrap(model: Any) -> Any:
 def check_neck(model: Any) -> None:
     """Refuse a neck for other channels than the backbone has, which would fail when it is used."""
     model = unwrap(model)
-    backbone, neck = getattr(model, "backbone", None), getattr(model, "neck", None)
-    wanted = getattr(neck, "in_channels", None)
-    if isinstance(backbone, FCViT) and isinstance(wanted, list | tuple):
-        channels = list(backbone.out_channels)
-        if list(wanted) != channels:
-            raise ConfigError(
-                f"model.neck.in_channels is {list(wanted)}, while the backbone's outputs have "
-                f"{channels} channels; set model.neck.in_channels={channels}, or the backbone's "
-                "arch and out_indices"
-            )
+    backbone = getattr(model, "backbone", None)
+    wanted = getattr(getattr(model, "neck", None), "in_channels", None)
+    if not isinstance(backbone, FCViT) or not isinstance(wanted, list | tuple):
+        return
+    if list(wanted) != (channels := list(backbone.out_channels)):
+        raise ConfigError(
+            f"model.neck.in_channels is {list(wanted)}, while the backbone's outputs have "
+            f"{channels} channels; set model.neck.in_channels={channels}, or the backbone's arch "
+            "and out_indices"
+        )

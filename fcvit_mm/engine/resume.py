@@ -1,8 +1,4 @@
-"""Find the checkpoint that a training goes on from, read it once, and keep enough of them.
-
-A checkpoint is written aside and gets its name when it is complete. `newest` reads the files
-themselves, checksums included, and does not ask MMEngine's note of the last one, `last_checkpoint`.
-"""
+"""Find the checkpoint that a training goes on from, read it once, and keep enough of them."""
 
 import re
 import sys
@@ -57,12 +53,10 @@ def checkpoints(cfg: Config) -> list[Path]:
 
 
 def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
-    """Find the newest whole checkpoint of a config's work directory, and read it.
+    """Return path and content of the newest whole checkpoint of a config's work directory, if any.
 
+    The files themselves are read, checksums included, not MMEngine's note `last_checkpoint`.
     Damaged ones are named on stderr; what killed trainings left half-written is deleted.
-
-    Returns:
-        Its path and content; None where there is no checkpoint.
 
     Raises:
         CheckpointError: there are some, and all are damaged.

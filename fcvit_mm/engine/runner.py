@@ -1,8 +1,4 @@
-"""Train and test by a config: adapt it to the machine, check all that it names, build, run.
-
-Before, `load_config` reads the config and applies a user's options; around it, `run_tool` turns
-what a user can mend into one sentence and exit status 2.
-"""
+"""Train and test by a config: adapt it to the machine, check all that it names, build, run."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout

@@ -1,10 +1,8 @@
 """Randomness that is bound to the seed and to the place in the training, to nothing else.
 
-MMEngine seeds each process once. What a flip or a dropped path then draws depends on all that was
-drawn before in that process, so that a resumed training, or one with other loader workers, is
-another one. Here each image's augmentation is a function of the seed and of the image's place
-in the order of the whole training, and each step of the model one of the seed, the iteration and
-the process.
+MMEngine seeds each process once, so that a resumed training, or one with other loader workers,
+draws other numbers. Here each image's augmentation depends on the seed and on the image's place in
+the order of the whole training alone, and each step of the model on seed, iteration and process.
 """
 
 import ctypes
@@ -89,23 +87,17 @@ def quiet_excepthook(
 ) -> None:
     """Print an error of a loader's worker, but not that nobody takes its batch any more.
 
-    A training that ends may be fetching a batch's memory. The worker's thread that hands it out
-    would print a traceback below the training's last word, such as which other worker has died.
+    The traceback would stand below a training's last word, such as which other worker has died.
     """
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def exit_with_parent(parent: int, then: Callable | None, worker: int) -> None:
-    """Have a loader's worker end with its training, and say no more; a `worker_init_fn`.
+    """Have a loader's worker end with its training, the process `parent`; a `worker_init_fn`.
 
-    If the training is killed, a worker would by itself wait for ever for somebody to read its last
-    batch, and keep its memory.
-
-    Args:
-        parent: process of the training.
-        then: another `worker_init_fn` to call.
-        worker: its number.
+    Of a killed training it would wait for ever for somebody to read its last batch, and keep its
+    memory. `then` is another `worker_init_fn` to call.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)

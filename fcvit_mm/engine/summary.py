@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from logging import FileHandler, LogRecord, StreamHandler
+from logging import FileHandler, StreamHandler
 from pathlib import Path
 
 import mmengine
@@ -16,36 +16,37 @@ from .preflight import unwrap
 
 
 def shorten(logger: MMLogger) -> None:
-    """Keep what MMEngine's Runner begins with off the console: environment, config, all hooks.
-
-    The log file has it.
-    """
+    """Keep environment, config and hooks off the console; the log file has them."""
     for handler in logger.handlers:
         if isinstance(handler, StreamHandler) and not isinstance(handler, FileHandler):
-            handler.addFilter(_is_news)
-
-
-def _is_news(record: LogRecord) -> bool:
-    return record.module != "runner" or record.funcName not in ("__init__", "_log_env")
+            handler.addFilter(
+                lambda record: (
+                    record.module != "runner" or record.funcName not in ("__init__", "_log_env")
+                )
+            )
 
 
 def overview(runner: Runner) -> list[str]:
     """Describe a run before it begins: what, by what, on what, and where its results will be."""
     cfg, model = runner.cfg, unwrap(runner.model)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    device = next(model.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    lines = [
-        f"config: {_short(_config(runner))}",
-        f"model: {type(model).__name__}, {millions:.1f} M parameters",
-        f"weights: {_start(runner)}",
+    files = [
+        node["checkpoint"]
+        for _, node in iter_config_dicts(cfg.model)
+        if node.get("type") == "Pretrained"
     ]
+    start = runner._load_from or ", ".join(files) or "random"
     loops = {"training": runner._train_loop, "validation": runner._val_loop,
              "test": None if runner._train_loop else runner._test_loop}  # fmt: skip
     images = [
         f"{len(loop.dataloader.dataset)} {split} images" for split, loop in loops.items() if loop
     ]
-    lines.append(f"data: {', '.join(images)}")
+    lines = [
+        f"config: {_short(_config(runner))}",
+        f"model: {type(model).__name__}, {millions:.1f} M parameters",
+        f"weights: {start}{', resumed' if runner._resume else ''}",
+        f"data: {', '.join(images)}",
+    ]
     if runner._train_loop:
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         length = f"{runner.max_epochs} epochs" if by_epoch else f"{runner.max_iters} iterations"
@@ -54,26 +55,16 @@ def overview(runner: Runner) -> list[str]:
             f"training: {length}, batches of {cfg.train_dataloader.get('batch_size')} per process, "
             f"{optimizer.get('type')} at lr {optimizer.get('lr')}, seed {runner.seed}"
         )
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     processes = f"{runner.world_size} process" + ("es" if runner.world_size > 1 else "")
-    lines.append(f"device: {name}, {processes}")
-    lines.append(f"versions: PyTorch {torch.__version__}, MMEngine {mmengine.__version__}")
-    log = Path(runner.log_dir, f"{runner.timestamp}.log")
-    lines.append(
-        f"log: {_short(log)}, with environment, config and hooks, which --verbose prints, too"
-    )
-    return lines
-
-
-def _start(runner: Runner) -> str:
-    """Say where the weights come from."""
-    if runner._load_from:
-        return f"from {runner._load_from}" + (", resumed" if runner._resume else "")
-    files = [
-        node["checkpoint"]
-        for _, node in iter_config_dicts(runner.cfg.model)
-        if node.get("type") == "Pretrained"
+    log = _short(Path(runner.log_dir, f"{runner.timestamp}.log"))
+    return [
+        *lines,
+        f"device: {name}, {processes}",
+        f"versions: PyTorch {torch.__version__}, MMEngine {mmengine.__version__}",
+        f"log: {log}, with environment, config and hooks, which --verbose prints, too",
     ]
-    return f"pretrained, from {', '.join(files)}" if files else "random"
 
 
 def result(runner: Runner) -> str:
@@ -93,8 +84,7 @@ def result(runner: Runner) -> str:
 
 def _config(runner: Runner) -> Path:
     """Return the path of the config that the Runner wrote, with all options."""
-    name = runner.cfg.filename or f"{runner.timestamp}.py"
-    return Path(runner.work_dir, Path(name).name)
+    return Path(runner.work_dir, Path(runner.cfg.filename or f"{runner.timestamp}.py").name)
 
 
 def _short(path: str | Path) -> str:

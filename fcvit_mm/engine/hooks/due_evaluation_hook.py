@@ -5,7 +5,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 
 class DueEvaluationHook(Hook):
-    """Makes the evaluation that was due when the resumed checkpoint was written.
+    """Run the evaluation that was due when the resumed checkpoint was written.
 
     The checkpoint comes first, so that a training may have been killed before the evaluation, and
     MMEngine goes on with the next iteration.
@@ -19,9 +19,6 @@ class DueEvaluationHook(Hook):
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
         loop._decide_current_val_interval()
-        if (
-            runner.val_loop is not None
-            and done >= max(loop.val_begin, 1)
-            and (done % loop.val_interval == 0 or done == last)
-        ):
+        is_due = done >= max(loop.val_begin, 1) and (done % loop.val_interval == 0 or done == last)
+        if is_due and runner.val_loop is not None:
             runner.val_loop.run()
