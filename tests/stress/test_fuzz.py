@@ -11,7 +11,6 @@ import os
 import random
 import struct
 import time
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
-from rich.console import Console
 
-from fcvit_mm.datasets.checks import Report, check, summary
-from fcvit_mm.datasets.checks.images import load
+from fcvit_mm.datasets.checks import Report, check
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image
@@ -44,10 +41,9 @@ JUNK: list[Any] = [
 
 
 def looked_at(cfg: Config) -> Report:
-    """The report of the only dataset, and all that a tool would print of it."""
+    """The report of the only dataset."""
     start = time.monotonic()
     (report,) = check(cfg, ("val_dataloader",))
-    Console(file=io.StringIO()).print(summary([report]))
     for sentence in report.errors + report.warnings:
         assert "\n" not in sentence and sentence.isprintable()
         sentence.encode()
@@ -202,49 +198,24 @@ def eps(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
-    [(eps, "not an image"), (os.mkfifo, "not a file"),
-     (lambda path: path.symlink_to("/dev/zero"), "not a file")],
-    ids=["a program for Ghostscript", "a pipe", "a device"],
-)  # fmt: skip
+    "make",
+    [eps, lambda path: path.symlink_to("/dev/zero")],
+    ids=["a program for Ghostscript", "a device"],
+)
 @pytest.mark.parametrize("task", TASKS)
-def test_what_would_start_a_program_or_wait_is_no_image(data, task, make, words):
+def test_what_would_start_a_program_or_has_no_end_is_no_image(data, task, make):
     path = data / "images/val/00001.png"
     path.unlink()
     make(path)
     # of a segmentation's images those that are no files are not even listed
     (error,) = looked_at(load_config(str(TASKS[task]))).errors
-    assert f"00001.png ({words})" in error or "without image: 00001.png" in error
+    assert "00001.png (not an image)" in error or "without image: 00001.png" in error
     if task == "segmentation":
         path = data / "label_maps/val/00002.png"
         path.unlink()
         make(path)
         errors = looked_at(load_config(str(TASKS[task]))).errors
-        assert any(f"00002.png ({words})" in error for error in errors), errors
-
-
-class Slow:
-    """An image that takes long to decode, and says how many do at the same time."""
-
-    at_work = most = 0
-
-    def __init__(self, side: int) -> None:
-        self.width = self.height = side
-
-    def load(self) -> None:
-        Slow.at_work += 1
-        Slow.most = max(Slow.most, Slow.at_work)
-        time.sleep(0.05)
-        Slow.at_work -= 1
-
-
-def test_large_images_are_decoded_one_at_a_time():
-    with ThreadPool(4) as pool:
-        for side, is_alone in ((10_000, True), (1000, False)):
-            Slow.most = 0
-            images: list[Any] = [Slow(side) for _ in range(8)]
-            pool.map(load, images, chunksize=1)
-            assert (Slow.most == 1) == is_alone
+        assert any("00002.png (not an image)" in error for error in errors), errors
 
 
 def test_a_small_file_of_too_many_pixels_is_named(data):

@@ -225,9 +225,18 @@ def test_crowds(data, form):
 @pytest.mark.parametrize(
     ("segmentation", "words"),
     [
-        ({"size": [64, 60], "counts": [10, 3830]}, "RLE has no counts or is of another size"),
-        ({"size": [64, 64], "counts": [10, 10]}, "RLE is not of as many pixels"),
-        ({"size": [64, 64], "counts": "0"}, "RLE is not of as many pixels"),
+        (
+            {"size": [64, 60], "counts": [10, 3830]},
+            "whose RLE is of another size",
+        ),
+        (
+            {"size": [64, 64], "counts": [10, 10]},
+            "whose RLE is of another size",
+        ),
+        (
+            {"size": [64, 64], "counts": "0"},
+            "whose RLE is of another size",
+        ),
         ([[1, 2, 3, 4]], "first polygon has less than three points"),
         ([[], [1, 2, 30, 4, 5, 60]], "first polygon has less than three points"),
     ],

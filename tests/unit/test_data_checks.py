@@ -14,7 +14,8 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from fcvit_mm.datasets import checks
-from fcvit_mm.datasets.checks import Report, check, image_size
+from fcvit_mm.datasets.checks import Report, check
+from fcvit_mm.datasets.checks.images import read_header
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
 from fcvit_mm.utils.errors import ConfigError
@@ -260,9 +261,7 @@ def test_one_class_without_a_comma_is_named(data):
 @pytest.mark.parametrize("classes", [("circle", "circle"), (1, 2)], ids=str)
 def test_classes_that_can_not_be_told_apart_are_named(data, classes):
     error = reports(train_dataloader__dataset__metainfo__classes=classes)[0].errors[0]
-    assert re.match(
-        r"train_dataloader\.dataset: classes (of the same name|that are no text)", error
-    )
+    assert re.match(r"train_dataloader\.dataset: classes (in another|that are no category)", error)
 
 
 def test_of_many_classes_the_first_are_shown(data):
@@ -392,14 +391,14 @@ def test_an_image_cut_anywhere_is_found(tmp_path, suffix):
     path = tmp_path / f"image{suffix}"
     Image.fromarray(image).save(path)
     content = path.read_bytes()
-    assert image_size(str(path)) == image_size(str(path), decode=True) == (64, 48)
+    assert read_header(str(path)) == read_header(str(path), decode=True) == ((64, 48), [])
     for part in (0, 1, 2, 10, 100, len(content) // 2, len(content) * 9 // 10):
         path.write_bytes(content[:part])
         with pytest.raises((OSError, SyntaxError)):
-            image_size(str(path))
+            read_header(str(path))
     # what follows the end does no harm
     path.write_bytes(content + bytes(10))
-    assert image_size(str(path)) == (64, 48)
+    assert read_header(str(path)) == ((64, 48), [])
 
 
 def test_damage_inside_is_found_by_decoding(tmp_path):
@@ -409,9 +408,9 @@ def test_damage_inside_is_found_by_decoding(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    assert image_size(str(path)) == (64, 48)
+    assert read_header(str(path)) == ((64, 48), [])
     with pytest.raises(OSError):
-        image_size(str(path), decode=True)
+        read_header(str(path), decode=True)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -420,7 +419,7 @@ def test_the_size_is_that_of_the_image_as_loaded(tmp_path, orientation):
     exif[checks.images.EXIF_ORIENTATION] = orientation
     path = tmp_path / "image.jpg"
     Image.new("RGB", (64, 48)).save(path, exif=exif)
-    assert image_size(str(path)) == read(path).shape[1::-1]
+    assert read_header(str(path))[0] == read(path).shape[1::-1]
 
 
 # --------------------------------------------------------------------------------- label maps
@@ -507,12 +506,6 @@ def test_values_become_classes_as_mmsegmentation_has_it(data):
         assert (table[loaded == 255] == -1).all()
         assert (table[loaded < n] == loaded[loaded < n]).all()
         assert (table[(loaded >= n) & (loaded != 255)] == -2).all()
-
-
-def test_a_pipeline_that_contradicts_its_dataset_is_named(data):
-    options = {"train_dataloader.dataset.pipeline.1.reduce_zero_label": True}
-    error = check(load_config(str(TASKS["segmentation"]), options), LOADERS)[0].errors[0]
-    assert error.startswith("train_dataloader.dataset.reduce_zero_label: is False, while")
 
 
 def test_a_label_map_without_its_image_is_named(data):

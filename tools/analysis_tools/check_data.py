@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.engine.preflight import check_data_exist
@@ -27,6 +29,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def summary(reports: Sequence[checks.Report]) -> Table:
+    """Tabulate what each dataset holds and how much is wrong with it, one row per dataset."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("dataset")
+    for column in ("images", "labeled", "classes", "errors", "warnings"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        labeled = f"{report.labeled:,} {report.unit}" if report.unit else ""
+        numbers = report.classes, len(report.errors), len(report.warnings)
+        table.add_row(report.name, f"{report.images:,}", labeled, *(f"{n:,}" for n in numbers))
+    return table
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
@@ -37,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind, sentences in (("error", report.errors), ("warning", report.warnings)):
             for sentence in sentences:
                 print(f"{report.name}: {kind}: {sentence}")
-    console.print(checks.summary(reports))
+    console.print(summary(reports))
     n = sum(len(report.errors) for report in reports)
     if n:
         kinds = "kind of error" if n == 1 else "kinds of errors"

@@ -1,15 +1,8 @@
-"""Checks of the datasets that a config names: what would stop a training or spoil it unnoticed.
+"""Check the datasets of a config: find what would stop a training or spoil it unnoticed.
 
-A training on damaged data fails late, or not at all: MMDetection leaves out objects whose category
-is in no class, OpenCV fills the missing part of a truncated image with gray. Here every dataset
-of a config is read once beforehand, and all that is wrong is collected in a `Report`, each problem
-with its file and its remedy.
-
-Three kinds of datasets are known: COCO's instances format (MMDetection's `CocoDataset`), label
-maps (MMSegmentation's `BaseSegDataset` and the classes built on it), and any other that lists
-images, such as MMPretrain's folders, of which the images alone are checked. Each dataset is
-built by its own class, without its pipeline, so that it says itself where its files lie and which
-classes it has.
+Each dataset is built by its own class, without its pipeline, so that it says itself where its files
+lie and which classes it has. Of datasets that are neither COCO's instances format nor label maps,
+such as MMPretrain's folders, the images alone are checked.
 """
 
 import textwrap
@@ -19,7 +12,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from rich.console import Console
@@ -30,11 +22,11 @@ from ...utils.config import iter_config_dicts, iter_leaf_datasets
 from ...utils.errors import first_line
 from .coco import check_coco
 from .heads import check_evaluators, check_heads
-from .images import File, Finding, Limits, check_file, image_size
+from .images import File, Limits, check_file
 from .label_maps import MapCounter, check_pairs
-from .report import Report, summary
+from .report import Report
 
-__all__ = ["Report", "check", "image_size", "summary"]
+__all__ = ["Report", "check"]
 
 
 def check(
@@ -46,94 +38,80 @@ def check(
         cfg: a config.
         loaders: which of train_dataloader, val_dataloader and test_dataloader; a dataset that
             several of them use alike is checked once.
-        decode: decode every image, see `image_size`; label maps always are.
+        decode: decode every image, where otherwise its beginning and end are read; label maps
+            always are decoded.
         console: where to show the progress; nowhere if None.
 
     Returns:
         One report per dataset.
     """
-    checks: list[_Check] = []
+    seen: list[tuple[dict, list]] = []
+    found: list[tuple[Report, str, dict, dict]] = []
+    for loader in loaders:
+        key = loader.replace("_dataloader", "_evaluator")
+        evaluators = dict(iter_config_dicts(cfg.get(key), key))
+        dataset = (cfg.get(loader) or {}).get("dataset")
+        for where, node in iter_leaf_datasets(dataset, f"{loader}.dataset"):
+            # train, or train.datasets.1 of several
+            name = where.replace("_dataloader.dataset", "")
+            content = node, [*evaluators.values()]
+            if content in seen:
+                found[seen.index(content)][0].name += f", {name}"
+            else:
+                seen.append(content)
+                found.append((Report(name), where, node, evaluators))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=console is None)
     with progress, ThreadPool() as pool:
-        for loader in loaders:
-            key = loader.replace("_dataloader", "_evaluator")
-            evaluators = dict(iter_config_dicts(cfg.get(key), key))
-            dataset = (cfg.get(loader) or {}).get("dataset")
-            for where, node in iter_leaf_datasets(dataset, f"{loader}.dataset"):
-                for known in checks:
-                    if known.is_of(node, evaluators):
-                        known.report.name += f", {_name(where)}"
-                        break
-                else:
-                    checks.append(_Check(cfg, where, node, evaluators))
-        for one in checks:
-            task = progress.add_task(one.report.name, total=len(one.files))
-            read = partial(check_file, decode=decode, limits=one.limits)
-            found = pool.imap(read, one.files, chunksize=32)
-            for file, (findings, counts) in zip(one.files, found, strict=True):
-                one.add(file, findings, counts)
-                progress.advance(task)
-    return [one.finish() for one in checks]
+        for report, where, node, evaluators in found:
+            steps = [step for _, step in iter_config_dicts(node.get("pipeline"))]
+            files, maps = _check_lists(cfg, where, node, evaluators, steps, report)
+            read = partial(check_file, decode=decode, limits=Limits.of(steps))
+            results = progress.track(
+                pool.imap(read, files, chunksize=32), len(files), description=report.name
+            )
+            for file, (problems, counts) in zip(files, results, strict=True):
+                for problem in problems:
+                    report.add(problem)
+                if maps and file.label_map and counts is not None:
+                    maps.add(file.label_map, counts)
+            if maps and files:
+                maps.finish()
+    return [report for report, *_ in found]
 
 
-def _name(where: str) -> str:
-    """Shorten a place for the table: train, or train.datasets.1 of several."""
-    return where.replace("_dataloader.dataset", "")
-
-
-class _Check:
-    """Check one dataset: its lists when it is made, then its files one by one."""
-
-    def __init__(self, cfg: Config, where: str, node: dict, evaluators: dict[str, dict]) -> None:
-        self.node, self.evaluators = node, evaluators
-        self.report = report = Report(_name(where))
-        self.files: list[File] = []
-        self.maps: MapCounter | None = None
-        steps = [step for _, step in iter_config_dicts(node.get("pipeline"))]
-        self.limits = Limits.of(steps)
-        backend = (node.get("backend_args") or {}).get("backend", "local")
-        places = node.get("data_root"), node.get("ann_file")
-        if backend != "local" or any(is_url(str(place)) for place in places):
-            report.warn(where, "not on this machine", "it is not checked")
-            return
-        dataset = build(node, where, cfg.get("default_scope"), report)
-        if dataset is None:
-            return
-        if _reads_coco(dataset):
-            check_evaluators(evaluators, dataset, where, report)
-            masks = any(step.get("with_mask") for step in steps)
-            self.files = check_coco(dataset, where, report, masks, evaluators)
-        else:
-            self.files = _list_files(dataset, where, report)
-        report.images = len(self.files)
-        # after the files: those of a folder per class name their classes themselves
-        classes = dataset.metainfo.get("classes")
-        is_semantic = hasattr(dataset, "reduce_zero_label")
-        if classes:
-            report.classes = len(classes)
-            check_heads(cfg.get("model") or {}, where, len(classes), report)
-            if is_semantic:
-                self.maps = MapCounter(dataset, where, steps, report)
-        elif is_semantic:
-            report.error(where, "no classes", f"set {where}.metainfo=dict(classes=(...))")
-
-    def is_of(self, node: dict, evaluators: dict[str, dict]) -> bool:
-        """Tell whether a loader has the same dataset and evaluators."""
-        return self.node == node and [*self.evaluators.values()] == [*evaluators.values()]
-
-    def add(self, file: File, findings: list[Finding], counts: np.ndarray | None) -> None:
-        """Take in what was found in a file."""
-        for finding in findings:
-            self.report.add(*finding)
-        if self.maps and counts is not None and file.label_map:
-            self.maps.add(file.label_map, counts)
-
-    def finish(self) -> Report:
-        """Return the report, after all files."""
-        if self.maps and self.files:
-            self.maps.finish()
-        return self.report
+def _check_lists(
+    cfg: Config, where: str, node: dict, evaluators: dict, steps: list[dict], report: Report
+) -> tuple[list[File], MapCounter | None]:
+    """Check all of a dataset but the content of its files, which are returned."""
+    backend = (node.get("backend_args") or {}).get("backend", "local")
+    places = node.get("data_root"), node.get("ann_file")
+    if backend != "local" or any(is_url(str(place)) for place in places):
+        report.warn(where, "not on this machine", "it is not checked")
+        return [], None
+    dataset = build(node, where, cfg.get("default_scope"), report)
+    if dataset is None:
+        return [], None
+    # by name, since mmdet need not be installed; a class for another format overrides one
+    if all(
+        getattr(getattr(dataset, method, None), "__qualname__", "") == f"CocoDataset.{method}"
+        for method in ("load_data_list", "parse_data_info")
+    ):
+        check_evaluators(evaluators, dataset, where, report)
+        masks = any(step.get("with_mask") for step in steps)
+        files = check_coco(dataset, where, report, masks, evaluators)
+    else:
+        files = _list_files(dataset, where, report)
+    report.images = len(files)
+    # after the files: those of a folder per class name their classes themselves
+    classes = dataset.metainfo.get("classes")
+    is_semantic = hasattr(dataset, "reduce_zero_label")
+    if classes:
+        report.classes = len(classes)
+        check_heads(cfg.get("model") or {}, where, len(classes), report)
+    elif is_semantic:
+        report.error(where, "no classes", f"set {where}.metainfo=dict(classes=(...))")
+    return files, MapCounter(dataset, where, report) if classes and is_semantic else None
 
 
 def build(node: dict, where: str, scope: str | None, report: Report) -> Any:
@@ -145,7 +123,7 @@ def build(node: dict, where: str, scope: str | None, report: Report) -> Any:
         report.error(where, f"the classes are one text, {classes!r}, and not several", remedy)
         return None
     try:
-        dataset = DATASETS.build(dict(_scope_=scope) | node | dict(lazy_init=True, pipeline=[]))
+        return DATASETS.build(dict(_scope_=scope) | node | dict(lazy_init=True, pipeline=[]))
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         # MMSegmentation's error lists all classes of both
         reason = textwrap.shorten(first_line(error), 200, placeholder=" ...")
@@ -153,18 +131,6 @@ def build(node: dict, where: str, scope: str | None, report: Report) -> Any:
         remedy = f"set {where}.type='BaseSegDataset' for classes of your own"
         report.error(where, f"can't be built ({reason})", remedy if has_own else "correct it")
         return None
-    if not all(isinstance(name, str) for name in dataset.metainfo.get("classes") or ()):
-        report.error(where, "classes that are no text", "write their names")
-        return None
-    return dataset
-
-
-def _reads_coco(dataset: Any) -> bool:
-    # by name, since mmdet need not be installed; a class for another format overrides one
-    return all(
-        getattr(getattr(dataset, method, None), "__qualname__", "") == f"CocoDataset.{method}"
-        for method in ("load_data_list", "parse_data_info")
-    )
 
 
 def _list_files(dataset: Any, where: str, report: Report) -> list[File]:

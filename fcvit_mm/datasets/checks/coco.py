@@ -48,7 +48,6 @@ FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
             isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
         ),
         "area": _is_number,
-        # the evaluation alone needs it
         "iscrowd": lambda value: value in (0, 1),
     },
 }
@@ -58,14 +57,9 @@ LAYOUT = "docs/custom_data.md shows the layout"
 def check_coco(
     dataset: Any, where: str, report: Report, masks: bool, evaluators: dict[str, dict]
 ) -> list[File]:
-    """Check the annotation file of a `CocoDataset`; returns its images.
+    """Check the annotation file of a `CocoDataset`, built lazily; returns its images.
 
-    Args:
-        dataset: built lazily.
-        where: its place in the config.
-        report: takes what is wrong.
-        masks: whether its pipeline loads them.
-        evaluators: those of its loader.
+    masks: whether its pipeline loads them.
     """
     path = dataset.ann_file
     # one that is only predicted for, such as COCO's test images
@@ -73,11 +67,8 @@ def check_coco(
     content = _read(path, report, LISTS if has_labels else LISTS[:2])
     if content is None:
         return []
-    if not evaluators:
-        for annotation in content["annotations"]:
-            if isinstance(annotation, dict):
-                annotation["iscrowd"] = 0
-    sound = {key: _sound_entries(content[key], key, path, report) for key in LISTS}
+    unread = () if evaluators else ("iscrowd",)  # the evaluation alone needs it
+    sound = {key: _sound_entries(content[key], key, path, report, unread) for key in LISTS}
     _check_categories(path, sound["categories"], dataset.metainfo["classes"], where, report)
     images = sound["images"]
     if not images:
@@ -117,8 +108,11 @@ def _read(path: str, report: Report, wanted: Sequence[str]) -> dict[str, list] |
     return {key: content[key] if key in wanted else [] for key in LISTS}
 
 
-def _sound_entries(entries: list, key: str, path: str, report: Report) -> list[dict]:
+def _sound_entries(
+    entries: list, key: str, path: str, report: Report, unread: Sequence[str]
+) -> list[dict]:
     """Return those entries that hold what `FIELDS` says and have an id of their own."""
+    fields = [(name, is_sound) for name, is_sound in FIELDS[key].items() if name not in unread]
     sound, ids = [], set()
     for index, entry in enumerate(entries):
         example = f"{key}[{index}]"
@@ -127,7 +121,7 @@ def _sound_entries(entries: list, key: str, path: str, report: Report) -> list[d
             continue
         if _is_id(entry.get("id")):
             example += f" (id {entry['id']})"
-        flawed = [name for name, is_sound in FIELDS[key].items() if not is_sound(entry.get(name))]
+        flawed = [name for name, is_sound in fields if not is_sound(entry.get(name))]
         if flawed:
             what = f"{key} without {flawed[0]}, or with one that can't be read"
             report.error(path, what, LAYOUT, example)
@@ -154,14 +148,11 @@ def _check_categories(
         if count > 1:
             remedy = "join them or give each its own"
             report.error(path, "categories of the same name", remedy, repr(name))
-    if len(set(classes)) < len(classes):
-        report.error(where, "classes of the same name", set_classes(names))
-        return
     missing = [name for name in classes if name not in counts]
     known = listed([*map(repr, names)], 10) or "none"
     for place, name in enumerate(missing):
         # of many not all are shown
-        near = difflib.get_close_matches(name, names, n=1) if place < SHOWN else []
+        near = difflib.get_close_matches(str(name), names, n=1) if place < SHOWN else []
         hint = f" (nearest: {near[0]!r})" if near else ""
         what = f"classes that are no category of {path}, which has {known}"
         report.error(where, what, set_classes(names), f"{name!r}{hint}")
@@ -198,27 +189,26 @@ def _check_objects(
     corners = np.clip(boxes[:, :2], 0, None), np.minimum(boxes[:, :2] + boxes[:, 2:], sizes)
     visible = (corners[1] > corners[0]).all(1) & (boxes[:, 2:] >= 1).all(1) & (area > 0)
     used = (image >= 0) & (label >= 0) & visible
-    no_image = Problem(path, "annotations whose image_id is no image's id",
-                       "add those images or remove the annotations")  # fmt: skip
-    no_category = Problem(path, "annotations whose category_id is no category's id",
-                          "correct the ids or add those categories to the file")  # fmt: skip
-    no_extent = Problem(path, "annotations smaller than a pixel or wholly outside of their image",
-                        "they are left out", is_error=False)  # fmt: skip
-    for wrong, problem, key in (
-        (image < 0, no_image, "image_id"),
-        (label == -2, no_category, "category_id"),
-        ((image >= 0) & ~visible, no_extent, "bbox"),
-    ):
-        for i in np.flatnonzero(wrong):
-            annotation = annotations[i]
-            report.add(problem, f"id {annotation['id']} ({key} {annotation[key]})")
+    for wrong, key, what, remedy, is_error in (
+        (image < 0, "image_id", "annotations whose image_id is no image's id",
+         "add those images or remove the annotations", True),
+        (label == -2, "category_id", "annotations whose category_id is no category's id",
+         "correct the ids or add those categories to the file", True),
+        ((image >= 0) & ~visible, "bbox",
+         "annotations smaller than a pixel or wholly outside of their image", "they are left out",
+         False),
+    ):  # fmt: skip
+        for annotation in (annotations[i] for i in np.flatnonzero(wrong)):
+            example = f"id {annotation['id']} ({key} {annotation[key]})"
+            report.add(Problem(path, what, remedy, example, is_error))
     if masks:
         # the evaluation reads the masks of what is left out in training, too
         for i in np.flatnonzero((image >= 0) & (label >= 0) if is_evaluated else used):
             size = images[image[i]]["width"], images[image[i]]["height"]
             flaw = _segmentation_flaw(annotations[i].get("segmentation"), size, is_evaluated)
             if flaw:
-                report.add(Problem(path, *flaw), f"id {annotations[i]['id']}")
+                what, remedy, is_error = flaw
+                report.add(Problem(path, what, remedy, f"id {annotations[i]['id']}", is_error))
 
     names = [category["name"] for category in categories]
     for name in names:
@@ -239,15 +229,17 @@ def _segmentation_flaw(
         what = "annotations without a segmentation, while masks are to be learned"
         return what, "add each one's outline, or train a detector without masks", True
     if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if not isinstance(counts, list | str) or segmentation.get("size") != [size[1], size[0]]:
-            what = "annotations whose RLE has no counts or is of another size than its image"
-            return what, 'write {"size": [height, width], "counts": ...}', True
-        runs = _runs(counts) if isinstance(counts, str) else counts
-        if all(_is_integer(r) and r >= 0 for r in runs) and sum(runs) == size[0] * size[1]:
+        runs = segmentation.get("counts")
+        runs = _runs(runs) if isinstance(runs, str) else runs
+        if (
+            segmentation.get("size") == [size[1], size[0]]
+            and isinstance(runs, list)
+            and all(_is_integer(run) and run >= 0 for run in runs)
+            and sum(runs) == size[0] * size[1]
+        ):
             return None
-        what = "annotations whose RLE is not of as many pixels as its image"
-        return what, "write its counts anew; what is decoded would be arbitrary", True
+        what = "annotations whose RLE is of another size than its image, or does not fill it"
+        return what, 'write {"size": [height, width], "counts": ...} anew', True
     if not isinstance(segmentation, list) or not all(
         isinstance(polygon, list) and {*map(type, polygon)} <= {int, float}
         for polygon in segmentation
@@ -264,11 +256,9 @@ def _segmentation_flaw(
 
 
 def _runs(counts: str) -> list[int]:
-    """Return the runs of a compressed RLE, as `rleFrString` of COCO's maskApi.c reads them.
-
-    Five bits per character from 48 on, the lowest first; the sixth says that more follow. From the
-    fourth run on what is written is the difference from the one before the last.
-    """
+    """Return the runs of a compressed RLE, as `rleFrString` of COCO's maskApi.c reads them."""
+    # Five bits per character from 48 on, the lowest first; the sixth says that more follow. From
+    # the fourth run on what is written is the difference from the one before the last.
     runs: list[int] = []
     value = shift = 0
     for character in counts:

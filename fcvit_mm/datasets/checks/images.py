@@ -1,14 +1,10 @@
 """Check image files: present, whole, of the annotated size, and readable by the pipeline."""
 
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from threading import Lock
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ...utils.errors import first_line
 from .report import Problem
@@ -19,32 +15,30 @@ SIDEWAYS = (5, 6, 7, 8)
 # The last bytes of a complete file. One that ends otherwise may still be complete: it is decoded.
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # What OpenCV reads, too; for a few of its other formats PIL starts programs, such as Ghostscript.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
-# Images with more pixels than this are decoded one at a time: PIL refuses those above 1.8e8, and
-# a small file may be one of that size.
-LARGE = 25_000_000
-_large = Lock()
+Image.init()
+FORMATS = [
+    name
+    for name in "AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM SUN TIFF WEBP".split()
+    if name in Image.OPEN
+]
 
 Pixels = tuple[int, int]  # width, height
-Finding = tuple[Problem, str]  # with the name of the file
 
 
 class File(NamedTuple):
-    """An image to check: its size as annotated, its label map, and whether the dataset leaves it
-    out, as too small or without objects."""
+    """An image to check."""
 
     path: str
-    size: Pixels | None = None
+    size: Pixels | None = None  # as annotated
     label_map: str | None = None
-    left_out: bool = False
+    left_out: bool = False  # by the dataset, as too small or without objects
 
 
 class Limits(NamedTuple):
-    """What a pipeline asks of an image's sides: the least of them after the resizing, and the
-    sizes that an image is fitted into, its proportions kept."""
+    """What a pipeline asks of an image's sides."""
 
-    least: int
-    scales: list[Pixels]
+    least: int  # after the resizing
+    scales: list[Pixels]  # into which an image is fitted, its proportions kept
 
     @classmethod
     def of(cls, steps: list[dict]) -> "Limits":
@@ -69,92 +63,63 @@ class Limits(NamedTuple):
         )
 
 
-@contextmanager
-def open_image(path: str) -> Iterator[tuple[IO[bytes], ImageFile.ImageFile]]:
-    """Open an image of one of `FORMATS`; yields its file, too.
-
-    Raises:
-        OSError: no file, such as a pipe, which would be waited for without end.
-        Exception: see `image_size`.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("not a file")
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with open(path, "rb") as file, Image.open(file, formats=formats) as image:
-        yield file, image
-
-
-def load(image: Image.Image) -> None:
-    """Decode an image, a large one by itself."""
-    with _large if image.width * image.height > LARGE else nullcontext():
-        image.load()
-
-
-def image_size(path: str, decode: bool = False) -> Pixels:
-    """Return the size of an image as it is loaded, its EXIF rotation applied.
+def read_header(path: str, decode: bool = False) -> tuple[Pixels, list[Problem]]:
+    """Return the size of an image as it is loaded, its EXIF rotation applied, and warnings.
 
     Args:
-        path: a file.
         decode: decode the image, which finds most damage inside. Otherwise its header and the
             mark at its end are read, which takes some 0.1 ms and finds what is not an image or
             is cut off.
 
     Raises:
-        FileNotFoundError: no such file.
         Exception: no image or a damaged one; PIL's readers raise errors of many classes.
     """
-    return _read_header(path, decode)[0]
-
-
-def _read_header(path: str, decode: bool) -> tuple[Pixels, list[Finding]]:
-    """Return an image's size, see `image_size`, and what OpenCV would silently do to its pixels."""
     folder, name = os.path.split(path)
-    findings = []
-    with open_image(path) as (file, image):
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         # the info first: asking for EXIF makes PIL decode some formats
         sideways = "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
         size = image.size[::-1] if sideways else image.size
+        found = []
         if image.format == "TIFF" and image.mode in ("I", "F"):
             what = "images that OpenCV does not read"
-            findings.append((Problem(folder, what, "store 8 bits per channel"), name))
+            found.append(Problem(folder, what, "store 8 bits per channel", name))
         # PIL's mode of a color image is RGB whatever its depth; the tile says what is stored
         if image.tile and ";16" in str(image.tile[0][3]):
             what = "images of 16 bits per channel, of which the upper 8 are used"
             remedy = "where their values do not fill the 16, spread them over 8 bits"
-            findings.append((Problem(folder, what, remedy, is_error=False), name))
+            found.append(Problem(folder, what, remedy, name, is_error=False))
         if image.has_transparency_data:
             what = "images with transparency, which is ignored"
             remedy = "what is stored under it is seen; remove the transparency to choose it"
-            findings.append((Problem(folder, what, remedy, is_error=False), name))
+            found.append(Problem(folder, what, remedy, name, is_error=False))
         mark = END_MARKS.get(image.format or "")
         if mark is not None and not decode:
             file.seek(-len(mark), os.SEEK_END)
             decode = file.read() != mark
             file.seek(0)
         if decode or mark is None:
-            load(image)
-    return size, findings
+            image.load()
+    return size, found
 
 
 def _reason(error: Exception) -> str:
     return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
-def check_file(file: File, decode: bool, limits: Limits) -> tuple[list[Finding], np.ndarray | None]:
+def check_file(file: File, decode: bool, limits: Limits) -> tuple[list[Problem], np.ndarray | None]:
     """Read an image and its label map; returns how many pixels of the latter have each value."""
     folder, name = os.path.split(file.path)
-    findings: list[Finding] = []
     size: Pixels | None = None
+    found: list[Problem] = []
 
     def error(what: str, remedy: str, example: str) -> None:
-        findings.append((Problem(folder, what, remedy), example))
+        found.append(Problem(folder, what, remedy, example))
 
     try:
-        size, findings = _read_header(file.path, decode)
+        size, found = read_header(file.path, decode)
     except FileNotFoundError:
         error("images that do not exist", "put them there or set data_prefix", name)
-    except Exception as e:  # see `image_size`
+    except Exception as e:  # see `read_header`
         error("images that can't be read", "replace these files", f"{name} ({_reason(e)})")
     if size and file.size and size != file.size:
         what = "images of another size than their annotations say"
@@ -165,42 +130,38 @@ def check_file(file: File, decode: bool, limits: Limits) -> tuple[list[Finding],
         remedy = "crop or remove them; in training filter_cfg=dict(min_size=...) leaves them out"
         error(f"{what}or of none", remedy, "{} ({}x{})".format(name, *size))
     if file.label_map is None:
-        return findings, None
-    found, counts = _check_label_map(file.label_map, name, size)
-    return findings + found, counts
+        return found, None
+    problem, counts = _check_label_map(file.label_map, name, size)
+    return found + ([problem] if problem else []), counts
 
 
 def _check_label_map(
     path: str, image_name: str, image_size: Pixels | None
-) -> tuple[list[Finding], np.ndarray | None]:
+) -> tuple[Problem | None, np.ndarray | None]:
     """Read a label map; returns how many pixels have each value, 256 for what a byte can't hold."""
     folder, name = os.path.split(path)
-
-    def error(what: str, remedy: str, example: str = name) -> list[Finding]:
-        return [(Problem(folder, what, remedy), example)]
-
     try:
-        with open_image(path) as (_, image):
-            load(image)
+        with Image.open(path, formats=FORMATS) as image:
             # as MMSegmentation reads it: indices of a palette stay indices
             labels = np.array(image).squeeze()
     except FileNotFoundError:
         remedy = "add the label maps, remove the images or set seg_map_suffix"
-        return error("images without label map", remedy, f"{image_name} (no {name})"), None
-    except Exception as e:  # see `image_size`
-        example = f"{name} ({_reason(e)})"
-        return error("label maps that can't be read", "replace these files", example), None
+        example = f"{image_name} (no {name})"
+        return Problem(folder, "images without label map", remedy, example), None
+    except Exception as e:  # see `read_header`
+        what, example = "label maps that can't be read", f"{name} ({_reason(e)})"
+        return Problem(folder, what, "replace these files", example), None
     if labels.ndim > 2:
         remedy = "store the index of each pixel's class in a single channel"
-        return error("label maps in color", remedy), None
+        return Problem(folder, "label maps in color", remedy, name), None
     if labels.ndim < 2:
         what = "label maps with a side of one pixel, which MMSegmentation does not read"
-        return error(what, "enlarge or remove them and their images"), None
-    findings: list[Finding] = []
+        return Problem(folder, what, "enlarge or remove them and their images", name), None
+    problem = None
     if image_size and image_size != labels.shape[::-1]:
         example = "{} ({}x{}, image {}x{})".format(name, *labels.shape[::-1], *image_size)
         what = "label maps of another size than their images"
-        findings = error(what, "make both of the same size", example)
+        problem = Problem(folder, what, "make both of the same size", example)
     if labels.dtype != np.uint8:
         labels = np.where((labels < 0) | (labels > 255), 256, labels).astype(np.uint16)
-    return findings, np.bincount(labels.ravel(), minlength=257)
+    return problem, np.bincount(labels.ravel(), minlength=257)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .report import Problem, Report, listed
+from .report import Report, listed
 
 
 def check_counts(
@@ -17,9 +17,9 @@ def check_counts(
     report: Report,
     unknown: Collection[str] = (),
 ) -> None:
-    """Warn of classes that never occur; a dataset in which none does is of no use.
+    """Warn of classes that never occur, but not of `unknown`; refuse a dataset in which none does.
 
-    unknown: classes of which more has been said.
+    counts: of the objects or pixels of each class.
     """
     if not counts.sum():
         report.error(where, "nothing of any class", "correct classes and annotations")
@@ -61,28 +61,13 @@ def label_table(dataset: Any) -> np.ndarray:
 class MapCounter:
     """Add up the values of a dataset's label maps and report those that are no class."""
 
-    def __init__(self, dataset: Any, where: str, steps: list[dict], report: Report) -> None:
-        self.report = report
-        for step in steps:
-            asked = step.get("reduce_zero_label")
-            if asked is not None and asked != dataset.reduce_zero_label:
-                what = f"is {dataset.reduce_zero_label}, while a step of its pipeline has {asked}"
-                remedy = "remove it from the pipeline, which follows the dataset"
-                report.error(f"{where}.reduce_zero_label", what, remedy)
+    def __init__(self, dataset: Any, where: str, report: Report) -> None:
+        self.where, self.report = where, report
+        self.ignored = dataset.ignore_index
         self.classes = dataset.metainfo["classes"]
         self.folder = dataset.data_prefix.get("seg_map_path") or where
         self.table = label_table(dataset)
         self.total = np.zeros(257, np.int64)
-        allowed = np.flatnonzero(self.table >= 0)
-        self.problem = Problem(
-            self.folder,
-            f"label maps with values that are no class (its {len(self.classes)} classes are the "
-            f"values {allowed.min()} to {allowed.max()}, {dataset.ignore_index} is ignored)"
-            if len(allowed)
-            else "label maps of no class",
-            "correct the label maps or the classes; where 0 is unlabeled and classes count "
-            f"from 1, set {where}.reduce_zero_label=True",
-        )
 
     def add(self, path: str, counts: np.ndarray) -> None:
         """Count the pixels of a label map, (257,)."""
@@ -92,7 +77,15 @@ class MapCounter:
             for value in np.flatnonzero((self.table == -2) & (counts > 0)).tolist()
         ]
         if wrong:
-            self.report.add(self.problem, f"{os.path.basename(path)} ({listed(wrong)})")
+            allowed = np.flatnonzero(self.table >= 0)
+            self.report.error(
+                self.folder,
+                f"label maps with values that are no class (its {len(self.classes)} classes are "
+                f"the values {allowed[0]} to {allowed[-1]}, {self.ignored} is ignored)",
+                "correct the label maps or the classes; where 0 is unlabeled and classes count "
+                f"from 1, set {self.where}.reduce_zero_label=True",
+                f"{os.path.basename(path)} ({listed(wrong)})",
+            )
 
     def finish(self) -> None:
         """Report the number of pixels, and the classes without."""
@@ -101,5 +94,4 @@ class MapCounter:
             self.table[known], weights=self.total[known], minlength=len(self.classes)
         )
         self.report.labeled, self.report.unit = int(counts.sum()), "pixels"
-        if self.report.images:
-            check_counts(self.folder, self.classes, counts, self.report)
+        check_counts(self.folder, self.classes, counts, self.report)

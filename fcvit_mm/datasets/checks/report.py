@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-
 # How many examples of a problem a sentence has.
 SHOWN = 3
 
 
 class Problem(NamedTuple):
-    """Say what is wrong at a file or key and what to do; an error stops a training."""
+    """Say what is wrong at a file or key, and what to do; an error stops a training."""
 
     where: str
     what: str
     remedy: str
+    example: str = ""
     is_error: bool = True
 
 
@@ -35,19 +33,19 @@ class Report:
     unit: str = ""
     _found: dict[Problem, list[str]] = field(default_factory=dict)
 
-    def add(self, problem: Problem, example: str = "") -> None:
-        """Note a problem, and where inside of the file it was met."""
-        examples = self._found.setdefault(problem, [])
-        if example:
-            examples.append(example)
+    def add(self, problem: Problem) -> None:
+        """Note a problem; those that differ in their example alone become one sentence."""
+        examples = self._found.setdefault(problem._replace(example=""), [])
+        if problem.example:
+            examples.append(problem.example)
 
     def error(self, where: object, what: str, remedy: str, example: str = "") -> None:
         """Note what stops a training."""
-        self.add(Problem(str(where), what, remedy), example)
+        self.add(Problem(str(where), what, remedy, example))
 
     def warn(self, where: object, what: str, remedy: str, example: str = "") -> None:
         """Note what a training goes on with."""
-        self.add(Problem(str(where), what, remedy, is_error=False), example)
+        self.add(Problem(str(where), what, remedy, example, is_error=False))
 
     def _sentences(self, is_error: bool) -> list[str]:
         sentences = [
@@ -77,21 +75,3 @@ def listed(words: Sequence[str], shown: int = SHOWN) -> str:
     """Join the first words by commas, and count the rest."""
     more = f" and {len(words) - shown} more" if len(words) > shown else ""
     return ", ".join(words[:shown]) + more
-
-
-def summary(reports: Sequence[Report]) -> Table:
-    """Tabulate what each dataset holds and how much is wrong with it, one row per dataset."""
-    table = Table(box=box.SIMPLE)
-    table.add_column("dataset")
-    for column in ("images", "labeled", "classes", "errors", "warnings"):
-        table.add_column(column, justify="right")
-    for report in reports:
-        table.add_row(
-            report.name,
-            f"{report.images:,}",
-            f"{report.labeled:,} {report.unit}" if report.unit else "",
-            f"{report.classes:,}",
-            f"{len(report.errors):,}",
-            f"{len(report.warnings):,}",
-        )
-    return table
