@@ -16,11 +16,8 @@ SIDEWAYS = (5, 6, 7, 8)
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # What OpenCV reads, too; for a few of its other formats PIL starts programs, such as Ghostscript.
 Image.init()
-FORMATS = [
-    name
-    for name in "AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM SUN TIFF WEBP".split()
-    if name in Image.OPEN
-]
+READ = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+FORMATS = [name for name in READ if name in Image.OPEN]
 
 Pixels = tuple[int, int]  # width, height
 
