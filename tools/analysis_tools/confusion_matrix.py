@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if out.suffix in (".png", ".json"):
         out = out.with_suffix("")
     confusion_matrix.run(
-        cfg, args.checkpoint, out, args.score_threshold, args.iou_threshold, args.masks
+        cfg,
+        args.checkpoint,
+        out,
+        score_threshold=args.score_threshold,
+        iou_threshold=args.iou_threshold,
+        masks=args.masks,
     )
     print(f"confusion matrix: {out}.png, {out}.json")
 
