@@ -1,8 +1,8 @@
-"""Read what trainings wrote down, of one run or several, as tables and plots.
+"""Summarize and plot what trainings logged.
 
 MMEngine writes a line of JSON for each logged iteration and each evaluation to
-WORK_DIR/DATE/vis_data/scalars.json; a resumed training writes to another DATE. In TensorBoard each
-resumption would be a run of its own; here they are joined.
+WORK_DIR/DATE/vis_data/scalars.json. A resumed training writes to another DATE: MMDetection's
+analyze_logs and TensorBoard take it for another run, here they are joined.
 """
 
 import json
@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ Record = dict[str, float]
 class Run:
     """One training, over all its resumptions.
 
-    training: records by iteration. evaluations: records by the iteration after which they were
-    made. problems: sentences on what could not be read.
+    training, evaluations: records by iteration. problems: sentences on what could not be read.
     """
 
     name: str
@@ -39,32 +39,27 @@ class Run:
     evaluations: dict[int, Record] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    def known_keys(self) -> dict[str, bool]:
+        """Return all keys, losses first, and whether each is of evaluations alone.
+
+        `time`, which both have, is that of an iteration.
+        """
+        trained = dict.fromkeys(key for record in self.training.values() for key in record)
+        keys = dict.fromkeys(sorted(trained, key=lambda key: "loss" not in key), False)
+        evaluated = (key for record in self.evaluations.values() for key in record)
+        return keys | {key: True for key in evaluated if key not in keys}
+
     def series(self, key: str) -> list[tuple[int, float]]:
         """Return (iteration, value) of a key, in order."""
-        records = self.evaluations if key in self.evaluated_keys() else self.training
+        records = self.evaluations if self.known_keys().get(key) else self.training
         return sorted((step, record[key]) for step, record in records.items() if key in record)
-
-    def trained_keys(self) -> list[str]:
-        """Return the keys of the training, losses first."""
-        keys = dict.fromkeys(key for record in self.training.values() for key in record)
-        return sorted(keys, key=lambda key: "loss" not in key)
-
-    def evaluated_keys(self) -> list[str]:
-        """Return the keys of the evaluations alone; `time`, which both have, is an iteration's."""
-        trained = self.trained_keys()
-        keys = dict.fromkeys(key for record in self.evaluations.values() for key in record)
-        return [key for key in keys if key not in trained]
-
-    def all_keys(self) -> list[str]:
-        """Return all keys that have values, losses first."""
-        return self.trained_keys() + self.evaluated_keys()
 
 
 def find_logs(path: Path) -> list[Path]:
     """Return the logs of a work directory, oldest first; a ConfigError if there is none."""
     if path.is_file():
         return [path]
-    # their folders are named for the date
+    # folders are named for the date
     logs = sorted(path.glob(f"*/{LOG}")) or sorted(path.glob(LOG))
     if not logs:
         what = "there is no log in it" if path.is_dir() else "there is no such work directory"
@@ -76,13 +71,10 @@ def find_logs(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a work directory, or one scalars.json.
+    """Read a work directory, or one scalars.json; a ConfigError if it has no records.
 
     What a resumed training did again replaces what was done before. Damaged lines, such as the last
     one of a killed training, are left out and listed in `problems`.
-
-    Raises:
-        ConfigError: there is no log, or no record in it.
     """
     run = Run(str(path))
     for log in find_logs(path):
@@ -99,7 +91,7 @@ def read_run(path: Path) -> Run:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 run.problems.append(f"{log}, line {number}: not a whole record, left out")
         _add(run, records)
-    if not run.all_keys():
+    if not run.known_keys():
         why = "none of its lines is one" if run.problems else "the training may not have begun"
         raise ConfigError(f"{path}: the log has no records; {why}")
     return run
@@ -111,12 +103,11 @@ def _add(run: Run, records: list[tuple[int, Record]]) -> None:
     Only those of a training have a learning rate; where it counts epochs, so do its evaluations,
     whose iteration is that of the record before.
     """
-    training = [(step, record) for step, record in records if "lr" in record]
-    counts_epochs = any("epoch" in record for _, record in training)
-    if training:
-        first, _ = training[0]
-        run.training = {step: r for step, r in run.training.items() if step < first}
-        run.evaluations = {step: r for step, r in run.evaluations.items() if step < first}
+    steps = [step for step, record in records if "lr" in record]
+    for known in (run.training, run.evaluations) if steps else ():
+        for step in [step for step in known if step >= steps[0]]:
+            del known[step]
+    counts_epochs = any("epoch" in record for _, record in records if "lr" in record)
     iteration = max(run.training, default=0)
     for step, record in records:
         if "lr" in record:
@@ -132,7 +123,7 @@ def choose(runs: Sequence[Run], keys: Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: no run has one of them.
     """
-    known = list(dict.fromkeys(key for run in runs for key in run.all_keys()))
+    known = list(dict.fromkeys(key for run in runs for key in run.known_keys()))
     if keys is None:
         usual = [key for key in known if "loss" in key or key == "lr" or MAIN.search(key)]
         return usual or known
@@ -172,7 +163,7 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
         last = series[-1][1]
         # JSON has no NaN
         entry: dict[str, Any] = {"last": last if math.isfinite(last) else None}
-        if finite and key in run.evaluated_keys():
+        if finite and run.known_keys()[key]:
             # the first of equals; all that OpenMMLab's evaluators give grows with quality
             best, step = max(finite)
             entry |= {"best": best, "best_iteration": -step}
@@ -182,39 +173,31 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     """Plot losses, learning rate and metrics of evaluations over iterations, one panel each."""
-    evaluated = {key for run in runs for key in run.evaluated_keys()}
+    evaluated = {key for run in runs for key, of_evaluation in run.known_keys().items() if of_evaluation}
     panels: dict[str, list[str]] = {}
     for key in keys:
-        panels.setdefault(_panel(key, runs, key in evaluated), []).append(key)
+        title = "loss" if "loss" in key else "learning rate" if key == "lr" else "other"
+        if key in evaluated:
+            # MMDetection gives shares of 1, MMSegmentation and MMPretrain percent
+            percent = any(1 < value < math.inf for run in runs for _, value in run.series(key))
+            title = "evaluation, percent" if percent else "evaluation"
+        panels.setdefault(title, []).append(key)
     names = [Path(run.name).resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [run.name for run in runs]
     figure, grid = make_panels(1, len(panels), (5 * len(panels), 3.8))
     for axes, (title, wanted) in zip(grid[0], panels.items(), strict=True):
-        lines = [(i, key, j, run) for i, key in enumerate(wanted) for j, run in enumerate(runs)]
-        for i, key, j, run in lines:
-            points = run.series(key)
-            if not points:
-                continue
-            # there are more colors than styles: they go to keys or runs, whichever are more
-            color, style = (i, j) if len(wanted) > len(runs) else (j, i)
-            axes.plot(
-                *zip(*points, strict=True),
-                label=key if len(runs) == 1 else f"{key}, {names[j]}",
-                color=f"C{color % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
-                marker="o" if key in evaluated or len(points) == 1 else "", markersize=3,
-            )  # fmt: skip
+        for (i, key), (j, run) in product(enumerate(wanted), enumerate(runs)):
+            if points := run.series(key):
+                # there are more colors than styles: they go to keys or runs, whichever are more
+                color, style = (i, j) if len(wanted) > len(runs) else (j, i)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    label=key if len(runs) == 1 else f"{key}, {names[j]}",
+                    color=f"C{color % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
+                    marker="o" if key in evaluated or len(points) == 1 else "", markersize=3,
+                )  # fmt: skip
         axes.set(xlabel="iteration", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6.5, frameon=False)
     save_figure(figure, path)
-
-
-def _panel(key: str, runs: Sequence[Run], evaluated: bool) -> str:
-    """Return the title of a key's panel."""
-    if evaluated:
-        # MMDetection gives shares of 1, MMSegmentation and MMPretrain percent
-        values = [value for run in runs for _, value in run.series(key)]
-        best = max(filter(math.isfinite, values), default=0)
-        return "evaluation" if best <= 1 else "evaluation, percent"
-    return "loss" if "loss" in key else "learning rate" if key == "lr" else "other"
