@@ -1,8 +1,7 @@
 """Measure models side by side: time and peak memory of a prediction or a training step.
 
 All run in one process with random weights on the same images of noise, and take turns, so that a
-machine that becomes slower does so for all. Post-processing belongs to a whole model's prediction,
-reading and preparing images does not.
+machine that becomes slower does so for all.
 """
 
 import os
@@ -11,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,13 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..utils.cli import check_writable
 from ..utils.config import load_config
 from ..utils.errors import ConfigError
-from ..utils.files import write_json
-from ..visualization.figures import Figure, make_panels, save_figure
+from ..visualization.figures import Figure, make_panels
 from .tracing import memory_of
 from .workload import (
     Size,
     build,
-    default_size,
     example_samples,
     name_failure,
     run_loss,
@@ -77,34 +73,19 @@ def interleave(
     finish()
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for i in range(repeats):
-        first = i % len(names)
-        for name in names[first:] + names[:first]:
+    for _ in range(repeats):
+        for name in names:
             since = clock()
             calls[name]()
             finish()
             times[name].append(1000 * (clock() - since))
+        names = names[1:] + names[:1]
     return times
 
 
 def medians(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Return the median of the milliseconds of each call, see `interleave`."""
     return {name: statistics.median(t) for name, t in interleave(calls, repeats).items()}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The median of some values and their quartiles."""
-
-    median: float
-    lower: float
-    upper: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return median and quartiles."""
-    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return Spread(median, lower, upper)
 
 
 @dataclass
@@ -134,10 +115,15 @@ def subjects(
     batch: int,
     device: torch.device,
 ) -> list[Subject]:
-    """Build what is to be measured; arguments as of `run`.
+    """Build what is to be measured.
+
+    Args:
+        configs: names of configs, see `utils.config.load_config`.
+        backbones: of the configs' models measure the backbones alone.
+        peers: add `PEERS`.
 
     Raises:
-        ConfigError: something can't be built, or two have the same name.
+        ConfigError: a model can't be built, or two have the same name.
     """
     torch.manual_seed(0)
     inputs = torch.rand(batch, 3, *size, device=device)
@@ -183,14 +169,14 @@ def peak_memory(subject: Subject, run: Call) -> int:
 class Result:
     """A model in one activity.
 
-    milliseconds: of each round. time: their spread. ratio: of the medians, to the first model.
-    images_per_second: at the median. peak_bytes: see `peak_memory`.
+    milliseconds: of each round. time: their median and quartiles, lower and upper. ratio: of the
+    medians, to the first model. peak_bytes: see `peak_memory`.
     """
 
     name: str
     activity: str
     milliseconds: list[float]
-    time: Spread
+    time: dict[str, float]
     ratio: float
     images_per_second: float
     peak_bytes: int
@@ -212,24 +198,24 @@ def measure(
 
     results = []
     for activity in (PREDICTION, TRAINING) if training else (PREDICTION,):
-        calls: dict[str, Call] = {
-            subject.name: subject.predict if activity == PREDICTION else subject.train
-            for subject in models
-        }
+        calls: dict[str, Call] = {}
         peaks = {}
         for subject in models:
             subject.model.train(activity == TRAINING)
+            call = subject.train if activity == TRAINING else subject.predict
             what, remedy = f"{activity} of {subject.name}", "a larger --size or --batch"
             with name_failure(what, (height, width), remedy):
                 # the first run, too, in which libraries choose their algorithms
-                calls[subject.name]()
-                peaks[subject.name] = peak_memory(subject, calls[subject.name])
+                call()
+                peaks[subject.name] = peak_memory(subject, call)
+            calls[subject.name] = call
         times = interleave(calls, repeats, clock, finish)
         first = statistics.median(times[models[0].name])
         for name, milliseconds in times.items():
-            time_of = spread(milliseconds)
-            ratio, rate = time_of.median / first, 1000 * batch / time_of.median
-            results.append(Result(name, activity, milliseconds, time_of, ratio, rate, peaks[name]))
+            lower, median, upper = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()
+            spread = {"median": median, "lower": lower, "upper": upper}
+            ratio, rate = median / first, 1000 * batch / median
+            results.append(Result(name, activity, milliseconds, spread, ratio, rate, peaks[name]))
     return results
 
 
@@ -268,9 +254,9 @@ def draw(results: Sequence[Result], title: str) -> Figure:
     for (left, right), activity in zip(grid, activities, strict=True):
         shown = [result for result in results if result.activity == activity]
         colors = ["#1f4e79"] + ["#9bb7d4"] * (len(shown) - 1)
-        times = np.array([(r.time.median, r.time.lower, r.time.upper) for r in shown]).T
-        errors = [times[0] - times[1], times[2] - times[0]]
-        left.barh(names, times[0], xerr=errors, color=colors, error_kw=dict(capsize=3, lw=1))
+        median, lower, upper = np.array([list(result.time.values()) for result in shown]).T
+        errors = [median - lower, upper - median]
+        left.barh(names, median, xerr=errors, color=colors, error_kw=dict(capsize=3, lw=1))
         left.set(xlabel=f"{activity}: median and quartiles, ms")
         right.barh(names, [result.peak_bytes / 1e6 for result in shown], color=colors)
         right.set(xlabel=f"{activity}: peak memory, MB")
@@ -281,66 +267,3 @@ def draw(results: Sequence[Result], title: str) -> Figure:
     grid[0, 0].invert_yaxis()
     figure.suptitle(title, fontsize=10)
     return figure
-
-
-@dataclass(frozen=True)
-class Report:
-    """All results, and what they depend on."""
-
-    title: str
-    conditions: dict[str, Any]
-    results: list[Result]
-
-
-def run(
-    configs: Sequence[str],
-    size: Size | None = None,
-    batch: int = 1,
-    repeats: int = 7,
-    backbones: bool = False,
-    peers: bool = False,
-    training: bool = False,
-    threads: int | None = None,
-    device: torch.device | None = None,
-    json_file: Path | None = None,
-    plot_file: Path | None = None,
-) -> Report:
-    """Measure models side by side; write what is asked for.
-
-    Args:
-        configs: names of configs, see `utils.config.load_config`.
-        size: of the images (default: the first config's `default_size`).
-        batch: number of images.
-        repeats: number of rounds.
-        backbones: of the configs' models measure the backbones alone.
-        peers: add `PEERS`, and measure the backbones alone.
-        training: measure a training step, too: a forward and a backward pass.
-        threads: of PyTorch on the CPU (default: PyTorch's own choice).
-        device: to measure on (default: the CPU).
-        json_file: for all values.
-        plot_file: for a plot.
-
-    Raises:
-        ConfigError: a model can't be built or run, or a file can't be written.
-    """
-    check_writable("--json", json_file)
-    check_writable("--plot", plot_file)
-    if threads:
-        torch.set_num_threads(threads)
-    device = device or torch.device("cpu")
-    size = size or default_size(load_config(configs[0]))
-    backbones = backbones or peers
-    models = subjects(configs, backbones, peers, size, batch, device)
-    circumstances = conditions(device)
-    results = measure(models, training, repeats)
-    what, inputs = "backbones" if backbones else "models", f"{batch}x3x{size[0]}x{size[1]}"
-    title = f"{what}, {inputs} (height x width), medians of {repeats} rounds"
-    if json_file:
-        content = {"conditions": circumstances, "models": what, "inputs": inputs}
-        rows = [asdict(result) for result in results]
-        write_json(json_file, {**content, "repeats": repeats, "results": rows})
-    if plot_file:
-        kept = {k: v for k, v in circumstances.items() if k not in ("memory", "machine")}
-        short = ", ".join(f"{key} {value}" for key, value in kept.items())
-        save_figure(draw(results, f"{title}\n{short}"), plot_file)
-    return Report(title, circumstances, results)

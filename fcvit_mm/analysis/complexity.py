@@ -1,57 +1,110 @@
 """Measure what a model costs at an input size: parameters, multiply-adds, activation memory.
 
-A model with random weights sees one image of noise. Multiply-adds are those of convolutions and
-matrix products in a prediction, counted by `torch.utils.flop_counter`; rows that FCViT's row tiles
-compute twice count once. MMEngine's counter traces with torch.jit and misses the operators that it
-has no handle for, and it knows nothing of memory: see `tracing` for that.
+MMEngine's counter traces with torch.jit and misses the operators that it has no handle for, and it
+knows nothing of memory.
 """
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
-from ..utils.cli import check_writable
-from ..utils.files import write_json
-from ..visualization.figures import save_figure
-from .cost import Cost, Row, draw_sweep, output_of, sum_of, sweep_content, sweep_sizes
+from ..utils.errors import ConfigError
+from ..visualization.figures import Figure, make_panels
 from .tracing import REST, Watch, kept_for_backward, parts_of, peak_in_prediction
-from .workload import Size, build, default_size, example_samples, name_failure, run_prediction
+from .workload import Size, example_samples, run_prediction
+
+# Of the size of a sweep's largest image, along each side.
+SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+# The coarsest stride: sizes of a sweep are its multiples, so that no stage rounds.
+COARSEST = 32
+# What a sweep plots, by axis: name, beginning of the parts that it adds up, their attribute.
+SERIES = {
+    "multiply-adds, G": [
+        ("whole model", "", "multiply_adds"),
+        ("backbone", "backbone", "multiply_adds"),
+    ],
+    "activation memory, MB": [
+        ("kept for the backward pass", "", "kept_bytes"),
+        ("kept, backbone", "backbone", "kept_bytes"),
+        ("peak in prediction", "", "peak_bytes"),
+    ],
+}
 
 
-class _NoArithmetic(TorchDispatchMode):
-    """Give zeros instead of computing convolutions and matrix products, counted by shape alone.
+@dataclass(frozen=True)
+class Output:
+    """A tensor that a part gives; stride: input pixels per position, None if it is not a map."""
 
-    They come in PyTorch's ordinary layout, in which FCViT computes no row twice.
+    shape: tuple[int, ...]
+    stride: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part's cost, for one image.
+
+    kept_bytes: from the forward to the backward pass of a training step. peak_bytes: most that
+    existed at once in a prediction, all parts', while this one was at work.
     """
+
+    part: str
+    parameters: int
+    multiply_adds: int
+    kept_bytes: int
+    peak_bytes: int
+    outputs: list[Output]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs at a size (height, width): one row per part, and that of all."""
+
+    size: Size
+    rows: list[Row]
+    total: Row
+
+
+class _CountOnly(TorchDispatchMode):
+    """Count multiply-adds by part; give zeros instead of computing what is counted.
+
+    Zeros come in PyTorch's ordinary layout, in which FCViT's row tiles compute no row twice.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+        self.counted: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
             return func(*args, **kwargs)
         device = next(x.device for x in tree_leaves(args) if isinstance(x, Tensor))
         args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+        output = func(*args, **kwargs)
+        self.counted[self.watch.part] += count(*args, **kwargs, out_val=output) // 2
         return tree_map_only(
-            Tensor,
-            lambda x: torch.zeros(x.shape, dtype=x.dtype, device=device),
-            func(*args, **kwargs),
+            Tensor, lambda x: torch.zeros(x.shape, dtype=x.dtype, device=device), output
         )
 
 
 @contextmanager
 def _one_operator_each() -> Iterator[None]:
-    """Run attention as its matrix products, which the counter knows, not as one fused operator."""
+    """Run attention as its matrix products, which are counted, not as one fused operator."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -61,48 +114,52 @@ def _one_operator_each() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def count(model: nn.Module, scope: str, size: Size) -> Watch:
-    """Count the multiply-adds of a prediction of a model in evaluation mode, by part: `booked`.
+def count(
+    model: nn.Module, scope: str, size: Size
+) -> tuple[Counter[str], dict[str, list[tuple[int, ...]]]]:
+    """Count the multiply-adds of convolutions and matrix products in a prediction, by part.
 
-    scope: mmdet, mmseg or mmpretrain. `shapes` are those of the parts' outputs.
+    Args:
+        model: in evaluation mode.
+        scope: mmdet, mmseg or mmpretrain.
+
+    Returns:
+        (the counts, the shapes of the parts' outputs).
     """
     device = next(model.parameters()).device
     inputs = torch.zeros(1, 3, *size, device=device)
     samples = example_samples(scope, size, 1, device)
-    counter = FlopCounterMode(display=False)
-    watch = Watch(parts_of(model), lambda: counter.get_total_flops() // 2)
-    with torch.no_grad(), _one_operator_each(), _NoArithmetic(), counter, watch:
+    watch = Watch(parts_of(model))
+    with torch.no_grad(), _one_operator_each(), _CountOnly(watch) as counter, watch:
         run_prediction(model, inputs, samples)
-    return watch
+    return counter.counted, watch.shapes
 
 
 def multiply_adds(model: nn.Module, scope: str, size: Size) -> int:
     """Count all multiply-adds of a prediction, which OpenMMLab's metafiles call FLOPs."""
-    return count(model, scope, size).booked.total()
+    return count(model, scope, size)[0].total()
 
 
 def measure(model: Any, scope: str, size: Size) -> Cost:
     """Measure what a model in evaluation mode costs on one image, on the device where it is."""
     device = next(model.parameters()).device
     inputs = torch.rand(1, 3, *size, device=device)
-    counted = count(model, scope, size)
+    counted, shapes = count(model, scope, size)
     peaks = peak_in_prediction(model, inputs, example_samples(scope, size, 1, device)).peaks
     kept = kept_for_backward(model, inputs, example_samples(scope, size, 1, device))
     owned = {
-        name: {p: p.numel() for module in modules for p in module.parameters()}
+        name: {p for module in modules for p in module.parameters()}
         for name, modules in parts_of(model).items()
     }
-    owned[REST] = {
-        p: p.numel() for p in model.parameters() if not any(p in part for part in owned.values())
-    }
+    owned[REST] = set(model.parameters()).difference(*owned.values())
     rows = [
         Row(
             name,
-            sum(parameters.values()),
-            counted.booked[name],
+            sum(p.numel() for p in parameters),
+            counted[name],
             kept[name],
             peaks[name],
-            [output_of(shape, size) for shape in counted.shapes.get(name, [])],
+            [Output(shape, stride_of(shape, size)) for shape in shapes.get(name, [])],
         )
         for name, parameters in owned.items()
     ]
@@ -110,36 +167,77 @@ def measure(model: Any, scope: str, size: Size) -> Cost:
     return Cost(size, rows, sum_of("all", rows))
 
 
-def run(
-    cfg: Config,
-    size: Size | None = None,
-    device: torch.device | None = None,
-    json_file: Path | None = None,
-    sweep_file: Path | None = None,
-) -> Cost:
-    """Measure the model of a config; a ConfigError if it can't be built or run.
+def stride_of(shape: tuple[int, ...], size: Size) -> int | None:
+    """Return input pixels per position of a map (1, C, height, width): the roundest that fits."""
+    strides = range(1, max(size) + 1) if len(shape) == 4 and shape[0] == 1 else ()
+    fits = [s for s in strides if tuple(math.ceil(n / s) for n in size) == tuple(shape[2:])]
+    # by the largest power of two that divides it
+    return max(fits, key=lambda stride: stride & -stride, default=None)
 
-    Args:
-        size: of the image (default: `default_size`).
-        device: where memory is measured (default: the CPU).
-        json_file, sweep_file: for the values, and for a plot of cost against size.
-    """
-    check_writable("--json", json_file)
-    check_writable("--sweep", sweep_file)
-    device = device or torch.device("cpu")
-    model = build(cfg).to(device)
-    size = size or default_size(cfg)
-    name = Path(cfg.filename).stem
-    costs = []
-    for one in [size, *(sweep_sizes(size) if sweep_file else [])]:
-        with name_failure(name, one, "a larger --size"):
-            costs.append(measure(model, cfg.default_scope, one))
-    cost, *swept = costs
-    content = {"config": name, "device": str(device), "torch": torch.__version__, **asdict(cost)}
-    if sweep_file:
-        title = f"{name}: one image, float32 on {device}, PyTorch {torch.__version__}"
-        save_figure(draw_sweep(swept, title), sweep_file)
-        content["sweep"] = sweep_content(swept)
-    if json_file:
-        write_json(json_file, content)
-    return cost
+
+def sum_of(name: str, rows: Sequence[Row]) -> Row:
+    """Add up rows: sums, but the largest of the peaks, and the last one's outputs."""
+    return Row(
+        name,
+        sum(row.parameters for row in rows),
+        sum(row.multiply_adds for row in rows),
+        sum(row.kept_bytes for row in rows),
+        max((row.peak_bytes for row in rows), default=0),
+        rows[-1].outputs if rows else [],
+    )
+
+
+def sweep_sizes(size: Size) -> list[Size]:
+    """Return sizes up to `size`, of about its shape; a ConfigError for fewer than three."""
+    height, width = (
+        [max(1, round(share * pixels / COARSEST)) * COARSEST for share in SHARES] for pixels in size
+    )
+    sizes = sorted(set(zip(height, width, strict=True)))
+    if len(sizes) < 3:
+        raise ConfigError(
+            f"--sweep: there are too few multiples of {COARSEST} up to {size[0]} {size[1]}; give "
+            "a larger --size"
+        )
+    return sizes
+
+
+def fit(pixels: Sequence[int], values: Sequence[float]) -> dict[str, float]:
+    """Fit start + slope * pixels; residual: the largest deviation, as a share of the fitted."""
+    slope, start = np.polyfit(pixels, values, 1).tolist()
+    fitted = start + slope * np.asarray(pixels)
+    return {
+        "start": start,
+        "slope": slope,
+        "residual": float(np.abs(np.asarray(values) / fitted - 1).max()),
+    }
+
+
+def sweep_of(costs: Sequence[Cost]) -> dict[str, Any]:
+    """Return the sizes, and by axis and name of `SERIES` the values and their `fit`."""
+    pixels = [math.prod(cost.size) for cost in costs]
+    found: dict[str, Any] = {"sizes": [cost.size for cost in costs]}
+    for axis, series in SERIES.items():
+        unit, found[axis] = 1e9 if axis.endswith("G") else 1e6, {}
+        for name, start, attribute in series:
+            parts = [[row for row in cost.rows if row.part.startswith(start)] for cost in costs]
+            values = [getattr(sum_of(name, rows), attribute) / unit for rows in parts]
+            found[axis][name] = {"values": values, **fit(pixels, values)}
+    return found
+
+
+def draw_sweep(sweep: dict[str, Any], title: str) -> Figure:
+    """Plot cost against the number of pixels, with the fitted lines and their residuals."""
+    figure, grid = make_panels(1, 2, (10, 4.2))
+    pixels = np.array([math.prod(size) for size in sweep["sizes"]])
+    colors = ("#1f4e79", "#c0392b", "#27ae60")
+    for axes, axis in zip(grid[0], SERIES, strict=True):
+        for (name, line), color in zip(sweep[axis].items(), colors, strict=False):
+            label = f"{name}, off the line by {line['residual']:.1%} at most"
+            fitted = line["start"] + line["slope"] * pixels
+            axes.plot(pixels / 1e3, line["values"], "o", color=color, markersize=5)
+            axes.plot(pixels / 1e3, fitted, color=color, linewidth=1, label=label)
+        axes.set(xlabel="thousand pixels", ylabel=axis, xlim=(0, None), ylim=(0, None))
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    return figure

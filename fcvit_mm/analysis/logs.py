@@ -173,7 +173,9 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     """Plot losses, learning rate and metrics of evaluations over iterations, one panel each."""
-    evaluated = {key for run in runs for key, of_evaluation in run.known_keys().items() if of_evaluation}
+    evaluated = {
+        key for run in runs for key, of_evaluation in run.known_keys().items() if of_evaluation
+    }
     panels: dict[str, list[str]] = {}
     for key in keys:
         title = "loss" if "loss" in key else "learning rate" if key == "lr" else "other"

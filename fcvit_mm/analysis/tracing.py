@@ -43,31 +43,16 @@ def parts_of(model: nn.Module) -> Parts:
 
 
 class Watch:
-    """Follow which part of a model is at work.
-
-    Args:
-        parts: see `parts_of`.
-        total: a count, booked to the part in whose time it grew.
+    """Follow which part of a model is at work, see `parts_of`.
 
     Attributes:
         part: the part whose module is being called, the innermost one.
-        booked: growth of `total` by part.
         shapes: of the tensors that a part gave: its module that was last called from outside of it.
     """
 
-    def __init__(self, parts: Parts, total: Callable[[], int] = lambda: 0) -> None:
-        self.parts, self.total = parts, total
-        self.path = [REST]
-        self.booked: Counter[str] = Counter()
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.part = parts, REST
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
-
-    @property
-    def part(self) -> str:
-        return self.path[-1]
-
-    def book(self) -> None:
-        """Book what has grown since the last time."""
-        self.booked[self.part] += self.total() - self.booked.total()
 
     def __enter__(self) -> "Watch":
         self.undo = ExitStack()
@@ -77,26 +62,23 @@ class Watch:
                 owners.setdefault(module, name)
         for module, name in owners.items():
             # `forward`, as the segmentors of MMSegmentation call it directly, past any hook
-            module.forward = self.followed(name, module.forward)
+            module.forward = self._followed(name, module.forward)
             self.undo.callback(delattr, module, "forward")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.book()
         self.undo.close()
 
-    def followed(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _followed(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the forward of a part's module."""
 
         def follow(*args: Any, **kwargs: Any) -> Any:
-            self.book()
-            self.path.append(name)
+            outer, self.part = self.part, name
             try:
                 output = forward(*args, **kwargs)
             finally:
-                self.book()
-                self.path.pop()
-            if self.part != name:
+                self.part = outer
+            if outer != name:
                 # the tensors themselves would stay in memory
                 tensors = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
                 self.shapes[name] = [tuple(x.shape) for x in tensors]
@@ -115,7 +97,6 @@ class Memory(TorchDispatchMode):
         apart: tensors that are not counted, such as parameters and inputs.
 
     Attributes:
-        alive: bytes of each tensor and the part that made it, by storage.
         peaks: most bytes that existed at once, all parts', by the part then at work.
     """
 
@@ -123,6 +104,7 @@ class Memory(TorchDispatchMode):
         super().__init__()
         self.watch = watch
         self.apart = {id(s): s for s in (tensor.untyped_storage() for tensor in apart)}
+        # by storage, the part that made it and its bytes
         self.alive: dict[int, tuple[str, int]] = {}
         self.now = 0
         self.peaks: Counter[str] = Counter()
@@ -145,19 +127,18 @@ class Memory(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
-                self.see(tensor.untyped_storage())
+                self._see(tensor.untyped_storage())
         return output
 
-    def see(self, storage: Any) -> None:
-        """Count a storage, if it is a new one."""
+    def _see(self, storage: Any) -> None:
         key, part = id(storage), self.watch.part
         if key not in self.apart and key not in self.alive:
             self.alive[key] = part, storage.nbytes()
             self.now += storage.nbytes()
-            finalize(storage, self.forget, key)
+            finalize(storage, self._forget, key)
         self.peaks[part] = max(self.peaks[part], self.now)
 
-    def forget(self, key: int) -> None:
+    def _forget(self, key: int) -> None:
         self.now -= self.alive.pop(key)[1]
 
 

@@ -129,7 +129,7 @@ class ConfusionMatrix(BaseMetric):
         regions = regions_of({key: found[key].cpu()[order]}, self.masks)
         iou = overlaps(regions, regions_of(ground_truth, self.masks))
         ignored = regions_of(sample["ignored_instances"], self.masks)
-        in_ignored = (overlaps(regions, ignored, of_first=True) >= self.iou_threshold).any(1)
+        cover = overlaps(regions, ignored, of_first=True)
         true_labels = ground_truth["labels"].tolist()
         free = np.ones(len(true_labels), bool)
         pairs = []
@@ -139,10 +139,11 @@ class ConfusionMatrix(BaseMetric):
                 best = row.argmax()
                 free[best] = False
                 pairs.append((true_labels[best], label))
-            elif not in_ignored[i]:
+            elif not any(cover[i] >= self.iou_threshold):
                 pairs.append((background, label))
         pairs += [(true_labels[i], background) for i in np.flatnonzero(free)]
-        return tuple(np.array(pairs, np.int64).reshape(-1, 2).T)
+        true, predicted = np.array(pairs, np.int64).reshape(-1, 2).T
+        return true, predicted
 
     def compute_metrics(self, results: list[tuple[int, Array, Array]]) -> dict[str, float]:
         """Write the files; return the mean of the diagonal of the normalized matrix."""

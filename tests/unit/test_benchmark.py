@@ -1,8 +1,6 @@
 """Benchmarks with a clock of our own: nothing is timed."""
 
-import inspect
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from fcvit_mm.analysis import benchmark
 from fcvit_mm.analysis.benchmark import PREDICTION, TRAINING, Subject
 from fcvit_mm.utils.errors import ConfigError
 from helpers.models import CONFIGS
+from helpers.tools import load_tool
 
 CPU = torch.device("cpu")
 
@@ -65,18 +64,8 @@ def test_a_call_lasts_until_the_device_has_finished():
     assert benchmark.interleave(calls, 2, clock, finish) == {"a": [1000] * 2, "b": [2000] * 2}
 
 
-@pytest.mark.parametrize("values", [[3.0], [4.0, 1.0], [5.0, 1.0, 2.0, 9.0, 7.0, 3.0, 100.0]])
-def test_spread(values):
-    found = benchmark.spread(values)
-    assert found.median == statistics.median(values)
-    quartiles = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    )
-    assert (found.lower, found.upper) == (quartiles[0], quartiles[2])
-
-
 def test_at_least_seven_rounds_are_the_default():
-    assert inspect.signature(benchmark.run).parameters["repeats"].default >= 7
+    assert load_tool("benchmark").parse_args(["a.py"]).repeats >= 7
 
 
 # -------------------------------------------------------------------------------------- models
@@ -108,9 +97,12 @@ def test_results_are_medians_ratios_and_throughput():
         (activity, name) for activity in (PREDICTION, TRAINING) for name in rounds
     ]
     for result in results:
-        assert result.milliseconds == pytest.approx([1000 * s for s in rounds[result.name]])
+        expected = [1000 * s for s in rounds[result.name]]
+        assert result.milliseconds == pytest.approx(expected)
+        lower, median, upper = statistics.quantiles(expected, n=4, method="inclusive")
+        assert result.time == pytest.approx({"lower": lower, "median": median, "upper": upper})
     medians = [20, 20, 5] * 2
-    assert [r.time.median for r in results] == pytest.approx([1000 * m for m in medians])
+    assert [r.time["median"] for r in results] == pytest.approx([1000 * m for m in medians])
     assert [r.ratio for r in results] == pytest.approx([m / 20 for m in medians])
     assert [r.images_per_second for r in results] == pytest.approx([4 / m for m in medians])
     for worker in workers.values():
@@ -149,29 +141,29 @@ def test_peers_have_maps_at_strides_4_to_32():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("arguments", "words"),
     [
-        ({"configs": [str(CONFIGS["mmseg"]), "absent.py"]}, "absent.py: there is no such config"),
-        ({"json_file": Path(__file__, "a.json")}, "--json .*a.json can't be written"),
-        ({"configs": [str(CONFIGS["mmseg"])] * 2}, "two models are named semantic_fpn"),
+        ([CONFIGS["mmseg"], "absent.py"], "absent.py: there is no such config"),
+        ([CONFIGS["mmseg"], "--json", f"{__file__}/a.json"], "--json .*a.json can't be written"),
+        ([CONFIGS["mmseg"]] * 2, "two models are named semantic_fpn"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_first(monkeypatch, options, words):
+def test_what_cannot_be_measured_is_refused_first(monkeypatch, arguments, words):
     monkeypatch.setattr(benchmark, "measure", None)
     with pytest.raises(ConfigError, match=words):
-        benchmark.run(**{"configs": [str(CONFIGS["mmseg"])], **options})
+        load_tool("benchmark").main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
-    ("options", "alone"), [({}, False), ({"backbones": True}, True), ({"peers": True}, True)]
+    ("options", "alone"), [([], False), (["--backbone"], True), (["--peers"], True)]
 )
 def test_peers_are_measured_beside_backbones(monkeypatch, options, alone):
     def subjects(configs, backbones, peers, *_):
         raise ConfigError(f"{backbones} {peers}")
 
     monkeypatch.setattr(benchmark, "subjects", subjects)
-    with pytest.raises(ConfigError, match=f"^{alone} {'peers' in options}$"):
-        benchmark.run([str(CONFIGS["mmseg"])], **options)
+    with pytest.raises(ConfigError, match=f"^{alone} {'--peers' in options}$"):
+        load_tool("benchmark").main([str(CONFIGS["mmseg"]), *options])
 
 
 def test_a_model_without_a_backbone_is_refused(tmp_path):
@@ -179,4 +171,4 @@ def test_a_model_without_a_backbone_is_refused(tmp_path):
     cfg.model = dict(type="mmpretrain.ResNet", depth=18)
     cfg.dump(tmp_path / "mine.py")
     with pytest.raises(ConfigError, match="the model has no backbone; leave out --backbone"):
-        benchmark.run([str(tmp_path / "mine.py")], backbones=True)
+        benchmark.subjects([str(tmp_path / "mine.py")], True, False, (64, 64), 1, CPU)

@@ -3,14 +3,21 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fcvit_mm.analysis import benchmark
+from fcvit_mm.analysis.workload import default_size
 from fcvit_mm.apis.model import find_device
-from fcvit_mm.utils.cli import PLOTS, ending, run_tool, whole_number
+from fcvit_mm.utils.cli import PLOTS, check_writable, ending, run_tool, whole_number
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.files import write_json
+from fcvit_mm.visualization.figures import save_figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,11 +51,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_table(report: benchmark.Report) -> Table:
+def make_table(
+    title: str, conditions: dict[str, Any], results: Sequence[benchmark.Result]
+) -> Table:
     """Make a table of one row per model, one section per activity."""
     table = Table(
-        title=report.title,
-        caption="; ".join(f"{key}: {value}" for key, value in report.conditions.items()),
+        title=title,
+        caption="; ".join(f"{key}: {value}" for key, value in conditions.items()),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE,
@@ -57,14 +66,14 @@ def make_table(report: benchmark.Report) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("median, ms", "quartiles, ms", "ratio", "images/s", "peak, MB"):
         table.add_column(column, justify="right")
-    for i, result in enumerate(report.results):
-        if i and result.activity != report.results[i - 1].activity:
+    for i, result in enumerate(results):
+        if i and result.activity != results[i - 1].activity:
             table.add_section()
         table.add_row(
             result.activity,
             result.name,
-            f"{result.time.median:.1f}",
-            f"{result.time.lower:.1f} to {result.time.upper:.1f}",
+            "{median:.1f}".format(**result.time),
+            "{lower:.1f} to {upper:.1f}".format(**result.time),
             f"{result.ratio:.2f}",
             f"{result.images_per_second:.2f}",
             f"{result.peak_bytes / 1e6:.1f}",
@@ -74,26 +83,31 @@ def make_table(report: benchmark.Report) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    check_writable("--json", args.json)
+    check_writable("--plot", args.plot)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = find_device(args.device)
+    size = tuple(args.size or default_size(load_config(args.configs[0])))
+    backbones = args.backbone or args.peers
     # a file or a pipe has no width of its own
     console = Console(width=None if sys.stdout.isatty() else 160)
     with console.status("measuring"):
-        report = benchmark.run(
-            args.configs,
-            tuple(args.size) if args.size else None,
-            args.batch,
-            args.repeats,
-            args.backbone,
-            args.peers,
-            args.train,
-            args.threads,
-            find_device(args.device),
-            args.json,
-            args.plot,
-        )
-    console.print(make_table(report))
-    for what, path in (("values", args.json), ("plot", args.plot)):
-        if path:
-            print(f"{what}: {path}")
+        models = benchmark.subjects(args.configs, backbones, args.peers, size, args.batch, device)
+        conditions = benchmark.conditions(device)
+        results = benchmark.measure(models, args.train, args.repeats)
+    what, inputs = "backbones" if backbones else "models", f"{args.batch}x3x{size[0]}x{size[1]}"
+    title = f"{what}, {inputs} (height x width), medians of {args.repeats} rounds"
+    console.print(make_table(title, conditions, results))
+    if args.json:
+        content = {"conditions": conditions, "models": what, "inputs": inputs}
+        rows = [asdict(result) for result in results]
+        write_json(args.json, {**content, "repeats": args.repeats, "results": rows})
+        print(f"values: {args.json}")
+    if args.plot:
+        kept = (f"{k} {v}" for k, v in conditions.items() if k not in ("memory", "machine"))
+        save_figure(benchmark.draw(results, f"{title}\n{', '.join(kept)}"), args.plot)
+        print(f"plot: {args.plot}")
 
 
 if __name__ == "__main__":

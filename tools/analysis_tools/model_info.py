@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,10 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fcvit_mm.analysis import complexity
-from fcvit_mm.analysis.cost import Cost, Output
+from fcvit_mm.analysis.workload import build, default_size, name_failure
 from fcvit_mm.apis.model import find_device
-from fcvit_mm.utils.cli import PLOTS, add_cfg_options, ending, run_tool, whole_number
+from fcvit_mm.utils.cli import (
+    PLOTS,
+    add_cfg_options,
+    check_writable,
+    ending,
+    run_tool,
+    whole_number,
+)
 from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.files import write_json
+from fcvit_mm.visualization.figures import save_figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def as_text(outputs: Iterable[Output]) -> list[tuple[str, str]]:
+def as_text(outputs: Iterable[complexity.Output]) -> list[tuple[str, str]]:
     """Return lines of shapes and strides: channels with maps, HEIGHTxWIDTH, or whole shapes."""
     lines: dict[str, dict[str, str]] = {}
     for output in outputs:
@@ -54,7 +64,7 @@ def as_text(outputs: Iterable[Output]) -> list[tuple[str, str]]:
     return [(" ".join([head, *maps]), " ".join(maps.values())) for head, maps in lines.items()]
 
 
-def make_table(cost: Cost, title: str) -> Table:
+def make_table(cost: complexity.Cost, title: str) -> Table:
     """Make a table of one row per part; the caption says which memory is which."""
     table = Table(
         title=title,
@@ -89,19 +99,30 @@ def make_table(cost: Cost, title: str) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    check_writable("--json", args.json)
+    check_writable("--sweep", args.sweep)
     cfg = load_config(args.config, args.cfg_options)
-    size = tuple(args.size) if args.size else None
     device = find_device(args.device)
-    cost = complexity.run(cfg, size, device, args.json, args.sweep)
-    title = (
-        f"{Path(cfg.filename).stem}, one image of {cost.size[0]}x{cost.size[1]} (height x width), "
-        f"float32 on {device}, PyTorch {torch.__version__}"
-    )
+    model = build(cfg).to(device)
+    size = tuple(args.size or default_size(cfg))
+    name, costs = Path(cfg.filename).stem, []
+    for one in [size, *(complexity.sweep_sizes(size) if args.sweep else [])]:
+        with name_failure(name, one, "a larger --size"):
+            costs.append(complexity.measure(model, cfg.default_scope, one))
+    cost, *swept = costs
+    conditions = f"float32 on {device}, PyTorch {torch.__version__}"
+    title = f"{name}, one image of {size[0]}x{size[1]} (height x width), {conditions}"
     # a file or a pipe has no width of its own
     Console(width=None if sys.stdout.isatty() else 160).print(make_table(cost, title))
-    for option, path in (("values", args.json), ("plot", args.sweep)):
-        if path:
-            print(f"{option}: {path}")
+    content = {"config": name, "device": str(device), "torch": torch.__version__, **asdict(cost)}
+    if args.sweep:
+        content["sweep"] = complexity.sweep_of(swept)
+        figure = complexity.draw_sweep(content["sweep"], f"{name}: one image, {conditions}")
+        save_figure(figure, args.sweep)
+        print(f"plot: {args.sweep}")
+    if args.json:
+        write_json(args.json, content)
+        print(f"values: {args.json}")
 
 
 if __name__ == "__main__":
