@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,8 +16,12 @@ from fcvit_mm.analysis import similarity
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.utils.cli import run_tool, whole_number
+from fcvit_mm.utils.cli import run_tool, whole_number, writing
 from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.utils.files import make_folder, write_json
+from fcvit_mm.visualization.figures import save_figure
+from fcvit_mm.visualization.images import read_image, write_image
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,19 +40,48 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def write_maps(name: Path, image: np.ndarray, contexts: Sequence[similarity.Context]) -> None:
+    """Write a grid, NAME.png, and NAME/ with one overlay per map."""
+    save_figure(similarity.draw_grid(image, contexts), name.with_name(f"{name.name}.png"))
+    for context in contexts:
+        place = f"stage{context.stage}_block{context.block}_context{context.part}"
+        for head, values in enumerate(context.similarity, 1):
+            drawn = similarity.overlay(image, values, context.limit)
+            write_image(name / f"{place}_head{head}.png", drawn)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/similarity")
     found = sources.find_sources(args.inputs, out)
     predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
-    rows, problems = similarity.run(predictor, found, out, args.stage, args.block, args.all_blocks)
-    if rows:
-        table = Table("stage", "block", "difference of contexts")
-        for row in rows:
-            table.add_row(str(row["stage"]), str(row["block"]), f"{row['difference']:.3f}")
-        Console().print(table)
-        print(f"images: {out}")
+    looks, problems = [], []
+    with writing(f"--out {out}"):
+        make_folder(out)
+        for source in found:
+            try:
+                if source.moving:
+                    raise ConfigError(f"{source.path} is a video; give images")
+                image, contexts = similarity.contexts_of(predictor, read_image(source.path))
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            looks.append(contexts)
+            if args.all_blocks:
+                chosen = [context for context in contexts if context.stage == args.stage]
+            else:
+                chosen = similarity.choose(contexts, args.stage, args.block)
+            write_maps(out / source.name.with_suffix(""), image, chosen)
+        if looks:
+            rows = similarity.differences(looks)
+            save_figure(similarity.draw_differences(rows), out / "difference.png")
+            write_json(out / "difference.json", {"images": len(looks), "blocks": rows})
+            table = Table("stage", "block", "difference of contexts")
+            for row in rows:
+                table.add_row(str(row["stage"]), str(row["block"]), f"{row['difference']:.3f}")
+            Console().print(table)
+            print(f"images: {out}")
     inference.report(problems)
 
 
