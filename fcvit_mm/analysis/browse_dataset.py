@@ -3,12 +3,12 @@
 MMDetection and MMSegmentation have a script each, and neither shows the file it comes from.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -22,35 +22,29 @@ from ..utils.config import task_of
 from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer, draw, enlarge, enlargement, visible
+from ..visualization.figures import Figure, make_panels, save_figure
 from ..visualization.images import read_image, write_image
 
 Array = np.ndarray
-# Of an image in the grid, its longer side in pixels.
-CELL = 256
 
 
 @dataclass
 class Look:
     """One item of a dataset as the model gets it.
 
-    index: in the dataset. path: of the file it comes from; None for one that is mixed of several.
-    size: width and height. contents: number of objects or pixels per class. drawn: the image with
-    its annotations, (H, W, 3), BGR.
+    path: of the file it comes from; None for one that is mixed of several. size: width and height.
+    drawn: the image with its annotations, (H, W, 3), BGR. contents: objects or pixels per class.
     """
 
     index: int
     path: str | None
     size: tuple[int, int]
     drawn: Array
-    contents: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, int]
 
 
 def build_dataset(cfg: Config, split: str) -> Any:
-    """Build the dataset of a split, train, val or test, with its pipeline.
-
-    Raises:
-        ConfigError: the config has none, files are missing, or it can't be built.
-    """
+    """Build the dataset of a split with its pipeline; a ConfigError if it can't be built."""
     loader = f"{split}_dataloader"
     if not cfg.get(loader):
         raise ConfigError(f"{cfg.filename} has no {loader}")
@@ -77,11 +71,8 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     names = visualizer.dataset_meta["classes"]
     if "gt_label" in sample:
         contents = {names[label]: 1 for label in sample.gt_label.tolist()}
-        # OpenCV writes on whole arrays alone
-        drawn = np.ascontiguousarray(enlarge(image, enlargement(image)))
-        text, font = ", ".join(contents), cv2.FONT_HERSHEY_SIMPLEX
-        for color, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
-            cv2.putText(drawn, text, (8, 28), font, 0.9, color, width)
+        enlarged = enlarge(image, enlargement(image))[..., ::-1]
+        drawn = visualizer.visualize_cls(enlarged, sample, draw_pred=False)[..., ::-1]
     else:
         drawn = draw(visualizer, image, sample, ground_truth=True)
         if "gt_instances" in sample:
@@ -94,30 +85,18 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     return Look(index, path, image.shape[1::-1], drawn, contents)
 
 
-def fit(image: Array, side: int) -> Array:
-    """Fit an image into a gray square: (H, W, 3) -> (side, side, 3)."""
-    scale = side / max(image.shape[:2])
-    width, height = (max(1, round(n * scale)) for n in image.shape[1::-1])
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    out = np.full((side, side, 3), 238, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    out[top : top + height, left : left + width] = image
-    return out
-
-
-def draw_grid(looks: Sequence[Look]) -> Array:
-    """Put each item next to the file it comes from, two items per row; (H, W, 3), BGR."""
-    cells = []
-    for found in looks:
-        file = np.full((CELL, CELL, 3), 238, np.uint8)
+def draw_grid(looks: Sequence[Look]) -> Figure:
+    """Plot each item next to the file it comes from, two items per row."""
+    rows = math.ceil(len(looks) / 2)
+    figure, grid = make_panels(rows, 4, (11, 2.9 * rows))
+    for axes in grid.flat:
+        axes.axis("off")
+    for found, (left, right) in zip(looks, grid.reshape(-1, 2), strict=False):
         if found.path is not None:
-            file = fit(read_image(found.path), CELL)
-        cells.append(np.hstack([file, fit(found.drawn, CELL)]))
-    if len(cells) % 2:
-        cells.append(np.full_like(cells[0], 255))
-    gap = np.full((CELL, 12, 3), 255, np.uint8)
-    rows = [np.hstack([a, gap, b]) for a, b in zip(cells[::2], cells[1::2], strict=True)]
-    return np.vstack(rows)
+            left.imshow(read_image(found.path)[..., ::-1])
+            left.set_title(Path(found.path).name, fontsize=8)
+        right.imshow(found.drawn[..., ::-1])
+    return figure
 
 
 def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[Look]:
@@ -131,7 +110,7 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
         seed: of the augmentations.
 
     Raises:
-        ConfigError: see `build_dataset` and `look`; or the dataset is empty, or `out` can't be
+        ConfigError: the dataset can't be built or is empty, its pipeline fails, or `out` can't be
             written.
     """
     set_random_seed(seed)
@@ -146,5 +125,5 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
         for found in looks:
             name = Path(found.path).stem if found.path is not None else "mixed"
             write_image(out / f"{found.index:05}_{name}.png", found.drawn)
-        write_image(out / "grid.png", draw_grid(looks))
+        save_figure(draw_grid(looks), out / "grid.png")
     return looks

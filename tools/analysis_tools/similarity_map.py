@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             try:
                 if source.moving:
                     raise ConfigError(f"{source.path} is a video; give images")
-                image, contexts = similarity.contexts_of(predictor, read_image(source.path))
+                image, contexts = similarity.contexts_of(predictor, read_image(str(source.path)))
             except ConfigError as error:
                 problems.append(str(error))
                 continue
