@@ -21,7 +21,7 @@ from ..utils.cli import writing
 from ..utils.config import task_of
 from ..utils.errors import ConfigError, first_line
 from ..utils.files import make_folder
-from ..visualization.draw import build_visualizer, draw, enlarge, enlargement, visible
+from ..visualization.draw import build_visualizer, draw, enlarge, visible
 from ..visualization.figures import Figure, make_panels, save_figure
 from ..visualization.images import read_image, write_image
 
@@ -71,7 +71,7 @@ def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     names = visualizer.dataset_meta["classes"]
     if "gt_label" in sample:
         contents = {names[label]: 1 for label in sample.gt_label.tolist()}
-        enlarged = enlarge(image, enlargement(image))[..., ::-1]
+        enlarged = enlarge(image)[..., ::-1]
         drawn = visualizer.visualize_cls(enlarged, sample, draw_pred=False)[..., ::-1]
     else:
         drawn = draw(visualizer, image, sample, ground_truth=True)

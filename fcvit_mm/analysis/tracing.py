@@ -30,11 +30,8 @@ def parts_of(model: nn.Module) -> Parts:
     if isinstance(model, FCViT):
         parts["stem"] = [model.patch_embed]
         for i in range(0, len(model.network), 2):
-            norm = getattr(model, f"norm{i}", None)
-            parts[f"stage {i // 2 + 1}"] = [
-                *model.network[max(i - 1, 0) : i + 1],
-                *([norm] if norm is not None else []),
-            ]
+            norm = getattr(model, f"norm{i}", nn.Identity())
+            parts[f"stage {i // 2 + 1}"] = [*model.network[max(i - 1, 0) : i + 1], norm]
         return parts
     for name, child in model.named_children():
         inner = parts_of(child) if name in ("backbone", "roi_head") else {}
@@ -42,7 +39,7 @@ def parts_of(model: nn.Module) -> Parts:
     return parts
 
 
-class Watch:
+class Watch(ExitStack):
     """Follow which part of a model is at work, see `parts_of`.
 
     Attributes:
@@ -51,11 +48,11 @@ class Watch:
     """
 
     def __init__(self, parts: Parts) -> None:
+        super().__init__()
         self.parts, self.part = parts, REST
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def __enter__(self) -> "Watch":
-        self.undo = ExitStack()
         owners: dict[nn.Module, str] = {}
         for name, modules in self.parts.items():
             for module in (inner for outer in modules for inner in outer.modules()):
@@ -63,11 +60,8 @@ class Watch:
         for module, name in owners.items():
             # `forward`, as the segmentors of MMSegmentation call it directly, past any hook
             module.forward = self._followed(name, module.forward)
-            self.undo.callback(delattr, module, "forward")
+            self.callback(delattr, module, "forward")
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.undo.close()
 
     def _followed(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the forward of a part's module."""

@@ -84,29 +84,24 @@ def _example_sample(scope: str, size: Size) -> Any:
     if scope == "mmseg":
         from mmseg.structures import SegDataSample
 
-        sample = SegDataSample(metainfo=info)
-        sample.gt_sem_seg = PixelData(data=torch.zeros(1, height, width, dtype=torch.long))
-        return sample
+        labels = torch.zeros(1, height, width, dtype=torch.long)
+        return SegDataSample(metainfo=info, gt_sem_seg=PixelData(data=labels))
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
     masks = np.zeros((4, height, width), np.uint8)
-    boxes = []
+    boxes, labels = torch.zeros(4, 4), torch.zeros(4, dtype=torch.long)
     for i, mask in enumerate(masks):
         top, left = i // 2 * height // 2, i % 2 * width // 2
         bottom, right = top + (height + 1) // 2, left + (width + 1) // 2
         mask[top:bottom, left:right] = 1
-        boxes.append((left, top, right, bottom))
-    sample = DetDataSample(metainfo=info)
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor(boxes, dtype=torch.float32),
-        labels=torch.zeros(4, dtype=torch.long),
-        masks=BitmapMasks(masks, height, width),
+        boxes[i] = torch.tensor([left, top, right, bottom])
+    masks = BitmapMasks(masks, height, width)
+    return DetDataSample(
+        metainfo=info,
+        gt_instances=InstanceData(bboxes=boxes, labels=labels, masks=masks),
+        ignored_instances=InstanceData(bboxes=boxes[:0], labels=labels[:0]),
     )
-    sample.ignored_instances = InstanceData(
-        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
-    )
-    return sample
 
 
 def run_prediction(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Any:

@@ -1,7 +1,4 @@
-"""Draw predictions and ground truth over images with OpenMMLab's visualizers.
-
-Images are (H, W, 3), BGR, 0 to 255.
-"""
+"""Draw over images, (H, W, 3), BGR, 0 to 255, with OpenMMLab's visualizers."""
 
 import math
 import warnings
@@ -34,10 +31,9 @@ def build_visualizer(cfg: Config, dataset_meta: dict[str, Any]) -> Any:
 
 
 def draw(visualizer: Any, image: Array, sample: Any, ground_truth: bool = False) -> Array:
-    """Draw pred_instances or pred_sem_seg of a data sample over its image, or else gt_instances
-    or gt_sem_seg; return the image, enlarged by `enlargement`. The sample is left as it is."""
-    k = enlargement(image)
-    image, sample = enlarge(image, k), sample.clone()
+    """Draw the predictions of a data sample, or its ground truth, over its enlarged image."""
+    enlarged, sample = enlarge(image), sample.clone()
+    k = len(enlarged) // len(image)
     kind = "gt" if ground_truth else "pred"
     if f"{kind}_instances" in sample:
         found = sample.get(f"{kind}_instances").clone()
@@ -46,31 +42,25 @@ def draw(visualizer: Any, image: Array, sample: Any, ground_truth: bool = False)
         if "masks" in found:
             masks = found.masks
             masks = masks if isinstance(masks, Tensor) else torch.from_numpy(masks.to_ndarray())
-            found.masks = repeat(masks, k)
-        sample.set_field(found, f"{kind}_instances", dtype=type(found))
+            found.masks = _repeat(masks, k)
+        setattr(sample, f"{kind}_instances", found)
     if f"{kind}_sem_seg" in sample:
         labels = sample.get(f"{kind}_sem_seg")
-        labels = type(labels)(data=repeat(labels.data, k))
-        sample.set_field(labels, f"{kind}_sem_seg", dtype=type(labels))
+        setattr(sample, f"{kind}_sem_seg", type(labels)(data=_repeat(labels.data, k)))
     # a detector's visualizer has a threshold of its own
     options: dict[str, Any] = {"pred_score_thr": 0.0} if "pred_instances" in sample else {}
     options |= {"draw_gt": ground_truth, "draw_pred": not ground_truth}
-    visualizer.add_datasample("image", image[..., ::-1], sample, **options)
+    visualizer.add_datasample("image", enlarged[..., ::-1], sample, **options)
     return visualizer.get_image()[..., ::-1]
 
 
-def enlargement(image: Array) -> int:
-    """Return the least whole factor by which an image's longer side becomes `READABLE`."""
-    return max(1, math.ceil(READABLE / max(image.shape[:2])))
-
-
-def enlarge(image: Array, k: int) -> Array:
-    """Enlarge an image k times: (H, W, 3) -> (k * H, k * W, 3)."""
+def enlarge(image: Array) -> Array:
+    """Enlarge an image by the least whole factor that brings its longer side to `READABLE`."""
+    k = max(1, math.ceil(READABLE / max(image.shape[:2])))
     return cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image
 
 
-def repeat(maps: Tensor, k: int) -> Tensor:
-    """Repeat each pixel k * k times: (N, H, W) -> (N, k * H, k * W)."""
+def _repeat(maps: Tensor, k: int) -> Tensor:
     return maps.repeat_interleave(k, 1).repeat_interleave(k, 2)
 
 

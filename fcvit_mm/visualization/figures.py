@@ -8,26 +8,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps as colormaps
-from matplotlib.axes import Axes as Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable as ScalarMappable
 from matplotlib.colors import Normalize as Normalize
 from matplotlib.figure import Figure as Figure
-from matplotlib.patches import Patch as Patch
-from matplotlib.patches import Rectangle as Rectangle
 
 from ..utils.files import atomic_write
 
 
 def make_panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
-    """Make a figure with a grid of panels.
+    """Make a figure, of a width and height in inches; return it and its grid of panels.
 
-    Args:
-        size: width and height in inches.
-        options: such as `sharey`, see matplotlib's `Figure.subplots`.
-
-    Returns:
-        (the figure, an array (rows, columns) of its panels).
+    options: such as `sharey`, see matplotlib's `Figure.subplots`.
     """
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
