@@ -44,7 +44,7 @@ def get_arch(arch: str | dict) -> Arch:
         name = ALIASES.get(arch, arch)
         if name not in ARCHS:
             names = [*ARCHS, *ALIASES]
-            nearest = get_close_matches(arch, names, n=1, cutoff=0)[0]
+            (nearest,) = get_close_matches(arch, names, n=1, cutoff=0)
             raise ValueError(
                 f"arch={arch!r} is unknown; allowed are {', '.join(names)} or a dict of layers, "
                 f"dims and mlp_ratios. The nearest name is {nearest!r}."
@@ -55,11 +55,8 @@ def get_arch(arch: str | dict) -> Arch:
     if set(arch) != set(Arch._fields):
         raise ValueError(f"arch needs exactly the keys {list(Arch._fields)}, not {sorted(arch)}")
     for key, values in arch.items():
-        if not (
-            isinstance(values, Sequence)
-            and len(values) == NUM_STAGES
-            and all(is_int(v) and v > 0 for v in values)
-        ):
+        is_four = isinstance(values, Sequence) and len(values) == NUM_STAGES
+        if not (is_four and all(is_int(v) and v > 0 for v in values)):
             raise ValueError(f"arch[{key!r}] must be four positive integers, not {values!r}")
     if any(dim % NUM_HEADS for dim in arch["dims"]):
         raise ValueError(f"arch['dims'] must be multiples of {NUM_HEADS}, not {arch['dims']!r}")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -139,7 +139,9 @@ class FCViT(BaseModule):
         for i in self.out_indices:
             self.add_module(f"norm{2 * i}", Norm(dims[i]))
         self.apply(init_layer)
-        self._freeze()
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
         if triton:
             from .triton_layers import use_triton  # here, since it imports Triton
 
@@ -151,24 +153,19 @@ class FCViT(BaseModule):
         Raises:
             fcvit_mm.utils.errors.CheckpointError: the file does not fill the backbone completely.
         """
-        init_cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-        others = [cfg for cfg in init_cfgs if cfg["type"] != "Pretrained"]
-        if others:
-            # MMEngine's own Pretrained loads what happens to fit; ours loads all or raises.
-            self.init_cfg = others
-            super().init_weights()
-            self.init_cfg = init_cfgs
-        for cfg in init_cfgs:
+        given = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        # pretrained weights last, as in MMEngine
+        for cfg in sorted(given, key=lambda cfg: cfg["type"] == "Pretrained"):
             if cfg["type"] == "Pretrained":
+                # MMEngine's own loads what happens to fit; ours loads all or raises
                 load_pretrained(self, **{key: value for key, value in cfg.items() if key != "type"})
+            else:
+                initialize(self, cfg)
         self._is_init = True
 
     @staticmethod
     def _checkpoint_filter(state_dict: dict[str, Tensor], *_: Any) -> None:
-        """Translate a released classifier's keys in place before they are loaded.
-
-        MMPretrain's ImageClassifier calls it, by this name, with its whole state dict.
-        """
+        """Translate a released classifier's keys in place, for MMPretrain's ImageClassifier."""
         weights = classifier_weights(state_dict)
         state_dict.clear()
         state_dict.update(weights)
@@ -221,8 +218,3 @@ class FCViT(BaseModule):
         if self.frozen_stages < 0:
             return []
         return [self.patch_embed, *self.network[: max(2 * self.frozen_stages - 1, 0)]]
-
-    def _freeze(self) -> None:
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-        self.train(self.training)

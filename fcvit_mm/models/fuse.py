@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .fcvit import FCViT
@@ -12,14 +12,14 @@ from .layers import Block, PatchEmbed
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@torch.no_grad()
 def fuse(model: Model) -> Model:
     """Fold constants of every FCViT in a model into its convolutions, in place.
 
     BatchNorm goes into the patch embeddings, the second layer scale into the channel mixer's last
-    1x1 convolution. The first layer scale stays: a GELU stands between it and the last convolution
-    of the token mixer. Outputs stay the same but for rounding, 1e-5 of their largest magnitude;
-    the state dict afterwards lacks what was folded, so save and load weights before. A model that
-    has been fused is left as it is.
+    1x1 convolution (a GELU stands between the first and its convolution). Outputs stay the same but
+    for rounding, 1e-5 of their largest magnitude; the state dict lacks what was folded, so save and
+    load weights before. A model that has been fused is left as it is.
 
     Args:
         model: an FCViT, or a detector, segmentor or classifier with one, in evaluation mode.
@@ -41,13 +41,9 @@ def fuse(model: Model) -> Model:
             module.proj = fuse_conv_bn_eval(module.proj, module.norm)
             module.norm = nn.Identity().eval()
         elif isinstance(module, Block) and module.layer_scale_2 is not None:
-            _scale_output(module.channel_mixer.fc2, module.layer_scale_2)
+            last = module.channel_mixer.fc2
+            assert last.bias is not None
+            last.weight *= module.layer_scale_2[:, None, None, None]
+            last.bias *= module.layer_scale_2
             module.layer_scale_2 = None
     return model
-
-
-@torch.no_grad()
-def _scale_output(conv: nn.Conv2d, scale: Tensor) -> None:
-    conv.weight *= scale[:, None, None, None]
-    assert conv.bias is not None
-    conv.bias *= scale

@@ -19,7 +19,7 @@ REDUCTION = 8
 
 
 class PatchEmbed(nn.Module):
-    """Convolution and BatchNorm that lower the resolution: the stem, and between two stages.
+    """BatchNorm(Conv x), which lowers the resolution: the stem, and between two stages.
 
     (B, in_dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride)) for kernel = 2 * stride - 1.
     """
@@ -112,22 +112,23 @@ class Pointwise(nn.Sequential):
         super().__init__(nn.Conv2d(dim, hidden, 1), GELU(), nn.Conv2d(hidden, dim, 1), GELU())
 
     def forward(self, x: Tensor) -> Tensor:
-        def layers(rows: Tensor, _: ops.Halo) -> Tensor:
-            for layer in self:
-                rows = layer(rows)
-            return rows
-
         return ops.apply_in_row_tiles(
-            layers, x, parameters=self.parameters(), hidden_channels=x.shape[1]
+            lambda rows, halo: nn.Sequential.forward(self, rows),
+            x,
+            parameters=self.parameters(),
+            hidden_channels=x.shape[1],
         )
 
 
 class TokenMixer(nn.Module):
     """Twice: add the global context, then a large depthwise convolution and a bottleneck.
 
+        y   = Pointwise(DepthwiseConv(GlobalContext(x)))
+        out = Pointwise(DepthwiseConv(GlobalContext(y)))
+
     Args:
         dim: channels d.
-        kernel_size: odd sizes of the first and the second depthwise convolution.
+        kernel_size: odd sizes of the two depthwise convolutions.
         global_context: False leaves the contexts out (ablation).
         weighted_context: see GlobalContext.
     """
@@ -140,12 +141,11 @@ class TokenMixer(nn.Module):
         weighted_context: bool = True,
     ) -> None:
         super().__init__()
-        first, second = kernel_size
         self.gc1 = GlobalContext(dim, weighted_context) if global_context else nn.Identity()
-        self.dw1 = DepthwiseConv(dim, first)
+        self.dw1 = DepthwiseConv(dim, kernel_size[0])
         self.fc1 = Pointwise(dim)
         self.gc2 = GlobalContext(dim, weighted_context) if global_context else nn.Identity()
-        self.dw2 = DepthwiseConv(dim, second)
+        self.dw2 = DepthwiseConv(dim, kernel_size[1])
         self.fc2 = Pointwise(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class TokenMixer(nn.Module):
 
 
 class ChannelMixer(nn.Module):
-    """Inverted bottleneck of `ratio * dim` channels with a 3x3 depthwise convolution inside."""
+    """W2 GELU(DW3x3(W1 x)), an inverted bottleneck of 1x1 and depthwise convolutions: d * ratio."""
 
     def __init__(self, dim: int, ratio: int, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -182,6 +182,9 @@ class ChannelMixer(nn.Module):
 
 class Block(nn.Module):
     """Residual token mixer, then residual channel mixer, each with layer scale and drop path.
+
+        y   = x + scale1 * drop(TokenMixer(Norm(x)))
+        out = y + scale2 * drop(ChannelMixer(Norm(y)))
 
     Args:
         dim: channels d.
@@ -236,6 +239,7 @@ def init_layer(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
         nn.init.ones_(module.weight)
-    if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.GroupNorm):
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
+    else:
+        return
+    assert module.bias is not None
+    nn.init.zeros_(module.bias)

@@ -1,8 +1,7 @@
 """FCViT's layers on a GPU: `backbone=dict(type='FCViT', triton=True)`, or `use_triton(model)`.
 
-Layers whose `forward` has a Triton kernel are given another one, which runs the kernel or the
-layer's own `forward`, whichever `ops.triton.dispatch` finds faster. Parameters, names and results
-stay.
+Layers that have a Triton kernel are given another `forward`, which runs the kernel or the layer's
+own, whichever `ops.triton.dispatch` finds faster. Parameters, names and results stay.
 """
 
 from collections.abc import Callable
@@ -42,8 +41,8 @@ def use_triton(model: nn.Module, on: bool = True) -> None:
             layer.__dict__.pop("forward", None)
             if on and type(layer) in FORWARDS:
                 layer.__dict__["forward"] = MethodType(FORWARDS[type(layer)], layer)
-        for block in backbone.modules():
-            if on and isinstance(block, Block):
+        for block in backbone.modules() if on else ():
+            if isinstance(block, Block):
                 # the channel mixer rounds its input to autocast's dtype anyhow
                 block.norm2.__dict__["forward"] = partial(_norm, block.norm2, narrow=True)
 

@@ -5,7 +5,6 @@ lets each box that survives the merging keep the mask it was predicted with. Imp
 needs MMDetection, and registers the class.
 """
 
-import torch
 from mmcv.ops import batched_nms
 from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.structures import DetDataSample
@@ -30,7 +29,7 @@ class InstanceSegTTAModel(DetTTAModel):
         """Predict each view and merge the predictions, as BaseTTAModel does.
 
         The detector is not told that a view is flipped: MMDetection's CascadeRoIHead would flip
-        masks back itself, and fails. What is merged still has the direction.
+        masks back itself, and fails.
         """
         for samples in data["data_samples"]:
             for sample in samples:
@@ -38,17 +37,12 @@ class InstanceSegTTAModel(DetTTAModel):
         return super().test_step(data)
 
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
-        """Merge the views of one image.
+        """Merge the views of one image, in its original size, into the first view's sample.
 
-        Args:
-            data_samples: one a view, with boxes, scores, labels and masks in `pred_instances`, in
-                the size of the original image, still flipped where the view has a
-                `flip_direction`.
-
-        Returns:
-            The first view's sample, its `pred_instances` replaced by the merged ones: bboxes
-            (n, 4), scores (n), best first, labels (n) and masks (n, height, width).
+        Its `pred_instances` have bboxes (n, 4), scores (n), best first, labels (n) and masks
+        (n, height, width).
         """
+        merged = data_samples[0]
         views = [sample.pred_instances for sample in data_samples]
         metas = [
             dict(sample.metainfo, flip=sample.flip_direction is not None) for sample in data_samples
@@ -57,24 +51,15 @@ class InstanceSegTTAModel(DetTTAModel):
             [view.bboxes for view in views], [view.scores for view in views], metas
         )
         if len(boxes) == 0:
-            return data_samples[0]
-        labels = torch.cat([view.labels for view in views])
-        masks = torch.cat(
-            [
-                view.masks.flip(_FLIPPED_AXES[meta["flip_direction"]])
-                if meta["flip"]
-                else view.masks
-                for view, meta in zip(views, metas, strict=True)
-            ]
-        )
-        detections, kept = batched_nms(boxes, scores, labels, self.tta_cfg["nms"])
-        kept = kept[: self.tta_cfg["max_per_img"]]
-        detections = detections[: self.tta_cfg["max_per_img"]]
-        merged = data_samples[0]
-        merged.pred_instances = InstanceData(
-            bboxes=detections[:, :4],
-            scores=detections[:, 4],
-            labels=labels[kept],
-            masks=masks[kept],
-        )
+            return merged
+        for view, meta in zip(views, metas, strict=True):
+            if meta["flip"]:
+                view.masks = view.masks.flip(_FLIPPED_AXES[meta["flip_direction"]])
+        instances = InstanceData.cat(views)
+        instances.bboxes = boxes
+        detections, kept = batched_nms(boxes, scores, instances.labels, self.tta_cfg["nms"])
+        most = self.tta_cfg["max_per_img"]
+        merged.pred_instances = instances[kept[:most]]
+        # soft NMS lowers them
+        merged.pred_instances.scores = detections[:most, 4]
         return merged

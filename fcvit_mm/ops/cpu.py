@@ -8,7 +8,7 @@ from torch import Tensor
 def runs_on_cpu(x: Tensor) -> bool:
     """Tell whether layers run on x as they are called: on a CPU, in full precision, one by one.
 
-    Where a graph is made of them, for a compiler or for export, they stay PyTorch's.
+    In a graph, of a compiler or for export, they stay PyTorch's.
     """
     return (
         x.device.type == "cpu"

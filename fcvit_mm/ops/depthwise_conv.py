@@ -1,9 +1,8 @@
 """Large depthwise convolutions on a CPU, trained through the Fourier transform.
 
-The weight gradient of a k x k depthwise convolution is the correlation of its input with the
-gradient of its output, at k x k shifts. oneDNN needs up to ten times as long for it as for the
-convolution itself. By the correlation theorem all shifts together are one product of spectra,
-whatever k.
+The weight gradient is the correlation of input and output gradient at k x k shifts, for which
+oneDNN needs up to ten times as long as for the convolution. By the correlation theorem all shifts
+together are one product of spectra, whatever k.
 """
 
 from itertools import count
@@ -29,17 +28,14 @@ def _fast_size(least: int) -> int:
 def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
     """Return the weight gradient of a depthwise convolution with stride 1 and padding k // 2.
 
-        dL/dw[c, i, j] = sum over b, y, z of x[b, c, y + i - r, z + j - r] grad[b, c, y, z]
+        dL/dw[c, 0, i, j] = sum over b, y, z of x[b, c, y + i - r, z + j - r] grad[b, c, y, z]
 
-    for r = k // 2.
+    for r = k // 2, (d, 1, k, k).
 
     Args:
         x: the convolution's input, (B, d, H, W).
         grad: gradient of its output, (B, d, H, W).
         kernel: k, odd.
-
-    Returns:
-        (d, 1, k, k).
     """
     reach = kernel // 2
     # Shifts are circular: zeros behind the maps as far as a filter reaches keep them apart.
@@ -87,9 +83,6 @@ def depthwise_conv2d(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tenso
         x: (B, d, H, W).
         weight: (d, 1, k, k), k odd.
         bias: (d,) or None.
-
-    Returns:
-        (B, d, H, W).
     """
     if (
         torch.is_grad_enabled()

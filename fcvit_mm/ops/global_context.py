@@ -1,8 +1,7 @@
 """The products of a global context: heads of a map with one token per image, and back.
 
-The inner products of all heads are one product of the map with a matrix (d, h), and the weighted
-sum is one with a matrix (h, d), of which the addition is a part. So nothing of the map's size is
-written but the output.
+Each is one matrix product for all heads, so that nothing of the map's size is written but the
+output.
 """
 
 import torch
@@ -23,16 +22,9 @@ def split_heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) -> Tensor:
-    """Multiply each position of x with its image's token, head by head.
+    """Multiply each position of x with its image's token, head by head, and with `scale`.
 
-    Args:
-        x: (B, d, H, W).
-        token: (B, d).
-        heads: h, a divisor of d.
-        scale: factor of the products.
-
-    Returns:
-        (B, h, H, W), float32 at least.
+    x (B, d, H, W), token (B, d) -> (B, h, H, W), float32 at least; h divides d.
     """
     # NOTE: half precision overflows here, and loses the digits in which positions differ.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -45,13 +37,9 @@ def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) 
 def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
     """Add its image's token to each position of x, head by head with a weight of its own.
 
-    Args:
-        x: (B, d, H, W).
-        weights: (B, h, H, W).
-        token: (B, d).
+        out[b, c, y, z] = x[b, c, y, z] + weights[b, head of c, y, z] * token[b, c]
 
-    Returns:
-        x[b, c, y, z] + weights[b, head of c, y, z] * token[b, c], (B, d, H, W).
+    x (B, d, H, W), weights (B, h, H, W), token (B, d) -> (B, d, H, W).
     """
     factors = weights.to(x.dtype).flatten(2)  # (B, h, N)
     tokens = split_heads(token.to(x.dtype), weights.shape[1])  # (B, h, d)

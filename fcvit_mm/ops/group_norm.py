@@ -6,16 +6,7 @@ from torch import Tensor
 
 
 def group_norm(x: Tensor, *, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Compute `F.group_norm` with one group.
-
-    Args:
-        x: (B, d, H, W).
-        weight, bias: (d,).
-        eps: is added to the variance.
-
-    Returns:
-        (B, d, H, W).
-    """
+    """Compute `F.group_norm` with one group: x (B, d, H, W); weight and bias (d,)."""
     # NOTE: PyTorch 2.6 to 2.9, at least, crash in the backward pass in channels_last if x needs no
     # gradient, as behind frozen layers.
     if torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling():

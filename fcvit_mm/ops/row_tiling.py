@@ -1,9 +1,8 @@
 """Run layers on some rows of a map at a time, so that what is between them stays in the cache.
 
-On a CPU the hidden channels of a mixer, up to eight times those of its input, do not fit into the
-cache: writing and reading them takes longer than computing them. `apply_in_row_tiles` runs a chain
-of layers tile by tile. Its backward pass computes each tile anew from the chain's input, the only
-tensor that is kept for it.
+On a CPU the hidden channels of a mixer do not fit into the cache: writing and reading them takes
+longer than computing them. The backward pass computes each tile anew from the chain's input, the
+only tensor that is kept for it.
 """
 
 import math
@@ -31,24 +30,11 @@ Chain = Callable[[Tensor, Halo], Tensor]
 
 
 class _Tile(NamedTuple):
-    """Which images and rows to compute, and the same rows with their halo."""
+    """Indices into maps (B, d, H, W): of a tile's own rows, and of the same with their halo."""
 
-    images: slice
-    rows: slice
-    rows_with_halo: slice
-
-    def of(self, x: Tensor) -> Tensor:
-        return x[self.images, :, self.rows]
-
-    def with_halo_of(self, x: Tensor) -> Tensor:
-        return x[self.images, :, self.rows_with_halo]
-
-    @property
-    def halo(self) -> Halo:
-        return (
-            self.rows.start - self.rows_with_halo.start,
-            self.rows_with_halo.stop - self.rows.stop,
-        )
+    own: tuple[slice, ...]
+    with_halo: tuple[slice, ...]
+    halo: Halo
 
 
 def _tile_bytes() -> int:
@@ -61,13 +47,12 @@ def _tiles(x: Tensor, hidden_channels: int, halo_rows: int, tile_bytes: int) -> 
     images_per_tile = max(1, tile_bytes // (row_bytes * height))
     rows_per_tile = math.ceil(height / math.ceil(height * row_bytes / tile_bytes))
     for first in range(0, images, images_per_tile):
+        some = slice(first, first + images_per_tile), slice(None)
         for top in range(0, height, rows_per_tile):
             bottom = min(top + rows_per_tile, height)
-            yield _Tile(
-                slice(first, first + images_per_tile),
-                slice(top, bottom),
-                slice(max(top - halo_rows, 0), min(bottom + halo_rows, height)),
-            )
+            above, below = min(halo_rows, top), min(halo_rows, height - bottom)
+            with_halo = slice(top - above, bottom + below)
+            yield _Tile((*some, slice(top, bottom)), (*some, with_halo), (above, below))
 
 
 class _RowTiles(torch.autograd.Function):
@@ -79,27 +64,24 @@ class _RowTiles(torch.autograd.Function):
         ctx.save_for_backward(x, *parameters)
         out = torch.empty_like(x)
         for tile in _tiles(x, *cut):
-            tile.of(out).copy_(chain(tile.with_halo_of(x), tile.halo))
+            out[tile.own] = chain(x[tile.with_halo], tile.halo)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, *parameters = ctx.saved_tensors
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        totals = [torch.zeros_like(parameter) for parameter in trained]
+        totals = {each: torch.zeros_like(each) for each in parameters if each.requires_grad}
         grad_x = torch.zeros_like(x)
         for tile in _tiles(x, *ctx.cut):
-            part = tile.with_halo_of(x).detach().requires_grad_()
+            part = x[tile.with_halo].detach().requires_grad_()
             with torch.enable_grad():
                 out = ctx.chain(part, tile.halo)
-            grad_part, *grads = torch.autograd.grad(out, (part, *trained), tile.of(grad))
-            tile.with_halo_of(grad_x).add_(grad_part)
-            for total, of_tile in zip(totals, grads, strict=True):
+            grad_part, *grads = torch.autograd.grad(out, (part, *totals), grad[tile.own])
+            grad_x[tile.with_halo] += grad_part
+            for total, of_tile in zip(totals.values(), grads, strict=True):
                 total += of_tile
-        found = iter(totals)
-        of_parameters = (next(found) if p.requires_grad else None for p in parameters)
-        return None, None, grad_x, *of_parameters
+        return None, None, grad_x, *map(totals.get, parameters)
 
 
 class _WithoutHalo(torch.autograd.Function):
@@ -148,12 +130,7 @@ def apply_in_row_tiles(
 
 
 def should_tile(x: Tensor, hidden_channels: int) -> bool:
-    """Tell whether tiles are faster: on a CPU, in channels_last, for more than one tile.
-
-    Args:
-        x: (B, d, H, W).
-        hidden_channels: as in `apply_in_row_tiles`.
-    """
+    """Tell whether tiles are faster: on a CPU, in channels_last, for more than one tile."""
     return (
         runs_on_cpu(x)
         and x.is_contiguous(memory_format=torch.channels_last)

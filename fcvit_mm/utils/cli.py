@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,10 @@ from .files import make_folder
 def run_tool(
     main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
 ) -> int:
-    """Run the main function of a tool, and say an error of the user's in one sentence.
-
-    Args:
-        main: takes the arguments of the command line.
-        argv: those arguments; None takes them from `sys.argv`.
+    """Run the main function of a tool with the arguments `argv`, by default `sys.argv`.
 
     Returns:
-        The exit status: 2 after such an error, else 0.
+        The exit status: 2 after an error of the user's, which is said in one sentence, else 0.
     """
     try:
         main(argv)
@@ -38,8 +34,7 @@ def run_tool(
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         else:
-            # torchrun ends all processes of a machine with the first: let that be the one that
-            # speaks.
+            # torchrun ends all processes of a machine with the first: let that be the one that says
             time.sleep(10)
         return 2
     except DeadWorkerError as error:
@@ -94,30 +89,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Make a type for argparse: integers from `least` on."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
-        return number
+def _number(kind: type, least: float, most: float, what: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            if least <= (number := kind(text)) <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"{text} must be {what}")
 
     return parse
 
 
-def fraction(text: str) -> float:
-    """Parse a number from 0 to 1; a type for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
-    return number
+def whole_number(least: int) -> Callable[[str], int]:
+    """Make a type for argparse: integers from `least` on."""
+    return _number(int, least, math.inf, f"a whole number of at least {least}")
+
+
+fraction = _number(float, 0, 1, "a number from 0 to 1")
 
 
 def ending(*allowed: str) -> Callable[[str], Path]:
@@ -136,17 +123,12 @@ PLOTS = (".png", ".pdf", ".svg")
 
 
 def check_writable(option: str, path: Path | None) -> None:
-    """Make sure that a file can be written, before anything takes long.
-
-    Raises:
-        ConfigError: it can't.
-    """
-    if path is None:
-        return
-    with writing(f"{option} {path}"):
-        make_folder(path.parent)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    """Raise a ConfigError if a file can't be written, before anything takes long."""
+    if path is not None:
+        with writing(f"{option} {path}"):
+            make_folder(path.parent)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 @contextmanager

@@ -20,13 +20,10 @@ from .errors import ConfigError, first_line
 
 # Keys of a config besides those that MMEngine's Runner takes and those that it sets itself.
 OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline", "verbose")
-# By which keys OpenMMLab looks a class up, in its registries and then among all modules there are,
-# and a scope, whose registry it imports.
+# Keys whose classes OpenMMLab looks up in registries and then in all modules; scopes, it imports.
 NAMES_OF_CLASSES = ("type", "constructor", "norm_layer", "check_fn")
 NAMES_OF_SCOPES = ("default_scope", "_scope_")
 SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
-# Keys of files that are written, not read.
-WRITTEN = ("out_file_path",)
 # The tasks of a config, by its default_scope.
 TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
 # In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
@@ -60,11 +57,7 @@ def iter_config_dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def task_of(cfg: Config) -> str:
-    """Return the task of a config: detection, segmentation or classification.
-
-    Raises:
-        ConfigError: its default_scope is unknown.
-    """
+    """Return the task of a config, by its default_scope; a ConfigError if that is unknown."""
     scope = cfg.get("default_scope")
     if scope not in TASKS:
         raise ConfigError(
@@ -92,17 +85,17 @@ def load_config(
     Raises:
         ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
     """
-    path = filename
-    if filename.startswith(mim.PREFIX):
-        try:
+    try:
+        path = filename
+        if filename.startswith(mim.PREFIX):
             path = mim.config_path(filename.removeprefix(mim.PREFIX))
-        except FileNotFoundError as error:
-            raise ConfigError(str(error)) from error
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"{filename}: there is no such config; ours lie in configs/ of a clone and are named "
-            f"{mim.PREFIX}detection/... elsewhere"
-        )
+        elif not Path(filename).is_file():
+            raise FileNotFoundError(
+                f"{filename}: there is no such config; ours lie in configs/ of a clone and are "
+                f"named {mim.PREFIX}detection/... elsewhere"
+            )
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may fail in any way
@@ -152,7 +145,8 @@ def _check_runs_nothing(key: str, value: Any) -> None:
         elif "(" in text:
             # a few places of OpenMMLab's evaluate texts
             why = "has a bracket"
-        elif text.endswith((".pkl", ".pickle")) and path[-1] not in WRITTEN:
+        elif text.endswith((".pkl", ".pickle")) and path[-1] != "out_file_path":
+            # the exception is written, not read
             why = "is a pickle, which can run code when it is read"
         else:
             continue

@@ -1,7 +1,4 @@
-"""Every exception that the package raises for what a user can mend.
-
-The message says what is wrong, where, and what to do, in one sentence.
-"""
+"""Exceptions for what a user can mend: what is wrong, where, and what to do, in one sentence."""
 
 
 class CheckpointError(ValueError):

@@ -32,10 +32,9 @@ def matches_sha256(content: bytes, digest: str) -> bool:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give another path to write to, in the same folder, that is renamed to `path` at the end.
+    """Give another path in the same folder, which is made, to write to; at the end it is renamed.
 
     After an error it is gone, and what `path` held before is still there, after a power cut too.
-    Missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL.format(stem=path.stem, suffix=path.suffix))
@@ -49,11 +48,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder to write to.
-
-    Raises:
-        OSError: it can't be made, or nothing can be written there.
-    """
+    """Make a folder to write to; an OSError if it can't be made, or nothing be written there."""
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
         pass

@@ -19,16 +19,15 @@ def config_path(name: str) -> str:
         name: path below configs/, such as "detection/mask_rcnn_fcvit_s12_coco.py".
 
     Raises:
-        FileNotFoundError: there is no config of this name.
+        FileNotFoundError: unknown name; says the nearest.
     """
     configs = MIM / "configs"
     path = configs / name
     if not path.is_file():
         names = [str(path.relative_to(configs)) for path in configs.glob("[!_]*/*.py")]
-        nearest = get_close_matches(name, names, n=1, cutoff=0)
+        nearest = "".join(get_close_matches(name, names, n=1, cutoff=0))
         raise FileNotFoundError(
-            f"{PREFIX}{name}: unknown config; did you mean {PREFIX}{''.join(nearest)}? All are in "
-            f"{configs}"
+            f"{PREFIX}{name}: unknown config; did you mean {PREFIX}{nearest}? All are in {configs}"
         )
     return str(path)
 
@@ -36,9 +35,8 @@ def config_path(name: str) -> str:
 def install() -> None:
     """Have MMEngine read `fcvit_mm::...` in a `_base_`; a second call does nothing.
 
-    NOTE: MMEngine knows OpenMMLab's packages from a list of its own, and builds what is inherited
-    from one in the scope of that package's registries. We register in MMEngine's own, and our
-    configs name the scope that they need: they are inherited as if by their path.
+    NOTE: MMEngine would build what is inherited from a package in the scope of its registries; our
+    configs name the scope that they need themselves.
     """
     original = Config._get_cfg_path
     if original.__module__ == __name__:

@@ -56,12 +56,13 @@ def test_tiles_cover_every_row_once_with_their_halo():
         x = torch.zeros(images, 8, height, 6)
         found = list(row_tiling._tiles(x, hidden_channels=16, halo_rows=2, tile_bytes=tile_bytes))
         for tile in found:
-            x[tile.images, :, tile.rows] += 1
+            x[tile.own] += 1
             above, below = tile.halo
-            assert above == min(2, tile.rows.start)
-            assert below == min(2, height - tile.rows.stop)
-            rows = tile.rows.stop - tile.rows.start
-            held = x[tile.images, :, tile.rows].shape[0] * rows * 6 * 16 * 4
+            own, with_halo = tile.own[2], tile.with_halo[2]
+            assert above == min(2, own.start) == own.start - with_halo.start
+            assert below == min(2, height - own.stop) == with_halo.stop - own.stop
+            rows = own.stop - own.start
+            held = len(x[tile.own]) * rows * 6 * 16 * 4
             assert held <= tile_bytes or rows == 1 or tile_bytes == 1
         assert (x == 1).all()
 
