@@ -7,7 +7,6 @@ a segmentation as label maps, PNG files whose values are the numbers of classes.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,60 +24,13 @@ from .predictor import Predictor
 from .sources import Frame, Source, count_frames, read_frames, video_file
 
 
-@dataclass
-class Detections:
-    """Collect detections in COCO's format: images, categories, annotations with scores."""
-
-    classes: Sequence[str]
-    images: list[dict] = field(default_factory=list)
-    annotations: list[dict] = field(default_factory=list)
-
-    def add(self, frame: Frame, sample: Any) -> None:
-        """Add one image and what was found in it."""
-        height, width = frame.image.shape[:2]
-        image = {"id": len(self.images) + 1, "file_name": str(frame.source.path),
-                 "width": width, "height": height}  # fmt: skip
-        if frame.number is not None:
-            image["frame"] = frame.number
-        self.images.append(image)
-        found = sample.pred_instances
-        for i in range(len(found)):
-            left, top, right, bottom = found.bboxes[i].double().tolist()
-            annotation = {
-                "id": len(self.annotations) + 1,
-                "image_id": image["id"],
-                "category_id": int(found.labels[i]) + 1,
-                "score": float(found.scores[i]),
-                "bbox": [left, top, right - left, bottom - top],
-                "area": (right - left) * (bottom - top),
-                "iscrowd": 0,
-            }
-            if "masks" in found:
-                code = coco_mask.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
-                annotation["area"] = int(coco_mask.area(code))
-                annotation["segmentation"] = {**code, "counts": code["counts"].decode()}
-            self.annotations.append(annotation)
-
-    def content(self) -> dict[str, list[dict]]:
-        """Return the content of the file."""
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.classes, 1)]
-        return {
-            "images": self.images, "categories": categories, "annotations": self.annotations
-        }  # fmt: skip
-
-
 class Results:
-    """Write everything below one folder, see `run`.
-
-    Args:
-        predictor: whose predictions they are.
-        out: the folder.
-        stack: what is open, one video at a time.
-    """
+    """Write everything below one folder, see `run`; `stack` holds the video that is open."""
 
     def __init__(self, predictor: Predictor, out: Path, stack: ExitStack) -> None:
         self.predictor, self.out, self.stack = predictor, out, stack
-        self.detections = Detections(predictor.classes)
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
         self.frames = 0
         self.source: Source | None = None
 
@@ -97,7 +49,7 @@ class Results:
                 self.source = source
             self.video.write(np.ascontiguousarray(drawn))
         if self.predictor.task == "detection":
-            self.detections.add(frame, sample)
+            self._add_detections(frame, sample.pred_instances)
             return
         labels = sample.pred_sem_seg.data[0].numpy()
         # 255 is no class, so a byte holds 255 of them
@@ -107,18 +59,43 @@ class Results:
             name /= f"{frame.number:06}.png"
         write_image(self.out / "labels" / name, labels.astype(kind))
 
+    def _add_detections(self, frame: Frame, found: Any) -> None:
+        """Note an image and its detections in COCO's format."""
+        height, width = frame.image.shape[:2]
+        image = {"id": self.frames, "file_name": str(frame.source.path),
+                 "width": width, "height": height}  # fmt: skip
+        self.images.append(image if frame.number is None else image | {"frame": frame.number})
+        for i in range(len(found)):
+            left, top, right, bottom = found.bboxes[i].double().tolist()
+            annotation = {
+                "id": len(self.annotations) + 1,
+                "image_id": self.frames,
+                "category_id": int(found.labels[i]) + 1,
+                "score": float(found.scores[i]),
+                "bbox": [left, top, right - left, bottom - top],
+                "area": (right - left) * (bottom - top),
+                "iscrowd": 0,
+            }
+            if "masks" in found:
+                code = coco_mask.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
+                annotation["area"] = int(coco_mask.area(code))
+                annotation["segmentation"] = {**code, "counts": code["counts"].decode()}
+            self.annotations.append(annotation)
+
     def close(self) -> list[str]:
         """Finish what is open; return lines that say where results lie."""
         self.stack.close()
         lines = [f"images: {self.out / 'drawn'}"]
-        if self.predictor.task == "detection":
-            path = self.out / "detections.json"
-            write_json(path, self.detections.content(), None)
-            n = len(self.detections.annotations)
-            lines.append(f"{n} detections in {self.frames} images: {path}")
-        else:
-            lines.append(f"label maps of {self.frames} images: {self.out / 'labels'}")
-        return lines
+        if self.predictor.task != "detection":
+            return [*lines, f"label maps of {self.frames} images: {self.out / 'labels'}"]
+        path = self.out / "detections.json"
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.predictor.classes, 1)]
+        content = {
+            "images": self.images, "categories": categories, "annotations": self.annotations
+        }  # fmt: skip
+        write_json(path, content, None)
+        n = len(self.annotations)
+        return [*lines, f"{n} detections in {self.frames} images: {path}"]
 
 
 def run(
@@ -157,15 +134,15 @@ def run(
             "similarity_map shows where it looks"
         )
     labels = predictor.labels_of(classes)
-    counts = [count_frames(source) for source in sources]
-    known = [n if max_frames is None else min(n, max_frames) for n in counts if n is not None]
+    counts = [count_frames(source, max_frames) for source in sources]
     problems: list[str] = []
     columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, disable=console is None)
     with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
         results = Results(predictor, out, stack)
-        bar = progress.add_task("images", total=None if None in counts else sum(known))
+        total = None if None in counts else sum(filter(None, counts))
+        bar = progress.add_task("images", total=total)
         stream = _read_all(sources, max_frames, problems)
         try:
             while batch := list(islice(stream, batch_size)):

@@ -77,35 +77,25 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
 
 def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
     """Return classes and palette: the checkpoint's, or else those of the config's dataset."""
-    # what a file says of itself may be anything, and OpenMMLab 1 and 2 write the names differently
-    meta = _as_dict(content.get("meta"))
-    meta = _as_dict(meta.get("dataset_meta")) or meta
-    found = {key.lower(): value for key, value in meta.items() if isinstance(key, str)}
-    if not _are_names(found.get("classes")):
-        found.pop("classes", None)
+    meta = content.get("meta")
+    named: list[Any] = [meta.get("dataset_meta"), meta] if isinstance(meta, dict) else []
     for _, node in iter_leaf_datasets((cfg.get("test_dataloader") or {}).get("dataset"), "dataset"):
-        known = dict(getattr(DATASETS.get(node["type"]), "METAINFO", {}))
-        known |= node.get("metainfo") or {}
-        for key in ("classes", "palette"):
-            if not found.get(key) and known.get(key):
-                found[key] = known[key]
-    if not found.get("classes"):
+        metainfo = getattr(DATASETS.get(node["type"]), "METAINFO", {})
+        named.append({**metainfo, **(node.get("metainfo") or {})})
+    found: dict[str, Any] = {}
+    # what a file says of itself may be anything, and OpenMMLab 1 writes the names in capitals
+    for key, value in (item for one in named if isinstance(one, dict) for item in one.items()):
+        name, values = str(key).lower(), (value,) if isinstance(value, str) else value
+        is_list = isinstance(values, list | tuple) and len(values) > 0
+        are_names = is_list and all(isinstance(one, str) for one in values)
+        if (name == "classes" and are_names) or (name == "palette" and is_list):
+            found.setdefault(name, values)
+    if "classes" not in found:
         raise CheckpointError(
             f"neither the checkpoint nor {cfg.filename} names the classes; add "
             "test_dataloader.dataset.metainfo=dict(classes=(...)) to the config"
         )
-    classes = found["classes"]
-    classes = (classes,) if isinstance(classes, str) else tuple(classes)
-    return with_palette(classes, found.get("palette"))
-
-
-def _as_dict(value: Any) -> dict:
-    return value if isinstance(value, dict) else {}
-
-
-def _are_names(value: Any) -> bool:
-    is_list = isinstance(value, list | tuple)
-    return isinstance(value, str) or (is_list and all(isinstance(name, str) for name in value))
+    return with_palette(tuple(found["classes"]), found.get("palette"))
 
 
 def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:

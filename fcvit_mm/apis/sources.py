@@ -95,31 +95,15 @@ def _with_distinct_names(sources: list[Source]) -> list[Source]:
     return distinct
 
 
-@contextmanager
-def open_video(source: Source) -> Iterator[cv2.VideoCapture]:
-    """Open a video or a webcam; a ConfigError if OpenCV can't read it."""
-    video = cv2.VideoCapture(source.path)
-    try:
-        if not video.isOpened():
-            what = f"webcam {source.path}" if isinstance(source.path, int) else source.path
-            raise ConfigError(f"{what} can't be opened as a video")
-        yield video
-    finally:
-        video.release()
-
-
-def count_frames(source: Source) -> int | None:
-    """Return the number of images of a source; None where it is unknown."""
+def count_frames(source: Source, most: int | None = None) -> int | None:
+    """Return the number of images of a source, of a video at most `most`; None if unknown."""
     if not source.moving:
         return 1
+    # a webcam can't be opened twice
     if isinstance(source.path, int):
-        return None
-    try:
-        with open_video(source) as video:
-            number = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    except ConfigError:
-        return 0
-    return number if number > 0 else None
+        return most
+    number = int(cv2.VideoCapture(source.path).get(cv2.CAP_PROP_FRAME_COUNT))
+    return min(number, most or number) if number > 0 else most
 
 
 def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
@@ -131,8 +115,11 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
     if not source.moving:
         yield Frame(source, read_image(str(source.path)))
         return
-    number = 0
-    with open_video(source) as video:
+    number, video = 0, cv2.VideoCapture(source.path)
+    try:
+        if not video.isOpened():
+            what = f"webcam {source.path}" if isinstance(source.path, int) else source.path
+            raise ConfigError(f"{what} can't be opened as a video")
         total, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS)
         while most is None or number < most:
             there, image = video.read()
@@ -140,6 +127,8 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
                 break
             yield Frame(source, image, number, rate)
             number += 1
+    finally:
+        video.release()
     if number == 0 or (most is None and number < total):
         raise ConfigError(f"{source.path} could be read as far as frame {number} of {total}")
 

@@ -318,7 +318,7 @@ def test_own_predictions_are_of_the_size_of_the_image(predictors, monkeypatch):
     monkeypatch.setattr(predictor, "pipeline", Compose([TRANSFORMS.build(s) for s in steps]))
     with torch.no_grad():
         (logits,) = comparison.own_predictions(
-            predictor, export.EXPORTS["segmentor"], make_image(0, 64, 96)
+            predictor, export.Segmentor(predictor.model), make_image(0, 64, 96)
         )
     assert logits.shape == (1, 5, 96, 64)
 
@@ -332,11 +332,11 @@ def test_masks_and_labels_that_differ_are_refused(predictors):
         with torch.no_grad():
             return list(module(images))
 
-    assert comparison.check(predictor, export.EXPORTS["mask_rcnn"], module, run) < 1e-5
+    assert comparison.check(predictor, module, run) < 1e-5
     # the file agrees with the module, and neither with the model
     module.masks = lambda *inputs: 1 - probabilities(*inputs)  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="differs from PyTorch"):
-        comparison.check(predictor, export.EXPORTS["mask_rcnn"], module, run)
+        comparison.check(predictor, module, run)
     labels = [torch.tensor([0, 1]), torch.tensor([0, 2])]
     with pytest.raises(ConfigError, match=r"other labels than PyTorch, \[0, 2\] where"):
         comparison.difference(labels[:1], labels[1:], ["labels"])
@@ -347,7 +347,7 @@ def test_detections_of_equal_scores_may_swap():
     scores = torch.tensor([0.9, 0.5000001, 0.5])
     labels = torch.tensor([0, 1, 0])
     masks = torch.rand(3, 28, 28)
-    expected, names = [boxes, scores, labels, masks], export.EXPORTS["mask_rcnn"].outputs
+    expected, names = [boxes, scores, labels, masks], export.MaskRCNN.outputs
     swapped = [output[[0, 2, 1]] for output in expected]
     ordered = comparison.in_order(expected, swapped)
     assert comparison.difference(expected, ordered, names) == 0
@@ -370,20 +370,13 @@ def test_a_file_that_differs_is_refused(predictors):
             logits = module(images)
         return [logits + share * logits.abs().max()]
 
-    assert (
-        comparison.check(predictor, export.EXPORTS["segmentor"], module, lambda x: run(5e-5, x))
-        > 4e-5
-    )
+    assert comparison.check(predictor, module, lambda x: run(5e-5, x)) > 4e-5
     with pytest.raises(ConfigError, match="differs from PyTorch by 2.0e-04"):
-        comparison.check(predictor, export.EXPORTS["segmentor"], module, lambda x: run(2e-4, x))
+        comparison.check(predictor, module, lambda x: run(2e-4, x))
     with pytest.raises(ConfigError, match="differs from PyTorch by nan"):
-        comparison.check(
-            predictor, export.EXPORTS["segmentor"], module, lambda x: run(float("nan"), x)
-        )
+        comparison.check(predictor, module, lambda x: run(float("nan"), x))
     with pytest.raises(ConfigError, match="gives other logits"):
-        comparison.check(
-            predictor, export.EXPORTS["segmentor"], module, lambda x: [run(0, x)[0][:, :, 1:]]
-        )
+        comparison.check(predictor, module, lambda x: [run(0, x)[0][:, :, 1:]])
 
 
 def test_a_graph_that_is_not_the_models_is_refused(predictors):
@@ -397,7 +390,7 @@ def test_a_graph_that_is_not_the_models_is_refused(predictors):
             return [module(images)]
 
     with pytest.raises(ConfigError, match="differs from PyTorch"):
-        comparison.check(predictor, export.EXPORTS["segmentor"], module, run)
+        comparison.check(predictor, module, run)
 
 
 def test_nothing_is_left_of_a_refused_export(predictors, tmp_path, monkeypatch):

@@ -1,21 +1,20 @@
 """Export models to ONNX and torch.export, and check what was written.
 
-What is exported takes images as they are, (B, 3, H, W), RGB, 0 to 255, of any size; normalizing
-and padding are inside. `EXPORTS` names the outputs. What can't be traced with an open size, or
-needs a loop over detections, is written here a second time with the trained layers of the model.
+What is exported takes images as they are, (B, 3, H, W), RGB, 0 to 255, of any size. What can't be
+traced with an open size, or needs a loop over detections, is written here a second time with the
+trained layers of the model.
 """
 
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from ...models.fuse import fuse
@@ -25,17 +24,14 @@ from ...utils.errors import ConfigError, first_line
 from ...utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from ..predictor import Predictor
 from .comparison import as_list, check
-from .graphs import Export, Features, Segmentor, with_open_size
+from .graphs import Features, Graph, Segmentor, with_open_size
 from .mask_rcnn import MaskRCNN
 
-Run = Callable[[Tensor], list[Tensor]]
 # Where a file says what it is, see `describe`.
 ABOUT = "fcvit_mm.json"
-EXPORTS = {
-    "features": Export(Features),
-    "segmentor": Export(Segmentor, ("logits",)),
-    "mask_rcnn": Export(MaskRCNN, ("boxes", "scores", "labels", "masks"), batch=False),
-}
+GRAPHS: dict[str, Callable[[Any], Graph]] = {
+    "features": Features, "segmentor": Segmentor, "mask_rcnn": MaskRCNN
+}  # fmt: skip
 # The kind of a model's class, if this part of it is of one of these classes.
 WHOLE = {
     "EncoderDecoder": ("segmentor", "decode_head", ("FPNHead", "UPerHead")),
@@ -47,14 +43,7 @@ STEPS = ("LoadImageFromFile", "LoadAnnotations", "Resize", "ResizeToMultiple",
 
 
 def kind_of(cfg: Config, part: str) -> str:
-    """Return which of `EXPORTS` a config is exported by.
-
-    Args:
-        part: whole or features.
-
-    Raises:
-        ConfigError: the whole model has no export.
-    """
+    """Return which of `GRAPHS` a config is exported by; a ConfigError if the whole has none."""
     if part == "features":
         return "features"
     task_of(cfg)
@@ -125,60 +114,52 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
     if path.suffix == ".onnx":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             require(package, "export")
-    export = EXPORTS[kind]
-    module = export.build(with_open_size(fuse(copy.deepcopy(predictor.model)))).eval()
+    graph = GRAPHS[kind](with_open_size(fuse(copy.deepcopy(predictor.model)))).eval()
     save = save_onnx if path.suffix == ".onnx" else save_program
     with writing(path), atomic_write(path) as partial, warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
-        saved = save(module, export, partial, about, predictor.cfg)
-        return check(predictor, export, module, saved)
+        try:
+            program = trace(graph, path.suffix)
+        except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+            raise ConfigError(
+                f"{predictor.cfg.filename} can't be exported: {first_line(error)}"
+            ) from error
+        return check(predictor, graph, save(program, partial, about))
 
 
-@contextmanager
-def tracing(cfg: Config) -> Iterator[None]:
-    """Turn any error inside into a ConfigError: the model can't be exported."""
-    try:
-        yield
-    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(f"{cfg.filename} can't be exported: {first_line(error)}") from error
-
-
-def example(export: Export) -> tuple[Tensor, dict[int, str]]:
-    """Return images to trace with, and the names of their open axes."""
+def trace(graph: Graph, ending: str) -> Any:
+    """Trace a graph with open axes as a program of torch.export, or for .onnx of ONNX."""
     # a size of which no map has a single position, which would be assumed of all images
-    images = torch.rand(2 if export.batch else 1, 3, 160, 288) * 255
-    return images, {2: "height", 3: "width"} | ({0: "batch"} if export.batch else {})
-
-
-def save_program(module: nn.Module, export: Export, path: Path, about: str, cfg: Config) -> Run:
-    """Write a file of torch.export, and return the program that is read back from it."""
-    images, axes = example(export)
-    with tracing(cfg):
+    images = torch.rand(2 if graph.batch else 1, 3, 160, 288) * 255
+    axes = {2: "height", 3: "width"} | ({0: "batch"} if graph.batch else {})
+    if ending != ".onnx":
         dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),)
-        program = torch.export.export(module, (images,), dynamic_shapes=dynamic)
+        return torch.export.export(graph, (images,), dynamic_shapes=dynamic)
+    return torch.onnx.export(
+        graph,
+        (images,),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(axes,),
+        input_names=["images"],
+        output_names=list(graph.outputs) or None,
+    )
+
+
+def save_program(program: Any, path: Path, about: str) -> Callable[[Tensor], list[Tensor]]:
+    """Write a file of torch.export, and return the program that is read back from it."""
     torch.export.save(program, path, extra_files={ABOUT: about})
     loaded = torch.export.load(path).module()
     return lambda images: as_list(loaded(images))
 
 
-def save_onnx(module: nn.Module, export: Export, path: Path, about: str, cfg: Config) -> Run:
+def save_onnx(program: Any, path: Path, about: str) -> Callable[[Tensor], list[Tensor]]:
     """Write an ONNX file with its SHA-256 inside, and return what ONNX Runtime makes of it."""
     import onnxruntime
 
-    images, axes = example(export)
-    with tracing(cfg):
-        onnx: Any = torch.onnx.export(
-            module,
-            (images,),
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=(axes,),
-            input_names=["images"],
-            output_names=list(export.outputs) or None,
-        )
-    onnx.model.metadata_props.update({ABOUT: about, SHA256_KEY: SHA256_PLACEHOLDER})
-    onnx.save(path, external_data=False)
+    program.model.metadata_props.update({ABOUT: about, SHA256_KEY: SHA256_PLACEHOLDER})
+    program.save(path, external_data=False)
     path.write_bytes(embed_sha256(path.read_bytes()))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: [

@@ -5,26 +5,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ...utils.errors import ConfigError
 from ..predictor import Predictor
-from .graphs import Export
+from .graphs import Graph
 
 # The largest difference between the file and PyTorch, relative to the largest value.
 TOLERANCE = 1e-4
 
 
-def check(
-    predictor: Predictor, export: Export, module: nn.Module, run: Callable[[Tensor], list[Tensor]]
-) -> float:
+def check(predictor: Predictor, graph: Graph, run: Callable[[Tensor], list[Tensor]]) -> float:
     """Compare an exported model with PyTorch, on images of sizes that it was not exported with.
 
     Args:
         predictor: its own predictions are compared too.
-        export: how it was exported.
-        module: what was exported.
+        graph: what was exported.
         run: the exported model, images -> outputs.
 
     Returns:
@@ -35,17 +32,17 @@ def check(
     """
     worst = 0.0
     # larger than any stride
-    for seed, size in enumerate([(1, 192, 160), (2 if export.batch else 1, 136, 200)]):
+    for seed, size in enumerate([(1, 192, 160), (2 if graph.batch else 1, 136, 200)]):
         images = random_images(seed, *size)
         given = run(images)
         with torch.no_grad():
-            expected = [as_list(module(images))]
+            expected = [as_list(graph(images))]
             if seed == 0:
                 image = images[0].permute(1, 2, 0).numpy().astype(np.uint8)
-                expected.append(own_predictions(predictor, export, image))
+                expected.append(own_predictions(predictor, graph, image))
         for wanted in expected:
-            ordered = in_order(wanted, given) if "boxes" in export.outputs else given
-            worst = float(np.maximum(worst, difference(wanted, ordered, export.outputs)))
+            ordered = in_order(wanted, given) if "boxes" in graph.outputs else given
+            worst = float(np.maximum(worst, difference(wanted, ordered, graph.outputs)))
     if not worst <= TOLERANCE:
         raise ConfigError(
             f"the exported model differs from PyTorch by {worst:.1e} of the largest value, more "
@@ -72,11 +69,10 @@ def as_list(outputs: Any) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-def own_predictions(predictor: Predictor, export: Export, image: np.ndarray) -> list[Tensor]:
-    """Predict with OpenMMLab's model itself, in the form of the file's outputs.
+def own_predictions(predictor: Predictor, graph: Graph, image: np.ndarray) -> list[Tensor]:
+    """Predict with OpenMMLab's model itself, in the form of the graph's outputs.
 
     Args:
-        export: how it was exported.
         image: (H, W, 3), RGB, 0 to 255, sides that are multiples of 32.
     """
     model = predictor.model
@@ -86,7 +82,7 @@ def own_predictions(predictor: Predictor, export: Export, image: np.ndarray) -> 
     # OpenMMLab's pipelines give BGR
     inputs = torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())
     data = model.data_preprocessor({"inputs": [inputs], "data_samples": [sample]}, False)
-    if "boxes" in export.outputs:
+    if "boxes" in graph.outputs:
         (sample,) = model.predict(data["inputs"], data["data_samples"], rescale=False)
         found = sample.pred_instances
         # before they are pasted into the image
@@ -95,7 +91,7 @@ def own_predictions(predictor: Predictor, export: Export, image: np.ndarray) -> 
         labels = found.labels * (logits.shape[1] > 1)
         masks = logits[torch.arange(len(labels)), labels].sigmoid()
         return [found.bboxes, found.scores, found.labels, masks]
-    if "logits" in export.outputs:
+    if "logits" in graph.outputs:
         return [model.inference(data["inputs"], [sample.metainfo])]
     stage = {"stage": "backbone"} if predictor.task == "classification" else {}
     return list(model.extract_feat(data["inputs"], **stage))
@@ -109,16 +105,12 @@ def difference(expected: Sequence[Tensor], given: Sequence[Tensor], names: Seque
     """
     worst = 0.0
     for i, (a, b) in enumerate(zip(expected, given, strict=True)):
-        name = names[i] if names else f"map {i}"
-        if a.shape != b.shape:
+        fits = a.shape == b.shape
+        if not fits or not (a.is_floating_point() or torch.equal(a, b)):
+            wanted, found = (x.tolist() if fits else tuple(x.shape) for x in (a, b))
             raise ConfigError(
-                f"the exported model gives other {name} than PyTorch: {tuple(b.shape)} where "
-                f"PyTorch gives {tuple(a.shape)}; nothing was written"
-            )
-        if not a.is_floating_point() and not torch.equal(a, b):
-            raise ConfigError(
-                f"the exported model gives other {name} than PyTorch, {b.tolist()} where PyTorch "
-                f"gives {a.tolist()}; nothing was written"
+                f"the exported model gives other {names[i] if names else f'map {i}'} than PyTorch, "
+                f"{found} where PyTorch gives {wanted}; nothing was written"
             )
         if a.is_floating_point() and a.numel():
             # unlike max, this keeps a NaN
@@ -130,7 +122,7 @@ def difference(expected: Sequence[Tensor], given: Sequence[Tensor], names: Seque
 def in_order(expected: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     """Sort detections like those expected: rounding decides the order of nearly equal scores.
 
-    Each goes to the nearest box of its label; where two go to one, or one has none, all stay.
+    Where two go to one of the nearest boxes of their label, or one has none, all stay.
     """
     if any(a.shape != b.shape for a, b in zip(expected, given, strict=True)):
         return list(given)

@@ -1,7 +1,5 @@
 """Graphs with an open image size: layers, normalization, backbone with neck, segmentors."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,17 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-@dataclass
-class Export:
-    """A way to export.
+class Graph(nn.Module):
+    """A model as it is exported.
 
-    build: makes the module of a model. outputs: their names; none where they are one map per
-    stride. batch: whether the number of images is open too.
+    outputs: their names; none where they are one map per stride. batch: whether the number of
+    images is open too.
     """
 
-    build: Callable[[Any], nn.Module]
     outputs: tuple[str, ...] = ()
-    batch: bool = True
+    batch = True
 
 
 class AdaptivePool(nn.Module):
@@ -46,27 +42,16 @@ class AdaptivePool(nn.Module):
         return rows @ x @ columns.mT
 
 
-class Upsample(nn.Module):
-    """Upsample as MMSegmentation's Upsample does, which turns the size into a number."""
-
-    def __init__(self, factor: float, mode: str, align_corners: bool | None) -> None:
-        super().__init__()
-        self.factor, self.mode, self.align_corners = factor, mode, align_corners
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.interpolate(
-            x, scale_factor=self.factor, mode=self.mode, align_corners=self.align_corners
-        )
-
-
 def with_open_size(model: nn.Module) -> nn.Module:
     """Replace layers that can't be traced with an open size, in place."""
     for name, child in model.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
             setattr(model, name, AdaptivePool(child.output_size))
         elif type(child).__name__ == "Upsample" and getattr(child, "scale_factor", None):
-            scale: Any = child.scale_factor
-            setattr(model, name, Upsample(scale, str(child.mode), child.align_corners))  # type: ignore[arg-type]
+            # MMSegmentation's turns the size into a number
+            given: Any = child
+            layer = nn.Upsample(None, given.scale_factor, given.mode, given.align_corners)
+            setattr(model, name, layer)
         else:
             with_open_size(child)
     return model
@@ -99,7 +84,7 @@ class Normalize(nn.Module):
         return x
 
 
-class Features(nn.Module):
+class Features(Graph):
     """Run backbone and neck: images -> one map (B, d, ceil(H / s), ceil(W / s)) per stride s."""
 
     def __init__(self, model: Any) -> None:
@@ -107,16 +92,17 @@ class Features(nn.Module):
         self.normalize = Normalize(model.data_preprocessor, 1)
         self.backbone = model.backbone
         # a classifier's neck is its pooling
-        classifier = hasattr(model, "head")
-        neck = None if classifier else getattr(model, "neck", None)
+        neck = None if hasattr(model, "head") else getattr(model, "neck", None)
         self.neck = nn.Identity() if neck is None else neck
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.neck(self.backbone(self.normalize(images))))
 
 
-class Segmentor(nn.Module):
+class Segmentor(Graph):
     """Run Semantic FPN or UperNet: images -> logits (B, classes, H, W)."""
+
+    outputs = ("logits",)
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -124,10 +110,7 @@ class Segmentor(nn.Module):
         self.decode_head = model.decode_head
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.decode_head(self.features(images))
-        return functional.interpolate(
-            logits,
-            size=images.shape[2:],
-            mode="bilinear",
-            align_corners=self.decode_head.align_corners,
-        )
+        head = self.decode_head
+        logits = head(self.features(images))
+        size: Any = images.shape[2:]
+        return functional.interpolate(logits, size, None, "bilinear", head.align_corners)

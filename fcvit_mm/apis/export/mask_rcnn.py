@@ -3,26 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import nms
 
-from .graphs import Normalize
+from .graphs import Graph, Normalize
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(Graph):
     """Detect the objects of an image (1, 3, H, W), best first.
 
     Return boxes (N, 4), left, top, right, bottom in pixels; scores (N,), 0 to 1; labels (N,);
     masks (N, 28, 28), probabilities over the box.
     """
 
+    outputs = ("boxes", "scores", "labels", "masks")
+    batch = False
+
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.normalize = Normalize(
-            model.data_preprocessor, model.data_preprocessor.pad_size_divisor
-        )
+        preprocessor = model.data_preprocessor
+        self.normalize = Normalize(preprocessor, preprocessor.pad_size_divisor)
         self.backbone, self.neck = model.backbone, model.neck
         self.rpn, self.roi = model.rpn_head, model.roi_head
         for module in self.roi.modules():
@@ -54,9 +55,8 @@ class MaskRCNN(nn.Module):
             s, order = s.topk(cfg.nms_pre)
             found.append((s, a[order], d[order], torch.full_like(s, i)))
         score, anchor, delta, level = map(torch.cat, zip(*found, strict=True))
-        box = decode(self.rpn.bbox_coder, anchor, delta, height, width)
-        sides = box[:, 2:] - box[:, :2]
-        large = (sides > cfg.min_bbox_size).all(1)
+        box = self.rpn.bbox_coder.decode(anchor, delta, (height, width))
+        large = (box[:, 2:] - box[:, :2] > cfg.min_bbox_size).all(1)
         score = torch.where(large, score, -1.0)
         keep = suppress(box, score, level, height + width, cfg.nms.iou_threshold)
         # padded with the first proposal, marked as not valid
@@ -82,11 +82,8 @@ class MaskRCNN(nn.Module):
         logits, deltas = head(self.extract(self.roi.bbox_roi_extractor, maps, proposals))
         n = head.num_classes
         scores = logits.softmax(1)[:, :n] * valid[:, None]
-        deltas = deltas.unflatten(1, (-1, 4)).expand(-1, n, 4)
-        anchors = proposals[:, None].expand(-1, n, 4)
-        boxes = decode(
-            head.bbox_coder, anchors.reshape(-1, 4), deltas.reshape(-1, 4), height, width
-        )
+        boxes = head.bbox_coder.decode(proposals, deltas, (height, width))
+        boxes = boxes.unflatten(1, (-1, 4)).expand(-1, n, 4).reshape(-1, 4)
         (found,) = torch.where(scores.flatten() > cfg.score_thr)
         score, label, box = scores.flatten()[found], found % n, boxes[found]
         keep = suppress(box, score, label, height + width, cfg.nms.iou_threshold)
@@ -100,19 +97,6 @@ class MaskRCNN(nn.Module):
             index = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])
             logits = logits.gather(1, index)
         return logits[:, 0].sigmoid()
-
-
-def decode(coder: Any, anchors: Tensor, deltas: Tensor, height: Any, width: Any) -> Tensor:
-    """Decode as MMDetection's DeltaXYWHBBoxCoder: anchors and deltas (N, 4) -> boxes (N, 4)."""
-    deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
-    limit = abs(np.log(16 / 1000))
-    sides = anchors[:, 2:] - anchors[:, :2]
-    centers = (anchors[:, 2:] + anchors[:, :2]) * 0.5 + sides * deltas[:, :2]
-    halves = sides * deltas[:, 2:].clamp(-limit, limit).exp() * 0.5
-    boxes = torch.cat([centers - halves, centers + halves], 1)
-    x, y = (boxes[:, i::2].clamp(min=0) for i in (0, 1))
-    x, y = x.minimum(x.new_ones(()) * width), y.minimum(y.new_ones(()) * height)
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, apart: Any, threshold: float) -> Tensor:
