@@ -22,25 +22,15 @@ from torch import Tensor, nn
 from ..utils.config import load_config
 from ..utils.errors import ConfigError
 from ..visualization.figures import Figure, make_panels
-from .tracing import memory_of
-from .workload import (
-    Size,
-    build,
-    example_samples,
-    name_failure,
-    run_loss,
-    run_prediction,
-)
+from .tracing import Memory
+from .workload import Size, build, example_samples, name_failure, run_loss, run_prediction
 
 # Backbones of MMPretrain with a map from each stage, as a detector needs them.
 STAGES = (0, 1, 2, 3)
 PEERS: dict[str, dict[str, Any]] = {
     "ResNet-50": dict(type="mmpretrain.ResNet", depth=50, out_indices=STAGES),
     "ConvNeXt-T": dict(
-        type="mmpretrain.ConvNeXt",
-        arch="tiny",
-        out_indices=STAGES,
-        gap_before_final_norm=False,
+        type="mmpretrain.ConvNeXt", arch="tiny", out_indices=STAGES, gap_before_final_norm=False
     ),
     "PoolFormer-S24": dict(type="mmpretrain.PoolFormer", arch="s24", out_indices=(0, 2, 4, 6)),
     "Swin-T": dict(
@@ -52,32 +42,20 @@ Call = Callable[[], object]
 
 
 def interleave(
-    calls: Mapping[str, Call],
-    repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-    finish: Call = lambda: None,
+    calls: Mapping[str, Call], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Time calls, which take turns in rounds; each round begins with another one.
+    """Return the milliseconds of each call in each round, after a first call of each.
 
-    Args:
-        calls: what to time, by name; each is called once before.
-        repeats: number of rounds.
-        clock: gives seconds.
-        finish: waits until a device has done what it was asked for.
-
-    Returns:
-        Milliseconds of each call in each round.
+    They take turns, and each round begins with another one. clock: gives seconds.
     """
     for call in calls.values():
         call()
-    finish()
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for _ in range(repeats):
         for name in names:
             since = clock()
             calls[name]()
-            finish()
             times[name].append(1000 * (clock() - since))
         names = names[1:] + names[:1]
     return times
@@ -97,14 +75,16 @@ class Subject:
     inputs: Tensor
     samples: list[Any]
 
-    def predict(self) -> object:
-        with torch.no_grad():
-            return run_prediction(self.model, self.inputs, self.samples)
-
-    def train(self) -> None:
-        """Run a forward and a backward pass."""
-        run_loss(self.model, self.inputs, self.samples).backward()
-        self.model.zero_grad()
+    def run(self) -> None:
+        """Predict, or run a forward and a backward pass in training mode, until it is finished."""
+        if self.model.training:
+            run_loss(self.model, self.inputs, self.samples).backward()
+            self.model.zero_grad()
+        else:
+            with torch.no_grad():
+                run_prediction(self.model, self.inputs, self.samples)
+        if self.inputs.is_cuda:
+            torch.cuda.synchronize(self.inputs.device)
 
 
 def subjects(
@@ -115,12 +95,7 @@ def subjects(
     batch: int,
     device: torch.device,
 ) -> list[Subject]:
-    """Build what is to be measured.
-
-    Args:
-        configs: names of configs, see `utils.config.load_config`.
-        backbones: of the configs' models measure the backbones alone.
-        peers: add `PEERS`.
+    """Build the models of configs, or their backbones, and `PEERS` if wanted.
 
     Raises:
         ConfigError: a model can't be built, or two have the same name.
@@ -147,21 +122,19 @@ def subjects(
     return found
 
 
-def peak_memory(subject: Subject, run: Call) -> int:
+def peak_memory(subject: Subject) -> int:
     """Return the most bytes at once in a run beyond parameters: activations and gradients.
 
-    On a GPU those that PyTorch's allocator gave out, elsewhere those of tensors, see
-    `tracing.Memory`.
+    On a GPU those that PyTorch's allocator gave out, elsewhere those of tensors.
     """
     device = subject.inputs.device
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
+        subject.run()
         return torch.cuda.max_memory_allocated(device) - before
-    with memory_of(subject.model, subject.inputs) as memory:
-        run()
+    with Memory(subject.model, subject.inputs) as memory:
+        subject.run()
     return memory.peak
 
 
@@ -190,26 +163,17 @@ def measure(
 ) -> list[Result]:
     """Time predictions, and if wanted training steps; a ConfigError if a model does not run."""
     batch, _, height, width = models[0].inputs.shape
-    device = models[0].inputs.device
-
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     results = []
     for activity in (PREDICTION, TRAINING) if training else (PREDICTION,):
-        calls: dict[str, Call] = {}
         peaks = {}
         for subject in models:
             subject.model.train(activity == TRAINING)
-            call = subject.train if activity == TRAINING else subject.predict
             what, remedy = f"{activity} of {subject.name}", "a larger --size or --batch"
             with name_failure(what, (height, width), remedy):
                 # the first run, too, in which libraries choose their algorithms
-                call()
-                peaks[subject.name] = peak_memory(subject, call)
-            calls[subject.name] = call
-        times = interleave(calls, repeats, clock, finish)
+                subject.run()
+                peaks[subject.name] = peak_memory(subject)
+        times = interleave({subject.name: subject.run for subject in models}, repeats, clock)
         first = statistics.median(times[models[0].name])
         for name, milliseconds in times.items():
             lower, median, upper = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()

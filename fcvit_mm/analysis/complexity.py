@@ -15,17 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from ..utils.errors import ConfigError
 from ..visualization.figures import Figure, make_panels
-from .tracing import REST, Watch, kept_for_backward, parts_of, peak_in_prediction
+from .tracing import REST, Memory, Watch, kept_for_backward
 from .workload import Size, example_samples, run_prediction
 
-# Of the size of a sweep's largest image, along each side.
-SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 # The coarsest stride: sizes of a sweep are its multiples, so that no stage rounds.
 COARSEST = 32
 # What a sweep plots, by axis: name, beginning of the parts that it adds up, their attribute.
@@ -75,15 +72,15 @@ class Cost:
     total: Row
 
 
-class _CountOnly(TorchDispatchMode):
-    """Count multiply-adds by part; give zeros instead of computing what is counted.
+class MultiplyAdds(Watch):
+    """Count multiply-adds of convolutions and matrix products, by part: `counted`.
 
-    Zeros come in PyTorch's ordinary layout, in which FCViT's row tiles compute no row twice.
+    They give zeros, which are not computed, and come in PyTorch's ordinary layout, in which FCViT's
+    row tiles compute no row twice.
     """
 
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self.watch = watch
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
         self.counted: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -96,7 +93,7 @@ class _CountOnly(TorchDispatchMode):
         device = next(x.device for x in tree_leaves(args) if isinstance(x, Tensor))
         args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
         output = func(*args, **kwargs)
-        self.counted[self.watch.part] += count(*args, **kwargs, out_val=output) // 2
+        self.counted[self.part] += count(*args, **kwargs, out_val=output) // 2
         return tree_map_only(
             Tensor, lambda x: torch.zeros(x.shape, dtype=x.dtype, device=device), output
         )
@@ -114,52 +111,42 @@ def _one_operator_each() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def count(
-    model: nn.Module, scope: str, size: Size
-) -> tuple[Counter[str], dict[str, list[tuple[int, ...]]]]:
-    """Count the multiply-adds of convolutions and matrix products in a prediction, by part.
-
-    Args:
-        model: in evaluation mode.
-        scope: mmdet, mmseg or mmpretrain.
-
-    Returns:
-        (the counts, the shapes of the parts' outputs).
-    """
+def count(model: nn.Module, scope: str, size: Size) -> MultiplyAdds:
+    """Count the multiply-adds of a prediction; scope: mmdet, mmseg or mmpretrain."""
     device = next(model.parameters()).device
     inputs = torch.zeros(1, 3, *size, device=device)
     samples = example_samples(scope, size, 1, device)
-    watch = Watch(parts_of(model))
-    with torch.no_grad(), _one_operator_each(), _CountOnly(watch) as counter, watch:
+    with torch.no_grad(), _one_operator_each(), MultiplyAdds(model) as found:
         run_prediction(model, inputs, samples)
-    return counter.counted, watch.shapes
+    return found
 
 
 def multiply_adds(model: nn.Module, scope: str, size: Size) -> int:
     """Count all multiply-adds of a prediction, which OpenMMLab's metafiles call FLOPs."""
-    return count(model, scope, size)[0].total()
+    return count(model, scope, size).counted.total()
 
 
 def measure(model: Any, scope: str, size: Size) -> Cost:
     """Measure what a model in evaluation mode costs on one image, on the device where it is."""
     device = next(model.parameters()).device
     inputs = torch.rand(1, 3, *size, device=device)
-    counted, shapes = count(model, scope, size)
-    peaks = peak_in_prediction(model, inputs, example_samples(scope, size, 1, device)).peaks
+    found = count(model, scope, size)
+    with torch.no_grad(), Memory(model, inputs) as memory:
+        run_prediction(model, inputs, example_samples(scope, size, 1, device))
     kept = kept_for_backward(model, inputs, example_samples(scope, size, 1, device))
     owned = {
         name: {p for module in modules for p in module.parameters()}
-        for name, modules in parts_of(model).items()
+        for name, modules in found.parts.items()
     }
     owned[REST] = set(model.parameters()).difference(*owned.values())
     rows = [
         Row(
             name,
             sum(p.numel() for p in parameters),
-            counted[name],
+            found.counted[name],
             kept[name],
-            peaks[name],
-            [Output(shape, stride_of(shape, size)) for shape in shapes.get(name, [])],
+            memory.peaks[name],
+            [Output(shape, stride_of(shape, size)) for shape in found.shapes.get(name, [])],
         )
         for name, parameters in owned.items()
     ]
@@ -190,7 +177,8 @@ def sum_of(name: str, rows: Sequence[Row]) -> Row:
 def sweep_sizes(size: Size) -> list[Size]:
     """Return sizes up to `size`, of about its shape; a ConfigError for fewer than three."""
     height, width = (
-        [max(1, round(share * pixels / COARSEST)) * COARSEST for share in SHARES] for pixels in size
+        [max(1, round(pixels * i / 8 / COARSEST)) * COARSEST for i in range(2, 9)]
+        for pixels in size
     )
     sizes = sorted(set(zip(height, width, strict=True)))
     if len(sizes) < 3:

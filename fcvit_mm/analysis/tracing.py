@@ -2,18 +2,17 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from weakref import finalize
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..models.fcvit import FCViT
-from .workload import run_loss, run_prediction
+from .workload import run_loss
 
 Parts = dict[str, list[nn.Module]]
 # What belongs to no part: resizing, losses.
@@ -39,29 +38,31 @@ def parts_of(model: nn.Module) -> Parts:
     return parts
 
 
-class Watch(ExitStack):
-    """Follow which part of a model is at work, see `parts_of`.
+class Watch(TorchDispatchMode):
+    """Follow which part of a model is at work.
 
     Attributes:
         part: the part whose module is being called, the innermost one.
         shapes: of the tensors that a part gave: its module that was last called from outside of it.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.parts, self.part = parts, REST
+        self.parts, self.part = parts_of(model), REST
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.undo = ExitStack()
 
-    def __enter__(self) -> "Watch":
-        owners: dict[nn.Module, str] = {}
+    def __enter__(self) -> Any:
         for name, modules in self.parts.items():
-            for module in (inner for outer in modules for inner in outer.modules()):
-                owners.setdefault(module, name)
-        for module, name in owners.items():
-            # `forward`, as the segmentors of MMSegmentation call it directly, past any hook
-            module.forward = self._followed(name, module.forward)
-            self.callback(delattr, module, "forward")
-        return self
+            for module in {inner for outer in modules for inner in outer.modules()}:
+                # `forward`, as the segmentors of MMSegmentation call it directly, past any hook
+                module.forward = self._followed(name, module.forward)
+                self.undo.callback(vars(module).pop, "forward", None)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.undo.close()
 
     def _followed(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the forward of a part's module."""
@@ -81,22 +82,19 @@ class Watch(ExitStack):
         return follow
 
 
-class Memory(TorchDispatchMode):
+class Memory(Watch):
     """Count the bytes of the tensors that operators make, as long as they exist.
 
-    Workspace inside an operator is not seen. Views share their tensor's bytes.
-
-    Args:
-        watch: says which part makes a tensor.
-        apart: tensors that are not counted, such as parameters and inputs.
+    Not those of parameters, buffers and `inputs`, nor workspace inside an operator. Views share
+    their tensor's bytes.
 
     Attributes:
         peaks: most bytes that existed at once, all parts', by the part then at work.
     """
 
-    def __init__(self, watch: Watch, apart: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.watch = watch
+    def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
+        super().__init__(model)
+        apart = (*model.parameters(), *model.buffers(), *inputs)
         self.apart = {id(s): s for s in (tensor.untyped_storage() for tensor in apart)}
         # by storage, the part that made it and its bytes
         self.alive: dict[int, tuple[str, int]] = {}
@@ -125,20 +123,15 @@ class Memory(TorchDispatchMode):
         return output
 
     def _see(self, storage: Any) -> None:
-        key, part = id(storage), self.watch.part
+        key = id(storage)
         if key not in self.apart and key not in self.alive:
-            self.alive[key] = part, storage.nbytes()
+            self.alive[key] = self.part, storage.nbytes()
             self.now += storage.nbytes()
             finalize(storage, self._forget, key)
-        self.peaks[part] = max(self.peaks[part], self.now)
+        self.peaks[self.part] = max(self.peaks[self.part], self.now)
 
     def _forget(self, key: int) -> None:
         self.now -= self.alive.pop(key)[1]
-
-
-def memory_of(model: nn.Module, inputs: Tensor) -> Memory:
-    """Return what measures a model's activations: all but its parameters, buffers and inputs."""
-    return Memory(Watch(parts_of(model)), (*model.parameters(), *model.buffers(), inputs))
 
 
 def keep_statistics(model: nn.Module) -> None:
@@ -146,13 +139,6 @@ def keep_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def peak_in_prediction(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Memory:
-    """Run a prediction; the result has its `peaks`."""
-    with torch.no_grad(), (memory := memory_of(model, inputs)), memory.watch:
-        run_prediction(model, inputs, samples)
-    return memory
 
 
 def kept_for_backward(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Counter[str]:
@@ -163,7 +149,7 @@ def kept_for_backward(model: nn.Module, inputs: Tensor, samples: list[Any]) -> C
     model.train()
     keep_statistics(model)
     try:
-        with (memory := memory_of(model, inputs)), memory.watch:
+        with Memory(model, inputs) as memory:
             # holds what is kept
             loss = run_loss(model, inputs, samples)
         kept = memory.kept()

@@ -1,7 +1,6 @@
 """Benchmarks with a clock of our own: nothing is timed."""
 
 import statistics
-from typing import Any
 
 import pytest
 import torch
@@ -50,18 +49,6 @@ def test_calls_take_turns_and_each_round_begins_with_another():
         name: [1000 * seconds * count for count in (2, 3, 4, 5)]
         for name, seconds in (("a", 1), ("b", 2), ("c", 4))
     }
-
-
-def test_a_call_lasts_until_the_device_has_finished():
-    clock = Clock()
-    asked: list[int] = []
-
-    def finish():
-        clock.now += len(asked)
-        asked.clear()
-
-    calls = {"a": lambda: asked.append(0), "b": lambda: asked.extend([0, 0])}
-    assert benchmark.interleave(calls, 2, clock, finish) == {"a": [1000] * 2, "b": [2000] * 2}
 
 
 def test_at_least_seven_rounds_are_the_default():
@@ -114,8 +101,10 @@ def test_peak_memory_by_hand():
     """12 positions, of 5 channels, in float32; a gradient is as large as its tensor."""
     subject = Subject("a", Worker(Clock(), [0.0] * 9), torch.rand(1, 3, 2, 6), [])
     output, weights = 4 * 12 * 5, 4 * (3 * 5 + 5)
-    assert benchmark.peak_memory(subject, subject.predict) == output
-    found = benchmark.peak_memory(subject, subject.train)
+    subject.model.eval()
+    assert benchmark.peak_memory(subject) == output
+    subject.model.train()
+    found = benchmark.peak_memory(subject)
     # the gradient of the output, those of weights, and a few single numbers
     assert output + weights <= found <= 2 * output + weights + 64
 
@@ -127,7 +116,7 @@ def test_peers_have_maps_at_strides_4_to_32():
     assert isinstance(models[0].model, FCViT)
     for subject in models[1:]:
         assert not subject.model.training
-        outs: Any = subject.predict()
+        outs = subject.model(subject.inputs)
         sizes = [tuple(out.shape[2:]) for out in outs]
         assert sizes == [(16, 16), (8, 8), (4, 4), (2, 2)]
     # as their authors count them, without a classifier

@@ -134,13 +134,9 @@ def test_the_backbone_is_linear_in_the_pixels():
 # ------------------------------------------------------------------------------------- memory
 
 
-def memory() -> tracing.Memory:
-    return tracing.Memory(tracing.Watch({}), [])
-
-
 def test_memory_counts_each_tensor_while_it_is_there():
     x = torch.rand(1000)
-    with memory() as found:
+    with tracing.Memory(nn.Module()) as found:
         a = x + 1
         b = a.view(10, 100)  # the same bytes
         assert found.now == 4000
@@ -158,7 +154,7 @@ def test_memory_counts_each_tensor_while_it_is_there():
 
 def test_memory_leaves_out_what_was_there():
     x, weight = torch.rand(10, 10), torch.rand(10, 10)
-    with tracing.Memory(tracing.Watch({}), [x, weight]) as found:
+    with tracing.Memory(nn.Module(), x, weight) as found:
         views = x.view(100), weight.mT
         assert found.now == found.peak == 0
         product = x @ weight
@@ -207,7 +203,9 @@ def test_what_is_kept_belongs_to_the_part_that_made_it():
 
 def test_the_peak_of_a_prediction():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 2, 1)).eval()
-    found = tracing.peak_in_prediction(model, torch.rand(1, 3, 5, 7), [])
+    x = torch.rand(1, 3, 5, 7)
+    with torch.no_grad(), tracing.Memory(model, x) as found:
+        model(x)
     # in- and output of a layer are there together, but for the image
     maps = [4 * 35 * channels for channels in (8, 8 + 2, 2 + 2)]
     assert [found.peaks[name] for name in "012"] == maps and found.peak == max(maps)
@@ -224,30 +222,30 @@ class Inner(nn.Module):
 
 
 class Outer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, inner: Inner) -> None:
         super().__init__()
-        self.inner = Inner()
+        self.inner = [inner]
 
     def forward(self, watch: tracing.Watch) -> list[str]:
         # directly, as MMSegmentation calls its heads
-        return [watch.part, self.inner.forward(watch), watch.part]
+        return [watch.part, self.inner[0].forward(watch), watch.part]
 
 
 def test_a_watch_knows_the_innermost_part_and_leaves_no_trace():
-    outer = Outer()
-    with tracing.Watch({"b": [outer.inner], "a": [outer]}) as watch:
-        assert outer(watch) == ["a", "b", "a"] and watch.part == tracing.REST
-        other = tracing.Watch({})
+    inner = Inner()
+    model = nn.ModuleDict({"a": Outer(inner), "b": inner})
+    with tracing.Watch(model) as watch:
+        assert model["a"](watch) == ["a", "b", "a"] and watch.part == tracing.REST
         with pytest.raises(ValueError, match=tracing.REST):
-            outer(other)
+            model["a"](tracing.Watch(nn.Module()))
         assert watch.part == tracing.REST
-    assert not any("forward" in vars(module) for module in outer.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("size", [(64, 96), (100, 75), (33, 200)])
 def test_strides_are_the_backbones(size):
     model = FCViT("tiny").eval()
-    shapes = complexity.count(model, "mmpretrain", size)[1]
+    shapes = complexity.count(model, "mmpretrain", size).shapes
     maps = [shapes[f"stage {i}"][0] for i in range(1, 5)]
     strides = [complexity.stride_of(shape, size) for shape in maps]
     assert tuple(strides) == model.strides
@@ -294,7 +292,7 @@ def test_a_detector_keeps_as_many_as_are_wanted_at_most():
     wanted = {"rpn.max_per_img": 1000, "rcnn.max_per_img": 300}
     options = {f"model.test_cfg.{key}": number for key, number in wanted.items()}
     model = workload.build(load_config(str(CONFIGS["mmdet"]), options))
-    shapes = complexity.count(model, "mmdet", (64, 64))[1]
+    shapes = complexity.count(model, "mmdet", (64, 64)).shapes
     proposals = model.test_cfg.rpn.nms_pre + 3 * (8 * 8 + 4 * 4 + 2 * 2)
     assert shapes["roi_head: bbox_head"][0][0] == proposals < 1000
     assert shapes["roi_head: mask_head"][0][0] == 300
