@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
 
-from .. import engine
-from ..utils.cli import writing
-from ..utils.config import IGNORED, task_of
+from ..utils.config import IGNORED
 from ..utils.errors import ConfigError
 from ..utils.files import write_json
 from ..visualization.figures import Figure, make_panels, save_figure
@@ -201,33 +198,3 @@ def _short(count: int) -> str:
         if count >= least:
             return f"{count / unit:.3g}{name}"
     return str(count)
-
-
-def run(cfg: Config, checkpoint: str, out: Path, **options: Any) -> None:
-    """Test a checkpoint by a config, as tools/test.py does, and write its confusion matrix.
-
-    Args:
-        cfg: of a detector or segmentor.
-        checkpoint: path or URL.
-        out, options: see `ConfusionMatrix`.
-
-    Raises:
-        ConfigError, CheckpointError: as `engine.test`; or a classifier, or boxes, masks or label
-            maps are missing, or `out` can't be written.
-    """
-    task = task_of(cfg)
-    if task == "classification":
-        raise ConfigError(
-            f"{cfg.filename} is a classifier; MMPretrain's ConfusionMatrix in test_evaluator "
-            "makes its matrix"
-        )
-    if options.get("masks") and task != "detection":
-        raise ConfigError(f"--masks: {cfg.filename} is not of a model with masks of objects")
-    cfg.load_from = checkpoint
-    metric = dict(type="ConfusionMatrix", _scope_="mmengine", out=str(out), **options)
-    others = cfg.test_evaluator
-    # the first, so that it says what the others need as well
-    cfg.test_evaluator = [metric, *(others if isinstance(others, list | tuple) else [others])]
-    with writing(f"--out {out}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        engine.test(cfg)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fcvit_mm.evaluation import confusion_matrix
-from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.figures import save_figure
 from helpers.images import read
 from helpers.models import CONFIGS
+from helpers.tools import load_tool
 
 RANDOM = np.random.default_rng(0)
 
@@ -198,7 +198,6 @@ def test_plots_of_few_and_many_classes(tmp_path, n):
     assert len(figure.axes[0].texts) == (16 if n == 4 else 0)
 
 
-def test_a_classifier_is_refused(tmp_path):
-    cfg = load_config(str(CONFIGS["mmpretrain"]))
+def test_a_classifier_is_refused():
     with pytest.raises(ConfigError, match="is a classifier"):
-        confusion_matrix.run(cfg, "a.pth", tmp_path / "m")
+        load_tool("confusion_matrix").main([str(CONFIGS["mmpretrain"]), "a.pth"])

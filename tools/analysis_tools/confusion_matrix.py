@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcvit_mm.evaluation import confusion_matrix
-from fcvit_mm.utils.cli import add_cfg_options, fraction, run_tool
-from fcvit_mm.utils.config import load_config
+from fcvit_mm import engine
+from fcvit_mm.evaluation.confusion_matrix import ConfusionMatrix
+from fcvit_mm.utils.cli import add_cfg_options, fraction, run_tool, writing
+from fcvit_mm.utils.config import load_config, task_of
+from fcvit_mm.utils.errors import ConfigError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,14 +34,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.out or f"{cfg.work_dir}/confusion")
     if out.suffix in (".png", ".json"):
         out = out.with_suffix("")
-    confusion_matrix.run(
-        cfg,
-        args.checkpoint,
-        out,
+    task = task_of(cfg)
+    if task == "classification":
+        raise ConfigError(
+            f"{cfg.filename} is a classifier; MMPretrain's ConfusionMatrix in test_evaluator "
+            "makes its matrix"
+        )
+    if args.masks and task != "detection":
+        raise ConfigError(f"--masks: {cfg.filename} is not of a model with masks of objects")
+    cfg.load_from = args.checkpoint
+    metric = dict(
+        type=ConfusionMatrix.__name__,
+        _scope_="mmengine",
+        out=str(out),
         score_threshold=args.score_threshold,
         iou_threshold=args.iou_threshold,
         masks=args.masks,
     )
+    others = cfg.test_evaluator
+    # the first, so that it says what the others need as well
+    cfg.test_evaluator = [metric, *(others if isinstance(others, list | tuple) else [others])]
+    with writing(f"--out {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        engine.test(cfg)
     print(f"confusion matrix: {out}.png, {out}.json")
 
 
