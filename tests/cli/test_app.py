@@ -175,7 +175,8 @@ def test_an_image_of_one_pixel_has_a_prediction_and_no_maps(page, files):
     expect(page.locator("#maps img")).to_have_count(0)
 
 
-@pytest.mark.parametrize("scope", ["mmseg", pytest.param("mmpretrain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["mmseg", "mmpretrain"])
 def test_other_tasks(browser, weights, files, scope):
     process, address = start(CONFIGS[scope], weights[scope])
     page = browser.new_page()

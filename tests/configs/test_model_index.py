@@ -26,6 +26,7 @@ def test_every_config_is_listed():
     assert set(MODELS) == configs, REMEDY
 
 
+@pytest.mark.slow
 def test_the_files_are_what_the_configs_say():
     """But for the FLOPs, which take longer; see the next test."""
 
@@ -36,7 +37,9 @@ def test_the_files_are_what_the_configs_say():
         assert path.read_text() == text, f"{path.relative_to(ROOT)} is out of date; {REMEDY}"
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if "_s12_" in n else []) for n in SMALLEST]
+)
 def test_flops(name):
     entry = model_index.entry(ROOT / name)
     assert MODELS[name]["Metadata"]["FLOPs"] == entry["Metadata"]["FLOPs"], REMEDY

@@ -20,7 +20,9 @@ from helpers.trainings import METHODS, NO_WORKERS
 pytestmark = pytest.mark.official
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["detection", pytest.param("segmentation", marks=pytest.mark.slow)]
+)
 def test_same_seed_same_losses(example_data, tmp_path, method):
     """With two loader workers, and with none."""
     config, options = METHODS[method]
@@ -153,7 +155,9 @@ def one_object(example_data) -> None:
 
 
 @pytest.mark.usefixtures("one_object")
-@pytest.mark.parametrize("method", HALVES)
+@pytest.mark.parametrize(
+    "method", ["segmentation", pytest.param("detection", marks=pytest.mark.slow)]
+)
 def test_two_processes_with_half_the_batch_have_the_curve_of_one(example_data, tmp_path, method):
     """Images are flipped at random, and an image alike in either."""
     config = tmp_path / "config.py"
