@@ -2,31 +2,28 @@
 
 For each seed a classifier is trained on generated images of one shape each. Mask R-CNN and
 Semantic FPN are then trained on images of several shapes twice, from random weights and with the
-classifier's checkpoint as the backbone's `init_cfg`; config, learning rate, seed, data and
-iterations are the same. What is compared are the metrics of the last evaluation, on held-out
-images.
+classifier's checkpoint as the backbone's `init_cfg`; all else is the same.
 """
 
-import json
 import math
 import multiprocessing
 import statistics
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from .. import engine
 from ..datasets import shapes
 from ..utils.cli import writing
 from ..utils.config import load_config
+from ..utils.files import write_json
 from ..visualization.figures import make_panels, save_figure
 from .demo import DEMOS
-from .training import Demo, Record, make_progress, move_data, run_quietly, say, shorten
+from .training import Curve, Demo, evaluations, move_data, shorten
 
 PRETRAINING = Demo(
     "fcvit_mm::classification/fcvit_tiny_shapes.py",
@@ -46,8 +43,7 @@ EVALUATIONS = 3
 FINE_TUNING_LR = 1e-3
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """One training: of a task of `TASKS`, with a seed; the backbone starts from a checkpoint."""
 
     task: str
@@ -71,8 +67,6 @@ class Training:
         return self.folder / f"iter_{self.iterations}.pth"
 
 
-# (iteration, metrics) of each evaluation
-Curve = list[tuple[int, dict[str, float]]]
 # of detectors and segmentors by task, start and seed
 Curves = dict[str, dict[str, dict[int, Curve]]]
 
@@ -97,33 +91,13 @@ def train(training: Training) -> tuple[Training, Curve]:
     cfg.default_hooks.checkpoint.update(
         interval=training.iterations, save_best=None, save_optimizer=False
     )
-    record = Record(demo, Console(quiet=True))
-    run_quietly(cfg, training.folder / "output.txt", record)
-    return training, record.evaluations
-
-
-def _run(
-    groups: Sequence[Sequence[Training]], processes: int, console: Console
-) -> Iterator[tuple[Training, Curve]]:
-    """Run groups of trainings, a group after the other, `processes` at a time."""
-    # spawn: a fork of a process with threads may hang
-    context = multiprocessing.get_context("spawn")
-    progress = make_progress(console, "iterations of all trainings")
-    total = sum(training.iterations for group in groups for training in group)
-    task = progress.add_task("", total=total)
-    # a fresh process for each, which leaves nothing behind for the next
-    with progress, context.Pool(processes, maxtasksperchild=1) as pool:
-        for group in groups:
-            for training, curve in pool.imap_unordered(train, group):
-                progress.advance(task, training.iterations)
-                reached = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1][1].items())
-                share = progress.tasks[0].percentage
-                say(
-                    console,
-                    f"{training.task}, {training.start} weights, seed {training.seed}: {reached}; "
-                    f"{share:.0f} % of all iterations done",
-                )
-                yield training, curve
+    training.folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (training.folder / "output.txt").open("w") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
+        return training, evaluations(engine.train(cfg), demo)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -178,26 +152,6 @@ def draw(path: Path, curves: Curves) -> None:
     save_figure(figure, path)
 
 
-def _generate(folder: Path, console: Console) -> None:
-    """Make the data that are not there."""
-    for task, name in DATA.items():
-        with writing(folder / name):
-            if not (folder / name).exists():
-                say(console, f"generating {folder / name}")
-                TASKS[task].generate(folder / name, None)
-
-
-# Of `run`: with these it takes some minutes.
-DEFAULTS: dict[str, Any] = {
-    "work_dir": "work_dirs/chain",
-    "data_root": "data",
-    "seeds": (0, 1, 2),
-    "pretraining": 400,
-    "iterations": 100,
-    "processes": 2,
-}
-
-
 def run(
     work_dir: str,
     data_root: str,
@@ -221,9 +175,11 @@ def run(
     Raises:
         fcvit_mm.utils.errors.ConfigError: the data can't be made there.
     """
-    console = Console(file=sys.stdout)
     folder, data = Path(work_dir), Path(data_root)
-    _generate(data, console)
+    for task, name in DATA.items():
+        with writing(data / name):
+            if not (data / name).exists():
+                TASKS[task].generate(data / name, None)
 
     def dense(checkpoint: Path | None, seed: int) -> list[Training]:
         return [Training(task, seed, iterations, data, folder, checkpoint) for task in DENSE]
@@ -231,15 +187,18 @@ def run(
     first = [Training("classification", seed, pretraining, data, folder) for seed in seeds]
     random = [training for seed in seeds for training in dense(None, seed)]
     second = [training for one in first for training in dense(one.result, one.seed)]
-    say(
-        console,
-        f"{len(first + random + second)} trainings, {processes} at a time: classifiers of "
-        f"{pretraining} iterations, detectors and segmentors of {iterations}; logs: {folder}",
-    )
-    found = {
-        (training.task, training.start, training.seed): curve
-        for training, curve in _run([[*first, *random], second], processes, console)
-    }
+    count = len(first + random + second)
+    print(f"{count} trainings, {processes} at a time; logs: {folder}", flush=True)
+    found: dict[tuple[str, str, int], Curve] = {}
+    # spawn: a fork of a process with threads may hang; a fresh process for each training, which
+    # leaves nothing behind for the next
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, maxtasksperchild=1) as pool:
+        for group in ([*first, *random], second):
+            for training, curve in pool.imap_unordered(train, group):
+                found[training.task, training.start, training.seed] = curve
+                reached = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1][1].items())
+                print(f"{len(found)} of {count}, {training.folder.name}: {reached}", flush=True)
     curves: Curves = {
         task: {start: {seed: found[task, start, seed] for seed in seeds} for start in STARTS}
         for task in DENSE
@@ -251,11 +210,8 @@ def run(
         **curves,
     }
     with writing(folder):
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_json(folder / "results.json", content)
         draw(folder / "chain.png", curves)
-    say(
-        console,
-        f"\nafter {iterations} iterations, on held-out images:\n\n{table(curves)}\n\n"
-        f"  metrics: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}",
-    )
+    print(f"\nafter {iterations} iterations, on held-out images:\n\n{table(curves)}\n")
+    print(f"  metrics: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}")
     return curves

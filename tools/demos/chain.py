@@ -14,13 +14,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     positive = whole_number(1)
-    parser.add_argument("--work-dir", help="metrics, plot, logs")
-    parser.add_argument("--data-root", help="folder of the generated datasets")
-    parser.add_argument("--seeds", type=whole_number(0), nargs="+")
-    parser.add_argument("--pretraining", type=positive, help="iterations")
-    parser.add_argument("--iterations", type=positive, help="with each start")
-    parser.add_argument("--processes", type=positive, help="trainings at a time")
-    parser.set_defaults(**transfer.DEFAULTS)
+    parser.add_argument("--work-dir", default="work_dirs/chain", help="metrics, plot, logs")
+    parser.add_argument("--data-root", default="data", help="folder of the generated datasets")
+    parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=(0, 1, 2))
+    parser.add_argument("--pretraining", type=positive, default=400, help="iterations")
+    parser.add_argument("--iterations", type=positive, default=100, help="with each start")
+    parser.add_argument("--processes", type=positive, default=2, help="trainings at a time")
     return parser.parse_args(argv)
 
 
