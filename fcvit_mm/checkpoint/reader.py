@@ -233,13 +233,10 @@ def find_weights(
 def read_weights(
     filename: str | os.PathLike, ema: bool = True, map_location: Any = "cpu"
 ) -> tuple[str, dict[str, Tensor]]:
-    """Read a checkpoint and find its weights, see `read_checkpoint` and `find_weights`.
+    """Read a checkpoint and find its weights; a CheckpointError if it has none.
 
     Returns:
         Where in the file they were, in words, and the weights.
-
-    Raises:
-        CheckpointError: the file can't be read, or holds no weights.
     """
     content = read_checkpoint(filename, map_location)
     container, weights = find_weights(content, ema)

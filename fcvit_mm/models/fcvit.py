@@ -39,10 +39,9 @@ def _check_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
     if not given or not all(is_int(i) and -NUM_STAGES <= i < NUM_STAGES for i in given):
         raise ValueError(f"out_indices={out_indices!r} must be stages 0 to 3, or -4 to -1")
-    indices = tuple(i % NUM_STAGES for i in given)
-    if len(set(indices)) != len(indices):
+    if len({i % NUM_STAGES for i in given}) < len(given):
         raise ValueError(f"out_indices={out_indices!r} names a stage twice")
-    return indices
+    return tuple(i % NUM_STAGES for i in given)
 
 
 @MODELS.register_module()

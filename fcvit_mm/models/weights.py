@@ -76,13 +76,13 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
     arch = Arch(tuple(layers), tuple(dims), tuple(ratios))
     names = [name for name, known in ARCHS.items() if known == arch]
     mixer = "network.0.0.token_mixer."
-    filters = [weights.get(f"{mixer}dw{i}.weight") for i in (1, 2)]
-    has_context = f"{mixer}gc1.fc1.weight" in weights
-    if any(weight is None for weight in filters):
+    sizes = [weights[key].shape[-1] for i in "12" if (key := f"{mixer}dw{i}.weight") in weights]
+    if len(sizes) < 2:
         return None
+    has_context = f"{mixer}gc1.fc1.weight" in weights
     return {
         "arch": names[0] if names else arch._asdict(),
-        "kernel_size": tuple(weight.shape[-1] for weight in filters if weight is not None),
+        "kernel_size": tuple(sizes),
         "global_context": has_context,
         "weighted_context": not has_context or f"{mixer}gc1.rescale_weight" in weights,
     }
@@ -117,7 +117,7 @@ def load_pretrained(
     found = backbone_weights(weights, prefix)
     given = {key: value for key, value in found.items() if not CLASSIFIER.match(key)}
     wanted = backbone.state_dict()
-    # A file may have been trained with more or fewer outputs than this backbone has.
+    # a file may have been trained with more or fewer outputs than this backbone has
     given = {key: v for key, v in given.items() if key in wanted or not OUTPUT_NORM.match(key)}
     kept = sorted(key for key in wanted.keys() - given.keys() if OUTPUT_NORM.match(key))
     source = filename
@@ -126,12 +126,8 @@ def load_pretrained(
     check_fit(source, given, {key: v for key, v in wanted.items() if key not in kept})
     backbone.load_state_dict(given, strict=False)
     rest = f"; {len(kept)} tensors of the output norms keep their initialization" if kept else ""
-    print_log(
-        f"FCViT: loaded {len(given)} tensors from {container} of {filename}, SHA-256 "
-        f"{sha256(fetch(filename))}{rest}",
-        logger="current",
-        level=logging.INFO,
-    )
+    source = f"{container} of {filename}, SHA-256 {sha256(fetch(filename))}"
+    print_log(f"FCViT: loaded {len(given)} tensors from {source}{rest}", logger="current")
 
 
 def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
@@ -212,8 +208,7 @@ def convert_checkpoint(
         A line with arch, number of tensors and SHA-256.
 
     Raises:
-        CheckpointError: unreadable source, not an FCViT, another ending of the target, or a
-            target that can't be written.
+        CheckpointError: unreadable source, not an FCViT, or a target that can't be written.
     """
     target = Path(target)
     if target.suffix not in (".pth", ".safetensors"):

@@ -133,26 +133,26 @@ def _check_option(key: str, value: Any, cfg: Config) -> None:
 def _check_runs_nothing(key: str, value: Any) -> None:
     """Refuse an option by which OpenMMLab would import, evaluate or unpickle what it names."""
     path = key.split(".")
-    texts = [value] if isinstance(value, str) else []
     if isinstance(value, list | tuple):
         for item in value:
             _check_runs_nothing(key, item)
-    for text in texts:
-        if path[-1] in NAMES_OF_CLASSES and not _is_registered(text):
-            why = "names no registered class"
-        elif path[-1] in NAMES_OF_SCOPES and text not in SCOPES:
-            why = f"is not one of {', '.join(SCOPES)}"
-        elif "(" in text:
-            # a few places of OpenMMLab's evaluate texts
-            why = "has a bracket"
-        elif text.endswith((".pkl", ".pickle")) and path[-1] != "out_file_path":
-            # the exception is written, not read
-            why = "is a pickle, which can run code when it is read"
-        else:
-            continue
-        raise ConfigError(f"--cfg-options: {key}={text} {why}; a config file alone may say that")
     if "custom_imports" in path or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise ConfigError(f"--cfg-options: {key} can't be set here, but in a config file alone")
+        why = "can't be set here"
+    elif not isinstance(value, str):
+        return
+    elif path[-1] in NAMES_OF_CLASSES and not _is_registered(value):
+        why = "names no registered class"
+    elif path[-1] in NAMES_OF_SCOPES and value not in SCOPES:
+        why = f"is not one of {', '.join(SCOPES)}"
+    elif "(" in value:
+        # a few places of OpenMMLab's evaluate texts
+        why = "has a bracket"
+    elif value.endswith((".pkl", ".pickle")) and path[-1] != "out_file_path":
+        # the exception is written, not read
+        why = "is a pickle, which can run code when it is read"
+    else:
+        return
+    raise ConfigError(f"--cfg-options: {key}={value} {why}; a config file alone may say that")
 
 
 def _is_registered(name: str) -> bool:
@@ -167,11 +167,11 @@ def _is_registered(name: str) -> bool:
         return False
     import_module(f"{scope}.registry")
     roots = [root for root in vars(registry).values() if isinstance(root, Registry)]
-    for node in (node for root in roots for node in (root, *root.children.values())):
-        if node.scope == scope:
-            node.import_from_location()
-            if short in node.module_dict:
-                return True
+    nodes = [node for root in roots for node in (root, *root.children.values())]
+    for node in (node for node in nodes if node.scope == scope):
+        node.import_from_location()
+        if short in node.module_dict:
+            return True
     return False
 
 
@@ -207,11 +207,9 @@ def dump_predictions(cfg: Config, filename: str) -> None:
     if not Path(filename).absolute().parent.is_dir():
         raise ConfigError(f"--out {filename}: its directory does not exist; make it first")
     metric = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
-    evaluators = cfg.test_evaluator
-    cfg.test_evaluator = [
-        *(evaluators if isinstance(evaluators, list | tuple) else [evaluators]),
-        dict(type=metric, out_file_path=filename),
-    ]
+    given = cfg.test_evaluator
+    evaluators = given if isinstance(given, list | tuple) else [given]
+    cfg.test_evaluator = [*evaluators, dict(type=metric, out_file_path=filename)]
 
 
 def draw_predictions(cfg: Config, directory: str) -> None:
@@ -220,15 +218,12 @@ def draw_predictions(cfg: Config, directory: str) -> None:
     if hook is None:
         raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")
     hook.interval = 1
-    scope = cfg.get("default_scope")
-    if scope == "mmpretrain":
+    if (scope := cfg.get("default_scope")) == "mmpretrain":
         hook.enable, hook.out_dir = True, directory
-        return
-    hook.draw = True
-    if scope == "mmdet":
-        hook.test_out_dir = str(Path(directory).absolute())
+    elif scope == "mmdet":
+        hook.draw, hook.test_out_dir = True, str(Path(directory).absolute())
     else:
-        cfg.visualizer.save_dir = directory
+        hook.draw, cfg.visualizer.save_dir = True, directory
 
 
 def adapt(cfg: Config) -> list[str]:

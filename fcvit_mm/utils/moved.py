@@ -9,7 +9,6 @@ from types import CodeType, ModuleType
 from typing import Any
 
 PACKAGE = "fcvit_mm."
-
 # Those that configs and docs named.
 MOVED = {
     "arch": "models.arch",
@@ -35,18 +34,17 @@ class MovedModules(MetaPathFinder, Loader):
         return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return the module of the new path, not a second copy of it."""
+        """Return the module of the new path itself; the import system overwrites its `__spec__`."""
         module = import_module(self._warn(spec.name))
-        # the import system is about to overwrite it
         self.kept = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: the module has been executed under its own name."""
+        """Execute nothing a second time."""
         module.__spec__ = self.kept
 
     def get_code(self, name: str) -> CodeType:
-        """Return the code that `python -m` runs with an old path."""
+        """Return the code that `python -m` runs."""
         run = f"import runpy; runpy.run_module({self._warn(name)!r}, None, '__main__', True)"
         return compile(run, name, "exec")
 
