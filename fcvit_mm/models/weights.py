@@ -17,9 +17,10 @@ from ..utils.errors import CheckpointError
 from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from .arch import ARCHS, Arch
 
-# What the backbone may lack in a file, and what a file may hold beyond the backbone.
+# What the backbone may lack in a file, and what a file may hold beyond the backbone: norms of other
+# outputs than this backbone has, a classifier's norm and head.
 OUTPUT_NORM = re.compile(r"norm[0246]\.")
-CLASSIFIER = re.compile(r"(norm|head)\.")
+BEYOND = re.compile(r"(norm[0246]?|head)\.")
 # A released classifier's keys in MMPretrain's ImageClassifier: the classifier's norm is the output
 # norm of stage 4, all that is in neither row is the backbone's.
 CLASSIFIER_KEYS = {"norm.": "backbone.norm6.", "head.": "head.fc."}
@@ -115,10 +116,8 @@ def load_pretrained(
     filename = str(checkpoint)
     container, weights = read_weights(filename, ema, map_location)
     found = backbone_weights(weights, prefix)
-    given = {key: value for key, value in found.items() if not CLASSIFIER.match(key)}
     wanted = backbone.state_dict()
-    # a file may have been trained with more or fewer outputs than this backbone has
-    given = {key: v for key, v in given.items() if key in wanted or not OUTPUT_NORM.match(key)}
+    given = {key: v for key, v in found.items() if key in wanted or not BEYOND.match(key)}
     kept = sorted(key for key in wanted.keys() - given.keys() if OUTPUT_NORM.match(key))
     source = filename
     if len(found) < len(weights):
