@@ -26,9 +26,8 @@ from ..utils.errors import CheckpointError, RefusedError, UnknownGlobalError
 from ..utils.files import SHA256_KEY, matches_sha256
 from . import pickle_scan
 
-# Where a file keeps its weights; the first that is there is taken, the whole file if none is.
-EMA_CONTAINER = "state_dict_ema"
-CONTAINERS = (EMA_CONTAINER, "state_dict", "model")
+# Where a file keeps its weights, averaged ones first; the whole file if none is there.
+CONTAINERS = ("state_dict_ema", "state_dict", "model")
 # How much larger than its file tensors may be together; some share their values.
 SHARED = 4
 
@@ -69,8 +68,7 @@ def is_url(filename: str) -> bool:
 def fetch(filename: str) -> Path:
     """Resolve a local path or an http(s) URL (kept in torch.hub's directory) to a local file.
 
-    Raises:
-        CheckpointError: there is no such file, or it can't be downloaded.
+    A file that is absent, or can't be downloaded, is a CheckpointError.
     """
     if not filename.startswith(("http://", "https://")):
         path = Path(filename).expanduser()
@@ -207,11 +205,7 @@ def sha256(path: str | os.PathLike) -> str:
 def find_weights(
     checkpoint: Mapping[str, Any], ema: bool = True
 ) -> tuple[str | None, dict[str, Tensor]]:
-    """Find the weights in a checkpoint.
-
-    Args:
-        checkpoint: what `read_checkpoint` returned.
-        ema: take averaged weights where the file has them.
+    """Find the weights in what `read_checkpoint` returned, by default averaged ones if it has them.
 
     Returns:
         The name of the container they were in (None for a bare state dict); the tensors that have

@@ -22,10 +22,7 @@ def fuse(model: Model) -> Model:
     load weights before. A model that has been fused is left as it is.
 
     Args:
-        model: an FCViT, or a detector, segmentor or classifier with one, in evaluation mode.
-
-    Returns:
-        The same model.
+        model: an FCViT, or a model with one, in evaluation mode; it is returned.
 
     Raises:
         ValueError: the model has no FCViT, or one in training mode.

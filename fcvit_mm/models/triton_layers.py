@@ -23,7 +23,7 @@ def use_triton(model: nn.Module, on: bool = True) -> None:
     When traced, exported or compiled by torch.compile, layers run as they do without.
 
     Args:
-        model: an FCViT, or a detector, segmentor or classifier with one.
+        model: an FCViT, or a model with one.
         on: False undoes it.
 
     Raises:

@@ -60,10 +60,9 @@ def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[
 
 
 def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Infer the arguments of FCViT that a backbone was built with; None if it is no FCViT.
+    """Infer arch (a name of ARCHS, or else a dict), kernel_size, global_context, weighted_context.
 
-    Returns:
-        arch (a name of ARCHS, or else a dict), kernel_size, global_context, weighted_context.
+    None if the weights are no FCViT's.
     """
     layers, dims, ratios = [], [], []
     for stage in range(0, 8, 2):

@@ -30,12 +30,7 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
 
         dL/dw[c, 0, i, j] = sum over b, y, z of x[b, c, y + i - r, z + j - r] grad[b, c, y, z]
 
-    for r = k // 2, (d, 1, k, k).
-
-    Args:
-        x: the convolution's input, (B, d, H, W).
-        grad: gradient of its output, (B, d, H, W).
-        kernel: k, odd.
+    for r = k // 2, (d, 1, k, k); x and grad, of the output, are (B, d, H, W), kernel is k, odd.
     """
     reach = kernel // 2
     # Shifts are circular: zeros behind the maps as far as a filter reaches keep them apart.
@@ -77,12 +72,7 @@ def depthwise_conv2d(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tenso
     """Convolve each channel with its own filter: stride 1, padding k // 2, size kept.
 
     On a CPU, with large filters and maps, the weight gradient is `weight_gradient`, and there is
-    no second derivative.
-
-    Args:
-        x: (B, d, H, W).
-        weight: (d, 1, k, k), k odd.
-        bias: (d,) or None.
+    no second derivative. x (B, d, H, W); weight (d, 1, k, k), k odd; bias (d,) or None.
     """
     if (
         torch.is_grad_enabled()

@@ -17,12 +17,9 @@ from torch.autograd.function import once_differentiable
 from .cpu import runs_on_cpu
 
 # Size of the hidden channels in a tile. Measured for FCViT-s12: smaller tiles lose more to their
-# halo rows, which are computed twice, larger ones fall out of the cache.
-PREDICTION_BYTES = 6 * 2**20
-# In training each tile is computed twice, which is as fast only where hidden channels are far
-# larger than the cache.
-TRAINING_BYTES = 24 * 2**20
-
+# halo rows, which are computed twice, larger ones fall out of the cache. In training each tile is
+# computed twice, which is as fast only where hidden channels are far larger than the cache.
+PREDICTION_BYTES, TRAINING_BYTES = 6 * 2**20, 24 * 2**20
 # How many rows above and below a tile are there only because the tile's own rows depend on them.
 Halo = tuple[int, int]
 # (rows of maps with their halo (n, d, above + rows + below, W), halo) -> (n, d, rows, W)

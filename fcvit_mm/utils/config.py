@@ -47,12 +47,10 @@ def iter_config_dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
     """Yield every dict in a config with its dotted path, parents first."""
     if isinstance(node, dict):
         yield path, node
-        items = list(node.items())
-    elif isinstance(node, list | tuple):
-        items = list(enumerate(node))
-    else:
+    elif not isinstance(node, list | tuple):
         return
-    for key, value in items:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in list(items):
         yield from iter_config_dicts(value, f"{path}.{key}" if path else str(key))
 
 

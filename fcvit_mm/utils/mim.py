@@ -1,4 +1,4 @@
-"""Configs, tools and model index, which travel with the package: `.mim`, as in OpenMMLab's own.
+"""Configs, tools and model index, which travel with the package in `.mim`, as OpenMMLab's own do.
 
 A config of any directory inherits from ours with `_base_ = "fcvit_mm::detection/NAME.py"`.
 """

@@ -97,6 +97,19 @@ def test_the_backbone_of_a_detector_loads_with_its_output_norms(tmp_path, option
         assert torch.equal(value, source.state_dict()[key]), key
 
 
+def test_pretrained_weights_come_after_other_initializers(tmp_path):
+    source = tiny()
+    path = write(tmp_path / "a.pth", source.state_dict())
+    pretrained = dict(type="Pretrained", checkpoint=str(path))
+    constant = dict(type="Constant", layer="GroupNorm", val=3)
+    model = tiny(init_cfg=[pretrained, constant])
+    model.init_weights()
+    assert torch.equal(model.network[0][0].norm1.weight, source.network[0][0].norm1.weight)
+    model = tiny(init_cfg=constant)
+    model.init_weights()
+    assert (model.norm0.weight == 3).all()
+
+
 def test_other_outputs_than_the_file_was_trained_with_are_no_misfit(tmp_path):
     path = write(tmp_path / "a.pth", tiny(out_indices=(1, 3)).state_dict())
     load_pretrained(tiny(out_indices=(2, 3)), path)
