@@ -55,29 +55,22 @@ class Run:
         return sorted((step, record[key]) for step, record in records.items() if key in record)
 
 
-def find_logs(path: Path) -> list[Path]:
-    """Return the logs of a work directory, oldest first; a ConfigError if there is none."""
-    if path.is_file():
-        return [path]
-    # folders are named for the date
-    logs = sorted(path.glob(f"*/{LOG}")) or sorted(path.glob(LOG))
-    if not logs:
-        what = "there is no log in it" if path.is_dir() else "there is no such work directory"
-        raise ConfigError(
-            f"{path}: {what}; give a directory that a training wrote to (--work-dir), or a "
-            f"DATE/{LOG} in one"
-        )
-    return logs
-
-
 def read_run(path: Path) -> Run:
     """Read a work directory, or one scalars.json; a ConfigError if it has no records.
 
     What a resumed training did again replaces what was done before. Damaged lines, such as the last
     one of a killed training, are left out and listed in `problems`.
     """
+    # folders are named for the date
+    logs = [path] if path.is_file() else sorted(path.glob(f"*/{LOG}")) or sorted(path.glob(LOG))
+    if not logs:
+        what = "there is no log in it" if path.is_dir() else "there is no such work directory"
+        raise ConfigError(
+            f"{path}: {what}; give a directory that a training wrote to (--work-dir), or a "
+            f"DATE/{LOG} in one"
+        )
     run = Run(str(path))
-    for log in find_logs(path):
+    for log in logs:
         try:
             lines = log.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -137,13 +130,10 @@ def choose(runs: Sequence[Run], keys: Sequence[str] | None) -> list[str]:
 
 
 def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
-    """Summarize a run.
+    """Return iterations, epochs, seconds_per_iteration, memory_mb, not_finite, and values by key.
 
-    Returns:
-        iterations; epochs, where they are counted; seconds_per_iteration, the median; memory_mb,
-        the most, where a GPU was used; not_finite, how many logged values of the chosen keys are;
-        and by key: last, None where it is not finite, and for an evaluation's best and
-        best_iteration.
+    The median of the seconds, the most memory; what a run did not log is left out. By key: last,
+    None where it is not finite, and for an evaluation's best and best_iteration.
     """
     found: dict[str, Any] = {"iterations": max([*run.training, *run.evaluations])}
     for name, key, combine in (
@@ -173,9 +163,7 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     """Plot losses, learning rate and metrics of evaluations over iterations, one panel each."""
-    evaluated = {
-        key for run in runs for key, of_evaluation in run.known_keys().items() if of_evaluation
-    }
+    evaluated = {key for run in runs for key, late in run.known_keys().items() if late}
     panels: dict[str, list[str]] = {}
     for key in keys:
         title = "loss" if "loss" in key else "learning rate" if key == "lr" else "other"
