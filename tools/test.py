@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from mmengine.dist import is_main_process
 
 from fcvit_mm import engine
-from fcvit_mm.utils.cli import add_common_arguments, run_tool
+from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool
 from fcvit_mm.utils.config import draw_predictions, dump_predictions, enable_tta, load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    add_config(parser, checkpoint=True)
     parser.add_argument("--work-dir", help="logs (default: work_dirs/CONFIG)")
     parser.add_argument("--out", metavar="FILE", help="write the predictions to this .pkl file")
     parser.add_argument(

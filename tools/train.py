@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from fcvit_mm import engine
-from fcvit_mm.utils.cli import add_common_arguments, run_tool
+from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool
 from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
+    add_config(parser)
     parser.add_argument("--work-dir", help="logs and checkpoints (default: work_dirs/CONFIG)")
     parser.add_argument(
         "--resume",

@@ -53,13 +53,13 @@ def build_model(cfg: Config) -> Any:
 def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None) -> Any:
     """Build the model of a config and fill it completely from a checkpoint, in evaluation mode.
 
+    Its `dataset_meta`, where OpenMMLab's inferencers keep it, has the classes and the palette of
+    the dataset that it was trained on.
+
     Args:
         cfg: changed in place as this machine needs it.
         checkpoint: path or http(s) URL.
         device: see `find_device`.
-
-    Returns:
-        The model, with `dataset_meta` of the dataset that it was trained on: classes, palette.
 
     Raises:
         ConfigError: the config can't be built.
@@ -70,7 +70,6 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
     weights = model_weights(content, model.state_dict())
     check_fit(checkpoint, weights, model.state_dict())
     model.load_state_dict(weights)
-    # where OpenMMLab's own inferencers keep it
     model.dataset_meta = _dataset_meta(cfg, content)
     return model.to(device or find_device()).eval()
 

@@ -1,6 +1,5 @@
 """Predict for images in memory: what infer, similarity_map, export and the web page share."""
 
-import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -12,19 +11,10 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS
 
-from ..utils.cli import add_cfg_options
 from ..utils.config import IGNORED, iter_leaf_datasets, task_of
 from ..utils.errors import ConfigError, first_line
 from ..visualization.draw import build_visualizer, draw
 from .model import load_model
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a trained model."""
-    parser.add_argument("config", help="path of a config file")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
-    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
-    add_cfg_options(parser)
 
 
 class Predictor:
@@ -45,15 +35,11 @@ class Predictor:
         self.model = load_model(cfg, checkpoint, device)
         self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
         self.palette: list[tuple[int, ...]] = self.model.dataset_meta["palette"]
-        self.pipeline = self._pipeline()
         self.visualizer = build_visualizer(cfg, self.model.dataset_meta)
-
-    def _pipeline(self) -> Compose:
-        """Build the test pipeline without its steps that read files."""
-        _, dataset = next(iter_leaf_datasets(self.cfg.test_dataloader.dataset, ""))
+        _, dataset = next(iter_leaf_datasets(cfg.test_dataloader.dataset, ""))
         readers = ("LoadImageFromFile", "LoadAnnotations")
         steps = [step for step in dataset["pipeline"] if not step["type"].endswith(readers)]
-        return Compose([TRANSFORMS.build(step) for step in steps])
+        self.pipeline = Compose([TRANSFORMS.build(step) for step in steps])
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
         """Send an image (H, W, 3), BGR, through the pipeline: inputs (3, h, w), data_samples.
@@ -61,12 +47,12 @@ class Predictor:
         Raises:
             ConfigError: the pipeline does not take this image.
         """
+        height, width = size = image.shape[:2]
+        # as OpenMMLab's step that reads a file would hand it on
+        given = dict(img=image, img_id=0, img_path=None, img_shape=size, ori_shape=size)
         try:
-            # as OpenMMLab's step that reads a file would hand it on
-            shapes = {"img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
-            return self.pipeline({"img": image, "img_id": 0, "img_path": None, **shapes})
+            return self.pipeline(given)
         except Exception as error:  # a pipeline is made of arbitrary classes
-            height, width = image.shape[:2]
             raise ConfigError(
                 f"the pipeline of {self.cfg.filename} does not take an image of {width}x{height}: "
                 f"{first_line(error)}"
@@ -111,8 +97,7 @@ class Predictor:
             threshold: least score of a detection, 0 to 1.
             labels: classes to keep; other pixels of a label map become `IGNORED`.
         """
-        sample = sample.clone()
-        wanted = torch.tensor(list(labels))
+        sample, wanted = sample.clone(), torch.tensor(list(labels))
         if "pred_instances" in sample:
             found = sample.pred_instances
             shown = (found.scores >= threshold) & torch.isin(found.labels, wanted)

@@ -3,7 +3,7 @@
 import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,11 +18,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 @dataclass(frozen=True)
 class Source:
-    """An image, a video or a webcam.
-
-    path: of the file; the number of a webcam. name: where results lie below the output folder,
-    with an ending.
-    """
+    """An image, a video or a webcam; `name`: of its results below the output folder."""
 
     path: str | int
     name: Path
@@ -52,47 +48,43 @@ def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     def is_result(path: Path) -> bool:
         return out.resolve() in path.resolve().parents
 
-    def source(path: Path, name: Path) -> Source:
-        return Source(str(path), name, moving=path.suffix.lower() in VIDEOS)
+    sources: list[Source] = []
+    taken: set[Path] = set()
 
-    sources = []
+    def add(path: str | int, name: Path) -> None:
+        # 1.jpg of two folders, or 1.jpg and 1.png, have different results
+        distinct, n = name, 1
+        while distinct.with_suffix("") in taken:
+            n += 1
+            distinct = name.with_stem(f"{name.stem}_{n}")
+        taken.add(distinct.with_suffix(""))
+        sources.append(Source(path, distinct, moving=name.suffix.lower() in VIDEOS))
+
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGES + VIDEOS)
-            found = [source(p, p.relative_to(path)) for p in inside if not is_result(p)]
-            if not found:
+            files = [p for p in inside if not is_result(p)]
+            if not files:
                 raise ConfigError(f"{text}: the folder has no images ({' '.join(IMAGES)}) "
                                   f"and no videos ({' '.join(VIDEOS)})")  # fmt: skip
-            sources += found
+            for file in files:
+                add(str(file), file.relative_to(path))
         elif path.exists() and is_result(path):
             raise ConfigError(f"{text} lies in --out {out}, which is written to; name another one")
         elif path.exists():
-            sources.append(source(path, Path(path.name)))
+            add(text, Path(path.name))
         elif text.isdigit():
-            sources.append(Source(int(text), Path(f"webcam{text}.mp4"), moving=True))
+            add(int(text), Path(f"webcam{text}.mp4"))
         elif matches := [Path(p) for p in sorted(glob.glob(text, recursive=True))]:
-            files = (p for p in matches if p.is_file() and not is_result(p))
-            sources += [source(p, Path(p.name)) for p in files]
+            for file in matches:
+                if file.is_file() and not is_result(file):
+                    add(str(file), Path(file.name))
         else:
             raise ConfigError(
                 f"{text}: there is no such file or folder, and no file that it matches"
             )
-    return _with_distinct_names(sources)
-
-
-def _with_distinct_names(sources: list[Source]) -> list[Source]:
-    """Number equal names: 1.jpg of two folders, or 1.jpg and 1.png, have different results."""
-    taken: set[Path] = set()
-    distinct = []
-    for source in sources:
-        name, n = source.name, 1
-        while name.with_suffix("") in taken:
-            n += 1
-            name = source.name.with_stem(f"{source.name.stem}_{n}")
-        taken.add(name.with_suffix(""))
-        distinct.append(replace(source, name=name))
-    return distinct
+    return sources
 
 
 def count_frames(source: Source, most: int | None = None) -> int | None:

@@ -67,8 +67,11 @@ class _Options(DictAction):
                 parser.error(f"{word!r}: its brackets are no list [a,b] and no tuple (a,b)")
 
 
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--cfg-options`, which every tool that reads a config has."""
+def add_config(parser: argparse.ArgumentParser, checkpoint: bool = False) -> None:
+    """Add the arguments of a tool that reads a config, and a checkpoint."""
+    parser.add_argument("config", help="path of a config file")
+    if checkpoint:
+        parser.add_argument("checkpoint", help="path or URL of a checkpoint")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -80,7 +83,6 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that train.py and test.py share."""
-    add_cfg_options(parser)
     parser.add_argument(
         "--verbose", action="store_true", help="begin the log with environment, config and hooks"
     )

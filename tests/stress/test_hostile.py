@@ -32,7 +32,7 @@ from fcvit_mm.apis.model import build_model, load_model
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files
-from fcvit_mm.utils.cli import add_cfg_options
+from fcvit_mm.utils.cli import add_config
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
@@ -467,8 +467,8 @@ def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about,
 
 def parsed(*words: str) -> dict:
     parser = argparse.ArgumentParser()
-    add_cfg_options(parser)
-    return parser.parse_args(["--cfg-options", *words]).cfg_options
+    add_config(parser)
+    return parser.parse_args(["a.py", "--cfg-options", *words]).cfg_options
 
 
 @pytest.mark.official

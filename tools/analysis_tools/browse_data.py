@@ -10,18 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fcvit_mm.analysis import browse_dataset
-from fcvit_mm.utils.cli import add_cfg_options, run_tool, whole_number
+from fcvit_mm.utils.cli import add_config, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
+    add_config(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--number", type=whole_number(1), default=8, help="default: 8")
     parser.add_argument("--out", metavar="DIR", help="images (default: work_dirs/CONFIG/data)")
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the augmentations")
-    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.engine.preflight import check_data_exist
-from fcvit_mm.utils.cli import add_cfg_options, run_tool
+from fcvit_mm.utils.cli import add_config, run_tool
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 
@@ -19,13 +19,12 @@ LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
+    add_config(parser)
     parser.add_argument(
         "--decode",
         action="store_true",
         help="decode every image, where otherwise its beginning and end are read",
     )
-    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

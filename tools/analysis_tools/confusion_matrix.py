@@ -7,15 +7,14 @@ from pathlib import Path
 
 from fcvit_mm import engine
 from fcvit_mm.evaluation.confusion_matrix import ConfusionMatrix
-from fcvit_mm.utils.cli import add_cfg_options, fraction, run_tool, writing
+from fcvit_mm.utils.cli import add_config, fraction, run_tool, writing
 from fcvit_mm.utils.config import load_config, task_of
 from fcvit_mm.utils.errors import ConfigError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    add_config(parser, checkpoint=True)
     parser.add_argument(
         "--out",
         metavar="NAME",
@@ -24,7 +23,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score-threshold", type=fraction, default=0.3, metavar="SCORE")
     parser.add_argument("--iou-threshold", type=fraction, default=0.5, metavar="IOU")
     parser.add_argument("--masks", action="store_true", help="compare masks of objects, not boxes")
-    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

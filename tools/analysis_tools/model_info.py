@@ -16,7 +16,7 @@ from fcvit_mm.analysis.workload import build, default_size, name_failure
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.utils.cli import (
     PLOTS,
-    add_cfg_options,
+    add_config,
     check_writable,
     ending,
     run_tool,
@@ -29,7 +29,7 @@ from fcvit_mm.visualization.figures import save_figure
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
+    add_config(parser)
     parser.add_argument(
         "--size",
         nargs=2,
@@ -47,7 +47,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="plot cost against size, up to --size, as .png, .pdf, .svg",
     )
     parser.add_argument("--device", default="cpu", help="to measure memory on (default: cpu)")
-    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

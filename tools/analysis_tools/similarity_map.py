@@ -15,8 +15,8 @@ from rich.table import Table
 from fcvit_mm.analysis import similarity
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
-from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.utils.cli import run_tool, whole_number, writing
+from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.utils.cli import add_config, run_tool, whole_number, writing
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.utils.files import make_folder, write_json
@@ -26,7 +26,8 @@ from fcvit_mm.visualization.images import read_image, write_image
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_config(parser, checkpoint=True)
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="an image, a folder or a glob")
     parser.add_argument(
         "--out", metavar="DIR", help="images (default: work_dirs/CONFIG/similarity)"

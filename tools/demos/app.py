@@ -5,14 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from fcvit_mm.apis.model import find_device
-from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.utils.cli import require, run_tool, whole_number
+from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.utils.cli import add_config, require, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_config(parser, checkpoint=True)
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
     parser.add_argument("--port", type=whole_number(1), default=7860)
     return parser.parse_args(argv)
 

@@ -9,14 +9,15 @@ from rich.console import Console
 
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
-from fcvit_mm.apis.predictor import Predictor, add_arguments
-from fcvit_mm.utils.cli import fraction, run_tool, whole_number
+from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.utils.cli import add_config, fraction, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_config(parser, checkpoint=True)
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
     parser.add_argument(
         "inputs",
         nargs="+",

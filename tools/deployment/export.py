@@ -8,14 +8,13 @@ import torch
 
 from fcvit_mm.apis import export
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_cfg_options, ending, run_tool
+from fcvit_mm.utils.cli import add_config, ending, run_tool
 from fcvit_mm.utils.config import load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="path of a config file")
-    parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+    add_config(parser, checkpoint=True)
     parser.add_argument(
         "out", type=ending(".onnx", ".pt2"), help="file.onnx, or file.pt2 for torch.export"
     )
@@ -25,7 +24,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="whole",
         help="features: backbone and neck alone",
     )
-    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
