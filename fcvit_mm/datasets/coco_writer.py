@@ -40,12 +40,9 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def annotation(mask: np.ndarray, category_id: int, iscrowd: bool = False) -> dict[str, Any]:
-    """Make an object's annotation, without the ids that its file gives it.
+    """Make the annotation of an object by what is visible of it, (H, W), bool; without ids.
 
-    Args:
-        mask: (H, W), bool, the visible part of the object. It is stored as polygons, or as RLE
-            where it has a hole or is a crowd, a region to ignore.
-        category_id: from 1, as in COCO.
+    It is stored as polygons, or as RLE where it has a hole or is a crowd, a region to ignore.
     """
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     parts = None if iscrowd else outlines(mask)
@@ -77,15 +74,11 @@ def write_instances(
 
 
 def write_whole(out: Path, parameters: dict[str, Any], write: Callable[[Path], None]) -> bool:
-    """Write a folder whole or not at all, and keep one that is already there.
+    """Write a folder whole or not at all; return whether: False where it is already there.
 
     Args:
-        out: the folder.
         parameters: what the content follows from; kept in the folder.
         write: fills the empty folder that it is handed.
-
-    Returns:
-        Whether it was written: False where `out` already held the same dataset.
 
     Raises:
         DatasetError: `out` is a file, or a folder with something else in it, such as a dataset of

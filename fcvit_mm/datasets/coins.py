@@ -23,8 +23,8 @@ from .coco_writer import annotation, write_instances, write_whole
 CLASSES = ("coin",)
 PALETTE = ((255, 196, 0),)
 COINS = 24
-# Of a tile, (width, height), and between two; in pixels. The widest coin has 62.
-TILE = (128, 128)
+# Side of a tile, and from one to the next; in pixels. The widest coin has 62.
+TILE = 128
 STEP = 32
 # A part of a coin smaller than this share of it is a crowd.
 ENOUGH = 0.3
@@ -82,33 +82,20 @@ def label(image: Array) -> Array:
 
 def tiles(region: Box) -> Iterator[Box]:
     """Cut a region into tiles, (left, top, right, bottom) each: they end where the region does."""
-
-    def starts(first: int, end: int, length: int) -> list[int]:
-        last = max(end - length, first)
-        return [*range(first, last, STEP), last]
-
     left, top, right, bottom = region
-    for y in starts(top, bottom, TILE[1]):
-        for x in starts(left, right, TILE[0]):
-            yield x, y, min(x + TILE[0], right), min(y + TILE[1], bottom)
+    for y in [*range(top, bottom - TILE, STEP), max(bottom - TILE, top)]:
+        for x in [*range(left, right - TILE, STEP), max(right - TILE, left)]:
+            yield x, y, min(x + TILE, right), min(y + TILE, bottom)
 
 
 def generate(out: str | Path) -> bool:
-    """Write the dataset, whole or not at all.
-
-    Returns:
-        Whether it was written: False where `out` already held it.
+    """Write the dataset whole or not at all; return whether: False where `out` already held it.
 
     Raises:
         DatasetError: scikit-image is missing, or `out` holds something else.
     """
-    parameters = {
-        "generator": "fcvit_mm.coins",
-        "version": VERSION,
-        "tile": list(TILE),
-        "step": STEP,
-        "enough": ENOUGH,
-    }
+    parameters = {"generator": "fcvit_mm.coins", "version": VERSION, "tile": [TILE, TILE],
+                  "step": STEP, "enough": ENOUGH}  # fmt: skip
     return write_whole(Path(out), parameters, _write)
 
 

@@ -45,17 +45,13 @@ def generate(
     seed: int = 0,
     task: str = "dense",
 ) -> bool:
-    """Write a dataset, whole or not at all; the module's docstring says what lies where.
+    """Write a dataset whole or not at all; return whether: False where `out` already held it.
 
     Args:
-        out: the folder: new, empty, or with this very dataset.
-        train, val: numbers of images, 1 or more.
+        out: the folder, see the module's docstring.
+        train, val: numbers of images.
         size: (width, height) in pixels, at least `MIN_SIDE` each.
-        seed: 0 or more.
-        task: one of `TASKS`, whose own numbers and size are those that are None.
-
-    Returns:
-        Whether it was written: False where `out` already held it.
+        task: one of `TASKS`, whose own numbers and size replace those that are None.
 
     Raises:
         DatasetError: `out` holds something else.

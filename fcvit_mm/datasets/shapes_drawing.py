@@ -5,7 +5,6 @@ and shadows alike. Each class has its own hues; patterns and light it shares wit
 """
 
 import colorsys
-from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -78,10 +77,6 @@ def _distance(shape: str, x: Array, y: Array) -> Array:
     return np.where(inside, -1, 1) * np.sqrt(nearest) - 0.06
 
 
-# Patterns. Each gives an (H, W) array of 0 to 1, by which two colors are mixed. x, y: pixels.
-# scale: size of the pattern's largest feature, in pixels.
-
-
 def _noise(rng: Generator, x: Array, scale: float, octaves: int = 1) -> Array:
     """Return smooth noise, 0 to 1, of the shape of x."""
     height, width = x.shape
@@ -96,61 +91,45 @@ def _noise(rng: Generator, x: Array, scale: float, octaves: int = 1) -> Array:
     return np.clip(total / (2 - 0.5 ** (octaves - 1)), 0, 1)
 
 
-def _turned(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
+_GROUNDS = ("gradient", "clouds", "stripes", "grain", "checks", "blobs", "speckle")
+_SURFACES = ("gradient", "clouds", "stripes", "checks", "dots", "speckle")
+
+
+def _pattern(rng: Generator, name: str, x: Array, y: Array, scale: float) -> Array:
+    """Return a pattern by which two colors are mixed, 0 to 1, (H, W).
+
+    Args:
+        x, y: pixels, (H, W) each.
+        scale: size of the pattern's largest feature, in pixels.
+    """
+    if name == "clouds":
+        return np.clip(_noise(rng, x, scale, octaves=5) * 1.8 - 0.4, 0, 1)
+    if name == "blobs":
+        return np.clip(0.5 + 5 * (_noise(rng, x, scale) - rng.uniform(0.4, 0.6)), 0, 1)
+    if name == "speckle":
+        return np.clip(0.5 + 2 * (_noise(rng, x, 2, octaves=2) - 0.5), 0, 1)
+    # the others have a direction
     angle = rng.uniform(0, 2 * np.pi)
     c, s = np.cos(angle), np.sin(angle)
-    return c * x + s * y, c * y - s * x
-
-
-def _gradient(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    u, _ = _turned(rng, x, y)
-    return (u - u.min()) / max(float(np.ptp(u)), 1)
-
-
-def _clouds(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    return np.clip(_noise(rng, x, scale, octaves=5) * 1.8 - 0.4, 0, 1)
-
-
-def _stripes(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    u, _ = _turned(rng, x, y)
-    bend = rng.uniform(0, 1) * scale
-    u = u + bend * _noise(rng, x, 2 * scale)
-    return np.clip(0.5 + rng.uniform(0.5, 3) * np.sin(2 * np.pi * u / scale), 0, 1)
-
-
-def _grain(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    """Planks of wood: rings stretched along one direction."""
-    u, v = _turned(rng, x, y)
-    u = u + scale * _noise(rng, x, 2 * scale, octaves=2)
-    fibres = 0.5 + 0.5 * np.sin(2 * np.pi * u / (0.4 * scale) + np.sin(v / scale))
-    return 0.7 * fibres + 0.3 * _noise(rng, x, 2)
-
-
-def _checks(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    u, v = _turned(rng, x, y)
-    sharp = rng.uniform(2, 6)
-    board = np.sin(np.pi * u / scale) * np.sin(np.pi * v / scale)
-    return np.clip(0.5 + sharp * board, 0, 1)
-
-
-def _dots(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    u, v = _turned(rng, x, y)
+    u, v = c * x + s * y, c * y - s * x
+    if name == "gradient":
+        return (u - u.min()) / max(float(np.ptp(u)), 1)
+    if name == "stripes":
+        bend = rng.uniform(0, 1) * scale
+        u = u + bend * _noise(rng, x, 2 * scale)
+        return np.clip(0.5 + rng.uniform(0.5, 3) * np.sin(2 * np.pi * u / scale), 0, 1)
+    if name == "grain":
+        # planks of wood: rings stretched along one direction
+        u = u + scale * _noise(rng, x, 2 * scale, octaves=2)
+        fibers = 0.5 + 0.5 * np.sin(2 * np.pi * u / (0.4 * scale) + np.sin(v / scale))
+        return 0.7 * fibers + 0.3 * _noise(rng, x, 2)
+    if name == "checks":
+        board = np.sin(np.pi * u / scale) * np.sin(np.pi * v / scale)
+        return np.clip(0.5 + rng.uniform(2, 6) * board, 0, 1)
+    # dots
     cell = scale * 0.8
     distance = np.hypot((u / cell) % 1 - 0.5, (v / cell) % 1 - 0.5) * cell
     return np.clip(0.5 + cell * rng.uniform(0.2, 0.35) - distance, 0, 1)
-
-
-def _blobs(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    return np.clip(0.5 + 5 * (_noise(rng, x, scale) - rng.uniform(0.4, 0.6)), 0, 1)
-
-
-def _speckle(rng: Generator, x: Array, y: Array, scale: float) -> Array:
-    return np.clip(0.5 + 2 * (_noise(rng, x, 2, octaves=2) - 0.5), 0, 1)
-
-
-_Patterns = tuple[Callable[[Generator, Array, Array, float], Array], ...]
-_GROUNDS: _Patterns = (_gradient, _clouds, _stripes, _grain, _checks, _blobs, _speckle)
-_SURFACES: _Patterns = (_gradient, _clouds, _stripes, _checks, _dots, _speckle)
 
 
 # The center of each class's hues; by form alone a few minutes do not teach classes apart.
@@ -244,8 +223,9 @@ def _paint(
         np.clip(saturation + rng.uniform(-0.25, 0.1), 0, 1),
         np.clip(value * rng.uniform(0.7, 1.25), 0, 1),
     )
-    pattern = _SURFACES[rng.integers(len(_SURFACES))]
-    surface = _mix(pattern(rng, x, y, one.radius * rng.uniform(0.35, 0.8)), color, other)
+    name = _SURFACES[rng.integers(len(_SURFACES))]
+    pattern = _pattern(rng, name, x, y, one.radius * rng.uniform(0.35, 0.8))
+    surface = _mix(pattern, color, other)
 
     # A bevel: the surface bends away near the edge, over its whole width where it is a dome.
     bevel = max(one.radius * rng.choice([0.12, 0.3, 0.9]), 1.5)
@@ -279,8 +259,8 @@ def make_sample(
         rng.uniform(0.03, 0.25),
         np.clip(first.max() * rng.uniform(0.65, 1.3), 0.15, 0.95),
     )
-    ground = _GROUNDS[rng.integers(len(_GROUNDS))]
-    canvas = _mix(ground(rng, x, y, side * rng.uniform(0.12, 0.35)), first, second)
+    name = _GROUNDS[rng.integers(len(_GROUNDS))]
+    canvas = _mix(_pattern(rng, name, x, y, side * rng.uniform(0.12, 0.35)), first, second)
     canvas += 0.03 * (_noise(rng, x, 3, octaves=2)[..., None] - 0.5)
 
     angle = rng.uniform(0, 2 * np.pi)

@@ -358,7 +358,7 @@ def test_testing_on_label_maps_of_one_row_is_refused(data):
 def test_what_a_pipeline_leaves_of_an_image(step, flip, size, suits):
     """As its own resizing has it."""
     steps = [step, *([dict(type="RandomFlip", prob=0.5)] if flip else [])]
-    assert checks.images.Limits.of(steps).suits(size) == suits
+    assert checks.images.suits(size, steps) == suits
     init_default_scope("mmdet")
     if step["type"] == "Resize" and not flip:
         resize = TRANSFORMS.build(dict(step, _scope_="mmdet"))

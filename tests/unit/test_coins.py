@@ -116,8 +116,8 @@ def test_tiles_cover_any_region_and_stay_inside() -> None:
         for x0, y0, x1, y1 in coins.tiles(region):
             assert left <= x0 < x1 <= right and top <= y0 < y1 <= bottom
             assert (x1 - x0, y1 - y0) == (
-                min(right - left, coins.TILE[0]),
-                min(bottom - top, coins.TILE[1]),
+                min(right - left, coins.TILE),
+                min(bottom - top, coins.TILE),
             )
             covered[y0:y1, x0:x1] += 1
         assert (covered[top:, left:] > 0).all()

@@ -22,7 +22,7 @@ from ...utils.config import iter_config_dicts, iter_leaf_datasets
 from ...utils.errors import first_line
 from .coco import check_coco
 from .heads import check_evaluators, check_heads
-from .images import File, Limits, check_file
+from .images import File, check_file
 from .label_maps import MapCounter, check_pairs
 from .report import Report
 
@@ -66,7 +66,7 @@ def check(
         for report, where, node, evaluators in found:
             steps = [step for _, step in iter_config_dicts(node.get("pipeline"))]
             files, maps = _check_lists(cfg, where, node, evaluators, steps, report)
-            read = partial(check_file, decode=decode, limits=Limits.of(steps))
+            read = partial(check_file, decode=decode, steps=steps)
             results = progress.track(
                 pool.imap(read, files, chunksize=32), len(files), description=report.name
             )

@@ -71,8 +71,6 @@ def check_coco(
     sound = {key: _sound_entries(content[key], key, path, report, unread) for key in LISTS}
     _check_categories(path, sound["categories"], dataset.metainfo["classes"], where, report)
     images = sound["images"]
-    if not images:
-        report.error(path, "no images", "add them to its list of images")
     kept = np.ones(len(images), bool)
     if has_labels:
         image = _check_objects(dataset, sound, report, masks, bool(evaluators))
@@ -82,12 +80,8 @@ def check_coco(
             report.error(path, "no images are left by the filter_cfg", remedy)
     prefix = dataset.data_prefix.get("img") or ""
     return [
-        File(
-            os.path.join(prefix, image["file_name"]),
-            (image["width"], image["height"]),
-            left_out=not is_kept,
-        )
-        for image, is_kept in zip(images, kept, strict=True)
+        File(os.path.join(prefix, i["file_name"]), (i["width"], i["height"]), left_out=not is_kept)
+        for i, is_kept in zip(images, kept, strict=True)
     ]
 
 
@@ -98,10 +92,10 @@ def _read(path: str, report: Report, wanted: Sequence[str]) -> dict[str, list] |
     except (OSError, ValueError, RecursionError) as error:
         report.error(path, f"is not JSON ({first_line(error)})", "write or download it anew")
         return None
-    is_dict = isinstance(content, dict)
-    missing = [key for key in wanted if not is_dict or not isinstance(content.get(key), list)]
+    content = content if isinstance(content, dict) else {}
+    missing = [key for key in wanted if not isinstance(content.get(key), list)]
     if missing:
-        keys = (", ".join(map(repr, content)) or "none") if is_dict else "none, it is a list"
+        keys = ", ".join(map(repr, content)) or "none"
         what = f"no list of {' and of '.join(missing)} (its keys: {keys})"
         report.error(path, what, f"COCO's instances format is needed; {LAYOUT}")
         return None

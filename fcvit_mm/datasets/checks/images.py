@@ -31,33 +31,19 @@ class File(NamedTuple):
     left_out: bool = False  # by the dataset, as too small or without objects
 
 
-class Limits(NamedTuple):
-    """What a pipeline asks of an image's sides."""
-
-    least: int  # after the resizing
-    scales: list[Pixels]  # into which an image is fitted, its proportions kept
-
-    @classmethod
-    def of(cls, steps: list[dict]) -> "Limits":
-        """Read them from the steps of a pipeline."""
-        # an image one pixel wide is flipped to an array that PyTorch refuses
-        least = 2 if any("Flip" in str(step.get("type")) for step in steps) else 1
-        scales = []
-        for step in steps:
-            ratio = min(step.get("ratio_range") or [1])
-            for scale in [step.get("scale"), *(step.get("scales") or [])]:
-                if step.get("keep_ratio") and isinstance(scale, list | tuple):
-                    scales.append((int(max(scale) * ratio), int(min(scale) * ratio)))
-        return cls(least, scales)
-
-    def suits(self, size: Pixels) -> bool:
-        """Tell whether enough is left of an image of this size."""
-        long, short = max(size), min(size)
-        # as mmcv.imrescale rounds
-        return all(
-            int(short * min(scale[0] / long, scale[1] / short) + 0.5) >= self.least
-            for scale in self.scales or [(long, short)]
-        )
+def suits(size: Pixels, steps: list[dict]) -> bool:
+    """Tell whether the resizing of a pipeline leaves enough of the sides of an image."""
+    # an image one pixel wide is flipped to an array that PyTorch refuses
+    least = 2 if any("Flip" in str(step.get("type")) for step in steps) else 1
+    sides = []
+    for step in steps:
+        ratio = min(step.get("ratio_range") or [1])
+        for scale in [step.get("scale"), *(step.get("scales") or [])]:
+            if step.get("keep_ratio") and isinstance(scale, list | tuple):
+                long, short = int(max(scale) * ratio), int(min(scale) * ratio)
+                # as mmcv.imrescale rounds
+                sides.append(int(min(size) * min(long / max(size), short / min(size)) + 0.5))
+    return min(sides or size) >= least
 
 
 def read_header(path: str, decode: bool = False) -> tuple[Pixels, list[Problem]]:
@@ -103,8 +89,13 @@ def _reason(error: Exception) -> str:
     return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
-def check_file(file: File, decode: bool, limits: Limits) -> tuple[list[Problem], np.ndarray | None]:
-    """Read an image and its label map; returns how many pixels of the latter have each value."""
+def check_file(
+    file: File, decode: bool, steps: list[dict]
+) -> tuple[list[Problem], np.ndarray | None]:
+    """Read an image and its label map; returns how many pixels of the latter have each value.
+
+    steps: of the pipeline that will read them.
+    """
     folder, name = os.path.split(file.path)
     size: Pixels | None = None
     found: list[Problem] = []
@@ -122,7 +113,7 @@ def check_file(file: File, decode: bool, limits: Limits) -> tuple[list[Problem],
         what = "images of another size than their annotations say"
         remedy = "correct width and height, and the boxes if the images were scaled"
         error(what, remedy, "{} ({}x{}, annotated {}x{})".format(name, *size, *file.size))
-    if size and not file.left_out and not limits.suits(size):
+    if size and not file.left_out and not suits(size, steps):
         what = "images that the pipeline shrinks to a side of one pixel, which can't be flipped, "
         remedy = "crop or remove them; in training filter_cfg=dict(min_size=...) leaves them out"
         error(f"{what}or of none", remedy, "{} ({}x{})".format(name, *size))
