@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mmengine.dist import is_main_process
 
 from fcvit_mm import engine
-from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool
+from fcvit_mm.utils.cli import add_common_arguments, add_config, check_writable, ending, run_tool
 from fcvit_mm.utils.config import draw_predictions, dump_predictions, enable_tta, load_config
 
 
@@ -15,7 +15,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config(parser, checkpoint=True)
     parser.add_argument("--work-dir", help="logs (default: work_dirs/CONFIG)")
-    parser.add_argument("--out", metavar="FILE", help="write the predictions to this .pkl file")
+    parser.add_argument(
+        "--out",
+        type=ending(".pkl", ".pickle"),
+        metavar="FILE",
+        help="write the predictions to this .pkl file",
+    )
     parser.add_argument(
         "--show-dir", metavar="DIR", help="draw the predictions into this directory"
     )
@@ -26,6 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    check_writable("--out", args.out)
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.verbose)
     cfg.load_from = args.checkpoint
     if args.tta:

@@ -198,16 +198,12 @@ def enable_tta(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
-def dump_predictions(cfg: Config, filename: str) -> None:
-    """Have a test write its predictions to a file as OpenMMLab does (`--out`)."""
-    if Path(filename).suffix not in (".pkl", ".pickle"):
-        raise ConfigError(f"--out {filename} must end in .pkl or .pickle")
-    if not Path(filename).absolute().parent.is_dir():
-        raise ConfigError(f"--out {filename}: its directory does not exist; make it first")
+def dump_predictions(cfg: Config, filename: Path) -> None:
+    """Have a test write its predictions to a .pkl file as OpenMMLab does (`--out`)."""
     metric = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
     given = cfg.test_evaluator
     evaluators = given if isinstance(given, list | tuple) else [given]
-    cfg.test_evaluator = [*evaluators, dict(type=metric, out_file_path=filename)]
+    cfg.test_evaluator = [*evaluators, dict(type=metric, out_file_path=str(filename))]
 
 
 def draw_predictions(cfg: Config, directory: str) -> None:
