@@ -211,8 +211,6 @@ def convert_checkpoint(
     target = Path(target)
     if target.suffix not in (".pth", ".safetensors"):
         raise CheckpointError(f"{target} must end in .pth or .safetensors")
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target}: there is no directory {target.parent}; make it first")
     _, weights = read_weights(source, ema)
     arguments = infer_arguments(backbone_weights(weights, None))
     if arguments is None:

@@ -361,14 +361,12 @@ def test_convert_that_fails_amid_writing_leaves_what_was_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, name])
 
 
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [("a.onnx", "must end in .pth or .safetensors"), ("absent/a.pth", "there is no directory")],
-)
-def test_convert_refuses_other_targets(tmp_path, released, target, words):
+def test_convert_refuses_other_targets_and_makes_folders(tmp_path, released):
     source = write(tmp_path / "fcvit.pth.tar", released)
-    with pytest.raises(CheckpointError, match=words):
-        convert_checkpoint(source, tmp_path / target)
+    with pytest.raises(CheckpointError, match=r"must end in \.pth or \.safetensors"):
+        convert_checkpoint(source, tmp_path / "a.onnx")
+    convert_checkpoint(source, tmp_path / "new/folder/a.pth")
+    assert (tmp_path / "new/folder/a.pth").is_file()
 
 
 def test_mmengine_config_carries_the_switch():
