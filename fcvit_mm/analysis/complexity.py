@@ -6,8 +6,7 @@ knows nothing of memory.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +82,14 @@ class MultiplyAdds(Watch):
         super().__init__(model)
         self.counted: Counter[str] = Counter()
 
+    def __enter__(self) -> Any:
+        # attention as its matrix products, which are counted, not as one fused operator
+        self.undo.enter_context(sdpa_kernel(SDPBackend.MATH))
+        fused = torch.backends.mha.get_fastpath_enabled()
+        self.undo.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        torch.backends.mha.set_fastpath_enabled(False)
+        return super().__enter__()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
@@ -99,24 +106,12 @@ class MultiplyAdds(Watch):
         )
 
 
-@contextmanager
-def _one_operator_each() -> Iterator[None]:
-    """Run attention as its matrix products, which are counted, not as one fused operator."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
 def count(model: nn.Module, scope: str, size: Size) -> MultiplyAdds:
     """Count the multiply-adds of a prediction; scope: mmdet, mmseg or mmpretrain."""
     device = next(model.parameters()).device
     inputs = torch.zeros(1, 3, *size, device=device)
     samples = example_samples(scope, size, 1, device)
-    with torch.no_grad(), _one_operator_each(), MultiplyAdds(model) as found:
+    with torch.no_grad(), MultiplyAdds(model) as found:
         run_prediction(model, inputs, samples)
     return found
 

@@ -182,11 +182,7 @@ def draw_differences(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def choose(contexts: Sequence[Context], stage: int, block: int | None = None) -> list[Context]:
-    """Return the contexts of a block, the last of its stage if none is named.
-
-    Raises:
-        ConfigError: the stage has no such block.
-    """
+    """Return the contexts of a block, the last of its stage if none is named; or a ConfigError."""
     last = max(context.block for context in contexts if context.stage == stage)
     if block is not None and block > last:
         raise ConfigError(f"--block {block}: stage {stage} has the blocks 1 to {last}")
