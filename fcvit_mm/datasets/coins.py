@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.cli import run_tool, writing
-from ..utils.errors import DatasetError
+from ..utils.cli import require, run_tool, writing
 from ..visualization.images import write_image
 from .coco_writer import annotation, write_instances, write_whole
 
@@ -40,13 +39,9 @@ REGIONS: dict[str, Box] = {"train": (0, 0, 384, 225), "test": (0, 225, 384, 303)
 
 def photograph() -> Array:
     """Return the image of coins: (303, 384), uint8, gray."""
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise DatasetError(
-            "the image of coins comes with scikit-image, which is not installed: "
-            "pip install scikit-image (or pip install 'fcvit-mm[demo]')"
-        ) from error
+    require("skimage", "demo")
+    from skimage import data
+
     return data.coins()
 
 
@@ -92,7 +87,7 @@ def generate(out: str | Path) -> bool:
     """Write the dataset whole or not at all; return whether: False where `out` already held it.
 
     Raises:
-        DatasetError: scikit-image is missing, or `out` holds something else.
+        ConfigError: scikit-image is missing, or `out` holds something else.
     """
     parameters = {"generator": "fcvit_mm.coins", "version": VERSION, "tile": [TILE, TILE],
                   "step": STEP, "enough": ENOUGH}  # fmt: skip

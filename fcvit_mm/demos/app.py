@@ -29,11 +29,6 @@ Array = np.ndarray
 # One prediction at a time: there is one model.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 TITLES = {"detection": "objects", "segmentation": "classes", "classification": "best classes"}
-COLUMNS = {
-    "detection": ["class", "score", "left", "top", "width", "height"],
-    "segmentation": ["class", "percent of the image"],
-    "classification": ["class", "score"],
-}
 
 
 def _path_of(component: gr.Image, upload: Any) -> str | None:
@@ -56,28 +51,24 @@ def example_images(folder: Path) -> list[str]:
 
 
 def rows_of(predictor: Predictor, sample: Any) -> list[list[Any]]:
-    """Return what was found as rows of `COLUMNS`, the best or largest first."""
+    """Return (class, value) of what was found, the best or largest first.
+
+    The value is an object's or class's score, or the percentage of an image.
+    """
     names = predictor.classes
     if predictor.task == "detection":
-        found = sample.pred_instances
-        boxes = torch.cat([found.bboxes[:, :2], found.bboxes[:, 2:] - found.bboxes[:, :2]], 1)
-        return [
-            [names[label], round(score, 3), *(round(value, 1) for value in box)]
-            for label, score, box in zip(
-                found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True
-            )
-        ]
-    if predictor.task == "segmentation":
-        labels = sample.pred_sem_seg.data
-        counts = torch.bincount(labels.flatten(), minlength=len(names)) / labels.numel() * 100
-        order = counts.argsort(descending=True).tolist()
-        return [[names[i], round(float(counts[i]), 2)] for i in order if counts[i] > 0]
-    scores, order = sample.pred_score.topk(min(5, len(names)))
-    return [[names[i], round(s, 3)] for i, s in zip(order.tolist(), scores.tolist(), strict=True)]
-
-
-def _say(sentence: str) -> None:
-    gr.Warning(html.escape(sentence), duration=None)
+        values, labels = sample.pred_instances.scores, sample.pred_instances.labels
+    elif predictor.task == "segmentation":
+        found = sample.pred_sem_seg.data
+        counts = torch.bincount(found.flatten(), minlength=len(names))
+        values, labels = (100 * counts / found.numel()).sort(descending=True)
+    else:
+        values, labels = sample.pred_score.topk(min(5, len(names)))
+    return [
+        [names[label], round(value, 3)]
+        for label, value in zip(labels.tolist(), values.tolist(), strict=True)
+        if value > 0
+    ]
 
 
 class _Actions:
@@ -109,7 +100,7 @@ class _Actions:
                 found = (image, *self.predictor([image]))
             except ConfigError as error:
                 # the folder is Gradio's own
-                _say(str(error).replace(path, Path(path).name))
+                gr.Warning(html.escape(str(error).replace(path, Path(path).name)), duration=None)
         return found, *self.show(found, threshold)
 
     def look(self, found: Any, name: str) -> Array | None:
@@ -119,21 +110,16 @@ class _Actions:
         try:
             image, contexts = contexts_of(self.predictor, found[0])
         except ConfigError as error:
-            _say(f"no maps: {error}")
+            gr.Warning(html.escape(f"no maps: {error}"), duration=None)
             return None
         return render_figure(draw_grid(image, choose(contexts, *self.blocks[name])))
 
 
 def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Blocks:
-    """Lay out the page.
-
-    Args:
-        predictor: of any task, with an FCViT of weighted contexts.
-        title: what the model is.
-        examples: paths of images.
-    """
+    """Lay out the page for a model with an FCViT of weighted contexts; examples: paths."""
     actions = _Actions(predictor)
     names = list(actions.blocks)
+    value = "percent of the image" if predictor.task == "segmentation" else "score"
     with gr.Blocks(title="FCViT", analytics_enabled=False) as page:
         gr.Markdown(f"# What FCViT finds, and where it looks\n{title}")
         found = gr.State()
@@ -148,7 +134,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             with gr.Column():
                 drawn = gr.Image(label="prediction", interactive=False, elem_id="drawn")
                 table = gr.Dataframe(
-                    headers=COLUMNS[predictor.task], label=TITLES[predictor.task],
+                    headers=["class", value], label=TITLES[predictor.task],
                     interactive=False, elem_id="table",
                 )  # fmt: skip
         block = gr.Dropdown(names, value=names[-1], label="similarity maps of", elem_id="block")
@@ -157,9 +143,8 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             "and subtracted at blue ones."
         )
         maps = gr.Image(show_label=False, interactive=False, elem_id="maps")
-        predicted = image.change(
-            actions.predict, [image, threshold], [found, drawn, table], **ALONE
-        )
+        outputs = [found, drawn, table]
+        predicted = image.change(actions.predict, [image, threshold], outputs, **ALONE)
         predicted.then(actions.look, [found, block], maps, **ALONE)
         block.change(actions.look, [found, block], maps, **ALONE)
         threshold.change(
@@ -169,12 +154,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
 
 
 def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page to this machine alone until Ctrl-C.
-
-    Args:
-        predictor, title: see `build`.
-        port: to listen on.
-        ready: called with the address.
+    """Serve the page of `build` to this machine alone until Ctrl-C; `ready` gets its address.
 
     Raises:
         ConfigError: the port is taken, or the model has no maps.
@@ -187,20 +167,12 @@ def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None
         theme = gr.themes.Default(font="sans-serif", font_mono="monospace")
         try:
             _, address, _ = page.launch(
-                server_name="127.0.0.1",
-                server_port=port,
-                share=False,
-                quiet=True,
-                max_file_size="50mb",
-                allowed_paths=[folder],
-                theme=theme,
-                footer_links=[],
-                ssr_mode=False,
+                server_name="127.0.0.1", server_port=port, share=False, quiet=True, theme=theme,
+                max_file_size="50mb", allowed_paths=[folder], footer_links=[], ssr_mode=False,
                 prevent_thread_lock=True,
-            )
+            )  # fmt: skip
         except OSError as error:
-            raise ConfigError(
-                f"port {port} can't be used: {error}; name another one with --port"
-            ) from error
+            remedy = "name another one with --port"
+            raise ConfigError(f"port {port} can't be used: {error}; {remedy}") from error
         ready(address)
         page.block_thread()

@@ -23,8 +23,7 @@ def select(sample: Any) -> Any:
     """Leave out the predictions of a detector below `MIN_SCORE`."""
     if "pred_instances" in sample:
         sample = sample.clone()
-        found = sample.pred_instances
-        sample.pred_instances = found[found.scores >= MIN_SCORE]
+        sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= MIN_SCORE]
     return sample
 
 

@@ -109,15 +109,13 @@ def _spread(values: Sequence[float]) -> str:
 def table(curves: Curves) -> str:
     """Tabulate the last evaluations in Markdown."""
     lines = ["| metric | seed | random | pretrained | difference |", "|---|---|---|---|---|"]
-    for starts in curves.values():
+    for task, starts in curves.items():
         seeds = list(starts[STARTS[0]])
-        for name in starts[STARTS[0]][seeds[0]][-1][1]:
+        for name in TASKS[task].metrics.values():
             last = [[starts[start][seed][-1][1][name] for start in STARTS] for seed in seeds]
             for seed, (random, pretrained) in zip(seeds, last, strict=True):
-                lines.append(
-                    f"| {name} | {seed} | {random:.3f} | {pretrained:.3f} "
-                    f"| {pretrained - random:+.3f} |"
-                )
+                values = f"{random:.3f} | {pretrained:.3f} | {pretrained - random:+.3f}"
+                lines.append(f"| {name} | {seed} | {values} |")
             columns = (*zip(*last, strict=True), [after - before for before, after in last])
             spreads = " | ".join(_spread(column) for column in columns)
             lines.append(f"| **{name}** | mean ± std | {spreads} |")
@@ -126,11 +124,7 @@ def table(curves: Curves) -> str:
 
 def draw(path: Path, curves: Curves) -> None:
     """Plot every evaluation, one line per seed, and their mean over the seeds."""
-    names = [
-        (task, name)
-        for task, starts in curves.items()
-        for name in next(iter(starts[STARTS[0]].values()))[-1][1]
-    ]
+    names = [(task, name) for task in curves for name in TASKS[task].metrics.values()]
     figure, grid = make_panels(1, len(names), (3.4 * len(names), 3.4), sharey=True)
     for axes, (task, name) in zip(grid[0], names, strict=True):
         for start, color in zip(STARTS, ("#7f8c8d", "#c0392b"), strict=True):
@@ -139,9 +133,8 @@ def draw(path: Path, curves: Curves) -> None:
                 iterations = [iteration for iteration, _ in curve]
                 lines.append([metrics[name] for _, metrics in curve])
                 axes.plot(iterations, lines[-1], color=color, alpha=0.35, linewidth=0.9)
-            axes.plot(
-                iterations, np.mean(lines, axis=0), color=color, marker="o", label=f"{start} start"
-            )
+            mean = np.mean(lines, axis=0)
+            axes.plot(iterations, mean, color=color, marker="o", label=f"{start} start")
         axes.set(xlabel="iteration", title=f"{task}: {name}", ylim=(0, 1))
         axes.grid(alpha=0.3)
     grid[0, 0].set_ylabel("on held-out images")
@@ -159,7 +152,7 @@ def run(
     pretraining: int,
     iterations: int,
     processes: int,
-) -> Curves:
+) -> None:
     """Make the data that are not there, run all trainings, and say what pretraining gained.
 
     Args:
@@ -168,9 +161,6 @@ def run(
         seeds: of the trainings; the data stay the same.
         pretraining, iterations: of a classifier; of each detector and segmentor.
         processes: trainings at a time.
-
-    Returns:
-        By task, start ('random' or 'pretrained') and seed the evaluations, (iteration, metrics).
 
     Raises:
         fcvit_mm.utils.errors.ConfigError: the data can't be made there.
@@ -214,4 +204,3 @@ def run(
         draw(folder / "chain.png", curves)
     print(f"\nafter {iterations} iterations, on held-out images:\n\n{table(curves)}\n")
     print(f"  metrics: {folder / 'results.json'}\n  plot:    {folder / 'chain.png'}")
-    return curves

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from fcvit_mm.datasets import coins
-from fcvit_mm.utils.errors import DatasetError
+from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import read
 
@@ -135,7 +135,9 @@ def test_without_scikit_image_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(DatasetError, match="pip install scikit-image"):
+    with pytest.raises(
+        ConfigError, match=r"skimage, which is not installed: pip install .*\[demo\]"
+    ):
         coins.main([str(tmp_path / "set")])
     assert not list(tmp_path.iterdir())
 
