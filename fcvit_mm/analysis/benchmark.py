@@ -163,13 +163,14 @@ def measure(
 ) -> list[Result]:
     """Time predictions, and if wanted training steps; a ConfigError if a model does not run."""
     batch, _, height, width = models[0].inputs.shape
+    size = f"{height} high and {width} wide"
     results = []
     for activity in (PREDICTION, TRAINING) if training else (PREDICTION,):
         peaks = {}
         for subject in models:
             subject.model.train(activity == TRAINING)
-            what, remedy = f"{activity} of {subject.name}", "a larger --size or --batch"
-            with name_failure(what, (height, width), remedy):
+            what = f"{activity} of {subject.name} does not run on images {size}"
+            with name_failure(what, "; try a larger --size or --batch"):
                 # the first run, too, in which libraries choose their algorithms
                 subject.run()
                 peaks[subject.name] = peak_memory(subject)

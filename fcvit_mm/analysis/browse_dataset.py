@@ -19,11 +19,12 @@ from ..apis.model import with_palette
 from ..engine.preflight import check_data_exist
 from ..utils.cli import writing
 from ..utils.config import task_of
-from ..utils.errors import ConfigError, first_line
+from ..utils.errors import ConfigError
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer, draw, enlarge, visible
 from ..visualization.figures import Figure, make_panels, save_figure
 from ..visualization.images import read_image, write_image
+from .workload import name_failure
 
 Array = np.ndarray
 
@@ -51,22 +52,14 @@ def build_dataset(cfg: Config, split: str) -> Any:
     task_of(cfg)
     check_data_exist(cfg, (loader,))
     init_default_scope(cfg.default_scope)
-    try:
+    with name_failure(f"{cfg.filename}: {loader}.dataset can't be built"):
         return DATASETS.build(cfg[loader].dataset)
-    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(
-            f"{cfg.filename}: {loader}.dataset can't be built: {first_line(error)}"
-        ) from error
 
 
 def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
     """Send an item through the pipeline and draw it; a ConfigError if the pipeline fails."""
-    try:
+    with name_failure(f"{cfg.filename}: the pipeline fails on item {index}"):
         item = dataset[index]
-    except Exception as error:  # a pipeline is made of arbitrary classes
-        raise ConfigError(
-            f"{cfg.filename}: the pipeline fails on item {index}: {first_line(error)}"
-        ) from error
     sample, image = item["data_samples"], visible(item["inputs"])
     names = visualizer.dataset_meta["classes"]
     if "gt_label" in sample:

@@ -119,12 +119,9 @@ def run_loss(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Tensor:
 
 
 @contextmanager
-def name_failure(name: str, size: Size, remedy: str) -> Iterator[None]:
-    """Turn what a model raises into a ConfigError that names a remedy."""
+def name_failure(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever is raised into a ConfigError that says what failed, and a remedy."""
     try:
         yield
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(
-            f"{name} does not run on images {size[0]} high and {size[1]} wide: "
-            f"{first_line(error)}; try {remedy}"
-        ) from error
+        raise ConfigError(f"{what}: {first_line(error)}{remedy}") from error

@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = tuple(args.size or default_size(cfg))
     name, costs = Path(cfg.filename).stem, []
     for one in [size, *(complexity.sweep_sizes(size) if args.sweep else [])]:
-        with name_failure(name, one, "a larger --size"):
+        what = f"{name} does not run on images {one[0]} high and {one[1]} wide"
+        with name_failure(what, "; try a larger --size"):
             costs.append(complexity.measure(model, cfg.default_scope, one))
     cost, *swept = costs
     conditions = f"float32 on {device}, PyTorch {torch.__version__}"
