@@ -20,10 +20,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from ..utils.config import load_config
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, name_failure
 from ..visualization.figures import Figure, make_panels
 from .tracing import Memory
-from .workload import Size, build, example_samples, name_failure, run_loss, run_prediction
+from .workload import Size, build, example_samples, run_loss, run_prediction
 
 # Backbones of MMPretrain with a map from each stage, as a detector needs them.
 STAGES = (0, 1, 2, 3)

@@ -19,12 +19,11 @@ from ..apis.model import with_palette
 from ..engine.preflight import check_data_exist
 from ..utils.cli import writing
 from ..utils.config import task_of
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, name_failure
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer, draw, enlarge, visible
 from ..visualization.figures import Figure, make_panels, save_figure
 from ..visualization.images import read_image, write_image
-from .workload import name_failure
 
 Array = np.ndarray
 

@@ -1,7 +1,5 @@
 """Build the models of configs, and run them on noise at a chosen size."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..apis.model import build_model
 from ..utils.config import task_of
-from ..utils.errors import ConfigError, first_line
 
 Size = tuple[int, int]  # height, width
 
@@ -116,12 +113,3 @@ def run_loss(model: nn.Module, inputs: Tensor, samples: list[Any]) -> Tensor:
     if isinstance(model, BaseModel):
         return model.parse_losses(model(inputs, samples, mode="loss"))[0]
     return torch.stack([out.mean() for out in tree_leaves(model(inputs))]).sum()
-
-
-@contextmanager
-def name_failure(what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever is raised into a ConfigError that says what failed, and a remedy."""
-    try:
-        yield
-    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(f"{what}: {first_line(error)}{remedy}") from error

@@ -12,21 +12,17 @@ from ..checkpoint.mmengine_backends import load_from_file
 from ..engine.preflight import check_neck
 from ..models.weights import check_fit, model_weights
 from ..utils.config import adapt, drop_pretrained, iter_leaf_datasets, task_of
-from ..utils.errors import CheckpointError, ConfigError, first_line
+from ..utils.errors import CheckpointError, ConfigError, name_failure
 
 
 def find_device(name: str | None = None) -> torch.device:
     """Return a device by name, by default the GPU if any, else the CPU; a ConfigError if absent."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    remedy = "; leave it out for the GPU if there is one, else the CPU"
+    with name_failure(f"--device {name} can't be used", remedy):
         device = torch.device(name)
         torch.empty(0, device=device)
-    except Exception as error:  # torch has many kinds of devices, each with errors of its own
-        raise ConfigError(
-            f"--device {name} can't be used: {first_line(error)}; leave it out for the "
-            "GPU if there is one, else the CPU"
-        ) from error
     return device
 
 
@@ -42,10 +38,8 @@ def build_model(cfg: Config) -> Any:
     drop_pretrained(cfg)
     task_of(cfg)
     init_default_scope(cfg.default_scope)
-    try:
+    with name_failure(f"{cfg.filename} can't be built"):
         model = MODELS.build(cfg.model)
-    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
     check_neck(model)
     return model
 

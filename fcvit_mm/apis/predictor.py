@@ -12,7 +12,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS
 
 from ..utils.config import IGNORED, iter_leaf_datasets, task_of
-from ..utils.errors import ConfigError, first_line
+from ..utils.errors import ConfigError, name_failure
 from ..visualization.draw import build_visualizer, draw
 from .model import load_model
 
@@ -48,15 +48,11 @@ class Predictor:
             ConfigError: the pipeline does not take this image.
         """
         height, width = size = image.shape[:2]
-        # as OpenMMLab's step that reads a file would hand it on
-        given = dict(img=image, img_id=0, img_path=None, img_shape=size, ori_shape=size)
-        try:
+        what = f"the pipeline of {self.cfg.filename} does not take an image of {width}x{height}"
+        with name_failure(what):
+            # as OpenMMLab's step that reads a file would hand it on
+            given = dict(img=image, img_id=0, img_path=None, img_shape=size, ori_shape=size)
             return self.pipeline(given)
-        except Exception as error:  # a pipeline is made of arbitrary classes
-            raise ConfigError(
-                f"the pipeline of {self.cfg.filename} does not take an image of {width}x{height}: "
-                f"{first_line(error)}"
-            ) from error
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:

@@ -1,5 +1,8 @@
 """Exceptions for what a user can mend: what is wrong, where, and what to do, in one sentence."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CheckpointError(ValueError):
     """Say that a checkpoint can't be used."""
@@ -33,3 +36,12 @@ def first_line(error: Exception) -> str:
     """Return the first line of what an error says, without the quotes of a KeyError."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def name_failure(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever is raised into a ConfigError that says what failed, and a remedy."""
+    try:
+        yield
+    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
+        raise ConfigError(f"{what}: {first_line(error)}{remedy}") from error

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fcvit_mm.analysis import complexity
-from fcvit_mm.analysis.workload import build, default_size, name_failure
+from fcvit_mm.analysis.workload import build, default_size
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.utils.cli import (
     PLOTS,
@@ -23,6 +23,7 @@ from fcvit_mm.utils.cli import (
     whole_number,
 )
 from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import name_failure
 from fcvit_mm.utils.files import write_json
 from fcvit_mm.visualization.figures import save_figure
 

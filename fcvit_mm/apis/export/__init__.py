@@ -20,7 +20,7 @@ from torch.export import Dim
 from ...models.fuse import fuse
 from ...utils.cli import require, writing
 from ...utils.config import iter_leaf_datasets, task_of
-from ...utils.errors import ConfigError, first_line
+from ...utils.errors import ConfigError, name_failure
 from ...utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from ..predictor import Predictor
 from .comparison import as_list, check
@@ -119,12 +119,8 @@ def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
     with writing(path), atomic_write(path) as partial, warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
-        try:
+        with name_failure(f"{predictor.cfg.filename} can't be exported"):
             program = trace(graph, path.suffix)
-        except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-            raise ConfigError(
-                f"{predictor.cfg.filename} can't be exported: {first_line(error)}"
-            ) from error
         return check(predictor, graph, save(program, partial, about))
 
 
