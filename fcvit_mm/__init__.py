@@ -15,9 +15,7 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
-from mmengine.fileio import register_backend
-
-from .checkpoint.mmengine_backends import AtomicLocalBackend, register_safe_loaders
+from .checkpoint.mmengine_backends import register_safe_loaders, write_checkpoints_atomically
 from .checkpoint.reader import read_checkpoint
 from .engine.hooks.non_finite_loss_hook import NonFiniteLossHook
 from .engine.layer_decay import FCViTLayerDecayOptimWrapperConstructor
@@ -40,8 +38,8 @@ def register_all() -> None:
       operators, since neither MMDetection nor MMSegmentation can be imported without them.
     - MMEngine reads checkpoints by `read_checkpoint`: its own loaders unpickle whatever a file
       says, which may run code.
-    - MMEngine writes local files under another name first: a killed training leaves no half of a
-      checkpoint under the name of a whole one.
+    - MMEngine's `save_checkpoint` writes local files under another name first: a killed training
+      leaves no half of a checkpoint under the name of a whole one. All else it writes as before.
     - A `_base_` may begin with `fcvit_mm::`, which MMEngine allows to OpenMMLab's packages alone.
     - The import paths of 0.1 lead to the modules' new places, with a warning.
     - MMDetection's warning that faster_coco_eval is not installed is not shown: it comes at every
@@ -49,7 +47,7 @@ def register_all() -> None:
     """
     import_hook.install()
     register_safe_loaders()
-    register_backend("local", AtomicLocalBackend, force=True, prefixes="")
+    write_checkpoints_atomically()
     mim.install()
     moved.install()
     warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")

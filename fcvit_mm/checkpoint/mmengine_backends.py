@@ -1,20 +1,34 @@
-"""MMEngine's checkpoint loading and file writing, made safe and atomic."""
+"""MMEngine's loading and writing of checkpoints, made safe and atomic."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import LocalBackend
-from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
+from mmengine.fileio import BaseStorageBackend, LocalBackend, get_file_backend
+from mmengine.runner import CheckpointLoader, checkpoint
+from mmengine.runner.checkpoint import (
+    _get_mmengine_home,
+    _process_mmcls_checkpoint,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 from ..utils.errors import CheckpointError
 from ..utils.files import atomic_write
-from .reader import find_weights, listing, read_checkpoint
+from .reader import find_weights, is_url, listing, read_checkpoint
 
-# Schemes of names that MMEngine finds a URL for.
-ZOOS = ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://")
+# Schemes of names that MMEngine finds a URL for, and its tables of them.
+TABLES = {
+    "torchvision": get_torchvision_models,
+    "modelzoo": get_torchvision_models,
+    "open-mmlab": get_external_models,
+    "openmmlab": get_external_models,
+    "mmcls": get_mmcls_models,
+}
 # Checkpoints that MMEngine is about to ask for and that were read before, by their names.
 _READ: dict[str, dict[str, Any]] = {}
 
@@ -33,43 +47,63 @@ def already_read(filename: str | None, content: dict[str, Any] | None) -> Iterat
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load a checkpoint for MMEngine from a path, an http(s) URL, or one of its tables of URLs.
+    """Load a checkpoint for MMEngine from whatever its own loaders take, but safely.
 
     The weights are where MMEngine looks for them, averaged ones if the file has them.
 
     Raises:
-        CheckpointError: see `read_checkpoint`; or the table has no such model.
+        CheckpointError: see `read_checkpoint`; or MMEngine's table has no such model.
     """
     if filename in _READ:
         return _READ.pop(filename)
-    scheme, _, name = filename.partition("://")
-    if f"{scheme}://" in ZOOS:
-        is_torchvision = scheme in ("torchvision", "modelzoo")
-        urls = get_torchvision_models() if is_torchvision else get_external_models()
-        if name not in urls:
-            raise CheckpointError(f"{filename}: no such model; there are {listing(urls)}")
-        filename = urls[name]
-    content = read_checkpoint(filename, map_location)
+    content = read_checkpoint(_address(filename), map_location)
     container, weights = find_weights(content)
     if container:
         content["state_dict"] = weights
-    return content
+    return _process_mmcls_checkpoint(content) if filename.startswith("mmcls://") else content
 
 
-def refuse(filename: str, map_location: Any = None) -> None:
-    """Refuse the schemes whose MMEngine loaders unpickle without restriction."""
-    raise CheckpointError(
-        f"{filename}: download the file and give its path; only paths and http(s) "
-        "URLs are read safely"
-    )
+def _address(filename: str) -> str:
+    """Return path or URL of a model that is named by one of MMEngine's tables; others as given."""
+    scheme, _, name = filename.partition("://")
+    if scheme == "pavi":
+        raise CheckpointError(f"{filename}: download the file and give its path")
+    if scheme not in TABLES:
+        return filename
+    urls = TABLES[scheme]()
+    if TABLES[scheme] is get_external_models:
+        name = get_deprecated_model_names().get(name, name)
+    if name not in urls:
+        raise CheckpointError(f"{filename}: no such model; there are {listing(urls)}")
+    return urls[name] if is_url(urls[name]) else os.path.join(_get_mmengine_home(), urls[name])
+
+
+def _loader(name: str) -> Callable[..., dict[str, Any]]:
+    """Return `load_from_file` under the name of the loader of MMEngine's that it replaces."""
+
+    def load(filename: str, map_location: Any = None) -> dict[str, Any]:
+        return load_from_file(filename, map_location)
+
+    load.__name__ = name
+    return load
+
+
+# MMEngine prints a loader's name.
+LOADERS = {
+    _loader("load_from_local"): [""],
+    _loader("load_from_http"): ["http://", "https://"],
+    _loader("load_from_torchvision"): ["torchvision://", "modelzoo://"],
+    _loader("load_from_openmmlab"): ["open-mmlab://", "openmmlab://"],
+    _loader("load_from_mmcls"): ["mmcls://"],
+    _loader("load_from_ceph"): [r"(\S+\:)?s3://", r"(\S+\:)?petrel://"],
+    _loader("load_from_pavi"): ["pavi://"],
+}
 
 
 def register_safe_loaders() -> None:
     """Put `read_checkpoint` under everything in MMEngine that reads a checkpoint."""
-    schemes = ["", "http://", "https://", *ZOOS]
-    CheckpointLoader.register_scheme(schemes, load_from_file, force=True)
-    unsafe = ["pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://", "mmcls://"]
-    CheckpointLoader.register_scheme(unsafe, refuse, force=True)
+    for loader, schemes in LOADERS.items():
+        CheckpointLoader.register_scheme(schemes, loader, force=True)
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -83,3 +117,17 @@ class AtomicLocalBackend(LocalBackend):
         except OSError as error:
             # of a full disk Python does not say where
             raise OSError(error.errno, error.strerror, str(filepath)) from error
+
+
+def _checkpoint_backend(uri: Any = None, **options: Any) -> BaseStorageBackend:
+    """Return the backend that MMEngine would take, with atomic writing if it is the local one."""
+    backend = get_file_backend(uri, **options)
+    return AtomicLocalBackend() if type(backend) is LocalBackend else backend
+
+
+def write_checkpoints_atomically() -> None:
+    """Have MMEngine's `save_checkpoint` write complete local files or none; nothing else changes.
+
+    Runner, CheckpointHook and the strategies write by that function, which gets its backend here.
+    """
+    checkpoint.get_file_backend = _checkpoint_backend

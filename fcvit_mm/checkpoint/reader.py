@@ -19,11 +19,12 @@ import numpy as np
 import safetensors.torch
 import torch
 from mmengine.dist import barrier, get_local_rank
+from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from ..utils.errors import CheckpointError, RefusedError, UnknownGlobalError
-from ..utils.files import SHA256_KEY, matches_sha256
+from ..utils.files import SHA256_KEY, atomic_write, matches_sha256
 from . import pickle_scan
 
 # Where a file keeps its weights, averaged ones first; the whole file if none is there.
@@ -65,35 +66,68 @@ def is_url(filename: str) -> bool:
     return "://" in filename
 
 
-def fetch(filename: str) -> Path:
-    """Resolve a local path or an http(s) URL (kept in torch.hub's directory) to a local file.
+def fetch(filename: str, again: bool = False) -> Path:
+    """Resolve a path, or a URL that MMEngine has a file backend for, to a local file.
 
-    A file that is absent, or can't be downloaded, is a CheckpointError.
+    Downloads stay in torch.hub's directory. A file that torch has put there is taken where its
+    content has the hash that its name ends in.
+
+    Args:
+        filename: a path, or a URL: http(s), `s3://`, or of another backend.
+        again: download, even if there is a file from before, what may have changed since: all but
+            http(s).
+
+    Raises:
+        CheckpointError: the file is absent, can't be downloaded, or is refused.
     """
-    if not filename.startswith(("http://", "https://")):
-        path = Path(filename).expanduser()
-        if not path.is_file():
-            raise CheckpointError(f"{filename}: there is no such checkpoint file")
+    path = Path(filename).expanduser()
+    if os.path.isfile(path):  # False, too, for a name that is too long
         return path
+    if not is_url(filename):
+        raise CheckpointError(f"{filename}: there is no such checkpoint file")
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    name = Path(urlparse(filename).path).name
     # Two URLs may end in the same name.
     digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    path = cache / f"{digest}-{Path(urlparse(filename).path).name}"
-    if get_local_rank() == 0 and not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(filename, str(path), progress=False)
-        except OSError as error:
-            raise CheckpointError(f"{filename} can't be downloaded: {error}") from error
-    barrier()
+    path = cache / f"{digest}-{name}"
+    if not filename.startswith(("http://", "https://")):
+        if again or not path.exists():
+            _download(filename, path)
+        return path
+    named = re.search(r"-([0-9a-f]{8,64})\.", name)
+    if named and (cache / name).is_file() and sha256(cache / name).startswith(named[1]):
+        path = cache / name
+    try:
+        if get_local_rank() == 0 and not path.exists():
+            _download(filename, path)
+    finally:  # the other processes must not wait for one that failed
+        barrier()
+    if not path.exists():
+        raise CheckpointError(f"{filename} was not downloaded by this machine's first process")
     return path
+
+
+def _download(filename: str, path: Path) -> None:
+    """Download a checkpoint; what the reader refuses does not stay."""
+    with atomic_write(path) as partial:
+        try:
+            if filename.startswith(("http://", "https://")):
+                torch.hub.download_url_to_file(filename, str(partial), progress=False)
+            else:
+                partial.write_bytes(get_file_backend(filename).get(filename))
+        except Exception as error:  # each storage's client has its own
+            raise CheckpointError(f"{filename} can't be downloaded: {error!r}") from error
+        try:
+            read_checkpoint(partial)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(partial), filename)) from error
 
 
 def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running anything that it says.
 
     Args:
-        filename: path or http(s) URL of a `.safetensors` file, or of a PyTorch file.
+        filename: path or URL (see `fetch`) of a `.safetensors` file, or of a PyTorch file.
         map_location: as in `torch.load`; a safetensors file always comes to the CPU.
 
     Returns:
@@ -104,7 +138,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
             but tensors, plain containers, and what timm and MMEngine write.
     """
     filename = str(filename)
-    path = fetch(filename)
+    path = fetch(filename, again=True)
     if (size := path.stat().st_size) == 0:
         raise CheckpointError(f"{filename} is empty; it was not written or copied to its end")
     try:

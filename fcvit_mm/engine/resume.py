@@ -61,7 +61,7 @@ def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         CheckpointError: there are some, and all are damaged.
     """
-    for path in folder(cfg).glob(PARTIAL.format(stem="*", suffix=".pth")):
+    for path in folder(cfg).glob(PARTIAL.format(stem="*", unique="*", suffix=".pth")):
         path.unlink(missing_ok=True)
     problems = []
     for path in checkpoints(cfg):

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 # What is not complete yet; the ending says to libraries what to write.
-PARTIAL = ".{stem}.partial{suffix}"
+PARTIAL = ".{stem}.partial-{unique}{suffix}"
 
 # Under this key a file has the SHA-256 that it has with this value in its place.
 SHA256_KEY = "fcvit_mm.sha256"
@@ -34,17 +36,43 @@ def matches_sha256(content: bytes, digest: str) -> bool:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give another path in the same folder, which is made, to write to; at the end it is renamed.
 
-    After an error it is gone, and what `path` held before is still there, after a power cut too.
+    After an error it is gone, and what `path` held before is still there, after a power cut too. A
+    symbolic link is followed; mode and owner stay. What a rename would destroy, such as a device, a
+    pipe or a file with several names, is written to itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(PARTIAL.format(stem=path.stem, suffix=path.suffix))
+    target = Path(os.path.realpath(path))
+    # short enough for file systems with 255 bytes per name, in any script
+    names = {"stem": target.stem[:40], "unique": uuid4().hex[:8], "suffix": target.suffix[:16]}
+    partial = target.with_name(PARTIAL.format(**names))
     try:
+        if not _may_replace(path, partial):
+            yield path
+            return
         yield partial
-        with partial.open("rb") as file:
+        with partial.open("ab") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _may_replace(path: Path, partial: Path) -> bool:
+    """Tell whether a file may take the place of another, whose mode and owner it is given."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return True
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not os.access(path, os.W_OK):
+        return False
+    try:
+        partial.touch()
+        if hasattr(os, "chown"):  # not on Windows
+            os.chown(partial, found.st_uid, found.st_gid)
+        partial.chmod(stat.S_IMODE(found.st_mode))
+    except PermissionError:  # of the folder, or a file of somebody else's
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:

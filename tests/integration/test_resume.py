@@ -57,7 +57,7 @@ KILLED = {
 
 
 def partials(work_dir: Path) -> list[Path]:
-    return [*work_dir.glob(PARTIAL.format(stem="*", suffix="*"))]
+    return [*work_dir.glob(PARTIAL.format(stem="*", unique="*", suffix=".*"))]
 
 
 def assert_equal_runs(one: Path, other: Path, last: str) -> None:
@@ -125,9 +125,13 @@ def test_random_kills(example_data, tmp_path, method):
         process = processes.start(example_data, killed, config, options, "--resume")
         if kills < KILLS and kills % 2 == 0:
             written = killed / draw.choice(checkpoints)
-            partial = written.with_name(PARTIAL.format(stem=written.stem, suffix=".pth"))
-            if kill(process, partial.exists):
-                kills, amid = kills + 1, amid + partial.exists()
+            partial = PARTIAL.format(stem=written.stem, unique="*", suffix=".pth")
+
+            def half_written(partial: str = partial) -> bool:
+                return any(killed.glob(partial))
+
+            if kill(process, half_written):
+                kills, amid = kills + 1, amid + half_written()
                 continue
         elif kills < KILLS:
             end = time.monotonic() + draw.uniform(0, duration)
@@ -177,7 +181,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(example_data, kept, tmp_p
     flipped.write_bytes(content)
     for step, path in enumerate([truncated, flipped]):
         os.utime(path, (time.time() + step, time.time() + step))
-    left = work_dir / PARTIAL.format(stem="iter_10", suffix=".pth")
+    left = work_dir / PARTIAL.format(stem="iter_10", unique="0", suffix=".pth")
     left.write_bytes(b"half")
     # two loader workers, which the first four iterations were done without
     processes.train(example_data, work_dir, SEGMENTATION, [*OPTIONS, *SMALL], "--resume")

@@ -4,18 +4,23 @@ import argparse
 import http.server
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from mmengine.config import Config
+from mmengine.fileio import BaseStorageBackend
+from mmengine.fileio.backends import prefix_to_backends
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.runner import CheckpointLoader
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
-from fcvit_mm.checkpoint.reader import sha256
+from fcvit_mm.checkpoint import mmengine_backends
+from fcvit_mm.checkpoint.reader import fetch, sha256
 from fcvit_mm.models.weights import check_fit, convert_checkpoint, infer_arguments
 from helpers.hostile import READERS, Payload, hostile
 from helpers.released import KEYS, timm_checkpoint
@@ -127,9 +132,16 @@ def test_one_line_tells_how_many_tensors_came_from_which_file(tmp_path, released
     assert sha256(path) in line and "state_dict_ema" in line
 
 
-def test_url(tmp_path, released, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The folder where torch keeps downloads, empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    write(tmp_path / "fcvit.pth.tar", released)
+    return tmp_path / "hub/hub/checkpoints"
+
+
+@pytest.fixture
+def site(tmp_path) -> Iterator[str]:
+    """The address at which `tmp_path` is served."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -140,15 +152,92 @@ def test_url(tmp_path, released, monkeypatch):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/fcvit.pth.tar"
-        model = tiny(init_cfg=dict(type="Pretrained", checkpoint=url, ema=False))
-        model.init_weights()
-        assert_loaded(model, released["state_dict"])
-        # also through MMEngine's own entry
-        assert CheckpointLoader.load_checkpoint(url)["version"] == 2
-        with pytest.raises(CheckpointError, match="can't be downloaded"):
-            read_checkpoint(url + ".absent")
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_url(tmp_path, released, cache, site):
+    write(tmp_path / "fcvit.pth.tar", released)
+    url = f"{site}/fcvit.pth.tar"
+    model = tiny(init_cfg=dict(type="Pretrained", checkpoint=url, ema=False))
+    model.init_weights()
+    assert_loaded(model, released["state_dict"])
+    # also through MMEngine's own entry
+    assert CheckpointLoader.load_checkpoint(url)["version"] == 2
+    with pytest.raises(CheckpointError, match="can't be downloaded"):
+        read_checkpoint(url + ".absent")
+    assert [path.name[8:] for path in cache.iterdir()] == ["-fcvit.pth.tar"]
+
+
+def test_what_torch_has_downloaded_is_taken_if_its_hash_fits(cache, monkeypatch):
+    """Without a network, as plain MMEngine does for `torchvision://resnet50`."""
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: os.stat("absent"))
+    cache.mkdir(parents=True)
+    path = write(cache / "a.pth", {"state_dict": {"a": torch.ones(2)}})
+    path = path.rename(cache / f"resnet50-{sha256(path)[:8]}.pth")
+    url = f"https://example.org/{path.name}"
+    assert "a" in read_checkpoint(url)["state_dict"]
+    with path.open("ab") as file:
+        file.write(b"another")
+    with pytest.raises(CheckpointError, match="can't be downloaded"):
+        read_checkpoint(url)
+
+
+def test_a_refused_download_does_not_stay(tmp_path, cache, site):
+    (tmp_path / "a.pth").write_text("<html>log in first</html>")
+    with pytest.raises(CheckpointError, match=rf"{site}/a.pth is a web page"):
+        read_checkpoint(f"{site}/a.pth")
+    assert not [*cache.iterdir()]
+    write(tmp_path / "a.pth", {"state_dict": {"a": torch.ones(2)}})
+    assert "a" in read_checkpoint(f"{site}/a.pth")["state_dict"]
+
+
+class Bucket(BaseStorageBackend):
+    """A storage that MMEngine knows by prefixes, in a dict."""
+
+    content: ClassVar[dict[str, bytes]] = {}
+
+    def get(self, filepath):
+        return self.content[filepath]
+
+    get_text = get
+
+
+@pytest.mark.parametrize("name", ["s3://a/b.pth", "petrel://a/b.pth", "x:s3://a/b.pth"])
+def test_mmengines_other_storages_are_read_safely(tmp_path, cache, monkeypatch, name):
+    monkeypatch.setattr(Bucket, "content", {})
+    for prefix in ("s3", "petrel"):
+        monkeypatch.setitem(prefix_to_backends, prefix, Bucket)
+    for value in (1, 2):  # a file there may change
+        path = write(tmp_path / "a.pth", {"state_dict": {"a": torch.full((2,), value)}})
+        Bucket.content[name] = path.read_bytes()
+        assert CheckpointLoader.load_checkpoint(name)["state_dict"]["a"].tolist() == [value] * 2
+        assert sha256(fetch(name)) == sha256(path)
+    Bucket.content[name] = hostile(path, tmp_path / "ran", None).read_bytes()
+    with pytest.raises(CheckpointError, match=f"{name} is refused: besides weights"):
+        CheckpointLoader.load_checkpoint(name)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(CheckpointError, match=r"s3://c can't be downloaded: KeyError"):
+        read_checkpoint("s3://c")
+
+
+def test_mmengines_tables_of_models(tmp_path, monkeypatch):
+    """`mmcls://` takes the backbone alone; a renamed model is found; a path is MMENGINE_HOME's."""
+    monkeypatch.setenv("MMENGINE_HOME", str(tmp_path))
+    state = {"backbone.a": torch.ones(2), "head.b": torch.ones(2)}
+    path = write(tmp_path / "a.pth", {"state_dict": state})
+    mmcls = {"mmcls": lambda: {"net": str(path)}}
+    monkeypatch.setattr(mmengine_backends, "TABLES", mmengine_backends.TABLES | mmcls)
+    assert [*CheckpointLoader.load_checkpoint("mmcls://net")["state_dict"]] == ["a"]
+    (tmp_path / "open_mmlab.json").write_text('{"new": "a.pth"}')
+    renamed = {"old": "new"}
+    monkeypatch.setattr(mmengine_backends, "get_deprecated_model_names", lambda: renamed)
+    for name in ("open-mmlab://new", "openmmlab://old"):
+        assert CheckpointLoader.load_checkpoint(name)["state_dict"].keys() == state.keys()
+    with pytest.raises(CheckpointError, match="no such model; there are"):
+        CheckpointLoader.load_checkpoint("open-mmlab://absent")
+    with pytest.raises(CheckpointError, match="download the file and give its path"):
+        CheckpointLoader.load_checkpoint("pavi://a")
 
 
 # ------------------------------------------------------------------------ complete or an error
@@ -309,14 +398,6 @@ def test_getattr_reaches_the_history_buffers_statistics_and_nothing_else(tmp_pat
         torch.save({"x": Payload(getattr, owner, name)}, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match="refused"):
             read_checkpoint(tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize(
-    "scheme", ["s3://a/b.pth", "petrel://a/b.pth", "pavi://a", "mmcls://a", "x:s3://a/b.pth"]
-)
-def test_schemes_that_unpickle_without_restriction_are_refused(scheme):
-    with pytest.raises(CheckpointError, match="only paths and http"):
-        CheckpointLoader.load_checkpoint(scheme)
 
 
 # ------------------------------------------------------------------------------ converting

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
 from mmengine.fileio.backends.registry_utils import backends
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, checkpoint
 
 from fcvit_mm import CheckpointError, FCViT, engine, register_all
-from fcvit_mm.checkpoint.mmengine_backends import AtomicLocalBackend, load_from_file
+from fcvit_mm.checkpoint.mmengine_backends import LOADERS
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS, check_files
 from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
@@ -212,7 +213,8 @@ def test_amp_without_a_gpu_is_refused(monkeypatch):
 def changed() -> list:
     """What `register_all` changes."""
     finders, filters = list(sys.meta_path), list(warnings.filters)
-    return [finders, filters, dict(CheckpointLoader._schemes), dict(backends), Config._get_cfg_path]
+    schemes, writer = dict(CheckpointLoader._schemes), checkpoint.get_file_backend
+    return [finders, filters, schemes, writer, dict(backends), Config._get_cfg_path]
 
 
 def test_register_all_a_second_time_changes_nothing():
@@ -221,5 +223,5 @@ def test_register_all_a_second_time_changes_nothing():
     before = changed()
     register_all()
     assert changed() == before
-    assert backends["local"] is AtomicLocalBackend
-    assert CheckpointLoader._schemes[""] is load_from_file
+    assert backends["local"] is LocalBackend
+    assert {*CheckpointLoader._schemes.values()} >= LOADERS.keys()
