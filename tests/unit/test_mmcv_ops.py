@@ -652,6 +652,55 @@ def test_focal_loss_in_half_precision(dtype: torch.dtype) -> None:
         assert_close(half, wide.detach(), HALF_EPS[dtype])
 
 
+SOFTMAX_CASES = {
+    "ignored": ([0, 2, 1, -1, 2, -1, 0], []),
+    "weighted": ([0, 2, 1, 1, 2, 0, -1], [0.5, 2.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (1.5, 0.7), (0.5, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize("case", SOFTMAX_CASES)
+def test_softmax_focal_loss(case: str, gamma: float, alpha: float, device: str) -> None:
+    """The loss is that of a loop, its gradient the loss's; a target below 0 is ignored."""
+    logits, (target, weights) = 3 * normal(27, 7, 3), SOFTMAX_CASES[case]
+    expected = np.zeros(7)
+    for n, label in enumerate(target):
+        if label >= 0:
+            p = math.exp(logits[n, label]) / sum(math.exp(logit) for logit in logits[n])
+            expected[n] = -alpha * (1 - p) ** gamma * math.log(p)
+            expected[n] *= weights[label] if weights else 1
+    weight = torch.tensor(weights, device=device) if weights else None
+    labels = torch.tensor(target, device=device)
+    for reduction, reduced in (
+        ("none", expected),
+        ("sum", expected.sum()),
+        ("mean", expected.sum() / 7),
+    ):
+        loss = ops.SoftmaxFocalLoss(gamma, alpha, weight, reduction).to(device)
+        assert_close(loss(logits.to(device), labels), reduced, 1e-7)
+        assert_close(loss(logits.to(device).float(), labels), reduced)
+        if reduction != "none":  # mmcv has no gradient for it
+            assert gradcheck(
+                lambda x, loss=loss: loss(x, labels), logits.to(device).requires_grad_()
+            )
+
+
+def test_softmax_focal_loss_of_certain_logits_nothing_and_absent_classes() -> None:
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    loss = ops.softmax_focal_loss(logits, torch.tensor([0, 0]), 0.5, 0.25, None, "sum")
+    loss.backward()
+    assert_close(loss, np.array(-0.25 * math.log(np.finfo(np.float32).tiny), dtype=np.float32))
+    assert logits.grad is not None
+    assert_close(logits.grad, np.array([[0, 0], [-0.25, 0.25]], dtype=np.float32))
+    empty = torch.zeros(0, 3, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.long)
+    ops.softmax_focal_loss(empty, nothing, 2.0, 0.25, None, "sum").backward()
+    assert empty.grad is not None and empty.grad.shape == (0, 3)
+    with pytest.raises(ValueError, match="2 classes and a target of 2"):
+        ops.softmax_focal_loss(logits, torch.tensor([0, 2]), 2.0, 0.25, None, "sum")
+
+
 # ------------------------------------------------------------------------------- mixed precision
 
 
