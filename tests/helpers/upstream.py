@@ -23,7 +23,7 @@ SUITES = {
 }
 
 # The working directory leaves sys.path, or the checkout would be tested in place of the package.
-# MMDetection looks for its configs beside its sources, where an installed one has none.
+# MMDetection looks for its configs next to its sources, where an installed one has none.
 RUN = """
 import sys
 sys.path.pop(0)
