@@ -1,5 +1,7 @@
 """Check the pretrained weights and the datasets of a config before anything is built."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from ..checkpoint.reader import is_url
 from ..datasets import checks
 from ..models.arch import ALIASES, get_arch
 from ..models.fcvit import FCViT
-from ..utils.config import iter_config_dicts, iter_leaf_datasets
+from ..utils.cli import writing
+from ..utils.config import classes_named, iter_config_dicts, iter_leaf_datasets
 from ..utils.errors import ConfigError
 from .dist import run_on_main_process
 
@@ -41,6 +44,69 @@ DATA_SOURCES = {
     "data/shapes_classification --task classification",
     "data/coins": "Generate it: python -m fcvit_mm.datasets.coins data/coins",
 }
+
+# Of iterations or epochs; MMEngine's schedules without an end have this one.
+LONGEST = 10**9
+
+
+def check_settings(cfg: Config, split: str) -> None:
+    """Refuse what a Runner fails on late, or ignores; before anything is built, logged or written.
+
+    Args:
+        cfg: a config.
+        split: train or test.
+    """
+    name = cfg.filename
+    for key in ("runner_type", "strategy"):
+        if cfg.get(key, "Runner") not in ("Runner", None):
+            raise ConfigError(
+                f"{name}: {key}={cfg[key]!r} is not supported: MMEngine's Runner trains here, in "
+                f"several processes with DDP; leave out {key}"
+            )
+    needed = ["model", f"{split}_dataloader", f"{split}_cfg"]
+    for key in [*needed, "optim_wrapper"] if split == "train" else needed:
+        if not isinstance(cfg.get(key), dict):
+            raise ConfigError(f"{name}: {key} is {cfg.get(key)!r}; to {split}, it must be a dict")
+    for key in ("max_epochs", "max_iters", "val_interval") if split == "train" else ():
+        value = cfg.train_cfg.get(key, 1)
+        if not isinstance(value, int | float) or not 1 <= value <= LONGEST or value % 1:
+            raise ConfigError(
+                f"{name}: train_cfg.{key} is {value!r}; it must be a whole number from 1 to 10^9"
+            )
+    models = classes_named(cfg.model.get("type"), cfg.get("default_scope") or "mmengine")
+    if models and not any(hasattr(model, f"{split}_step") for model in models):
+        raise ConfigError(
+            f"{name}: model.type={cfg.model.type} is only a part of a model, which can't {split} "
+            "alone; set the type of that part, such as model.backbone.type"
+        )
+    work_dir = Path(cfg.work_dir).absolute()
+    with writing(f"work_dir {cfg.work_dir}"):
+        there = next(path for path in (work_dir, *work_dir.parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"nothing can be written to {there}")
+
+
+def schedule_mismatch(cfg: Config) -> list[str]:
+    """Say in a line if the schedule of the learning rate ends before or beyond the training."""
+    kind = "max_epochs" if "max_epochs" in cfg.train_cfg else "max_iters"
+    length, given = cfg.train_cfg.get(kind), cfg.get("param_scheduler") or []
+    ends = [
+        (node.get("end", LONGEST), i)
+        for i, node in enumerate(given if isinstance(given, list) else [given])
+        if node.get("by_epoch", True) == (kind == "max_epochs")
+    ]
+    # without an end, one lasts for as long as the training does
+    end, i = max(ends, default=(LONGEST, 0))
+    if length is None or end in (length, LONGEST):
+        return []
+    what = "its last value is kept" if end < length else "it is cut off"
+    return [
+        f"the schedule of the learning rate ends at {end}, the training at {kind}={length}: "
+        f"{what}; to change that, set param_scheduler.{i}.end={length} and what belongs to it, "
+        "such as milestones"
+    ]
 
 
 def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:

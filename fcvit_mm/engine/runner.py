@@ -7,18 +7,19 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..checkpoint.mmengine_backends import already_read
 from ..utils.config import adapt, drop_pretrained
-from ..utils.errors import CheckpointError, ConfigError, DeadWorkerError, first_line
+from ..utils.errors import CheckpointError, ConfigError, DeadWorkerError, first_line, name_failure
 from . import resume
 from .dist import start_distributed
 from .failures import naming_dead_workers, naming_full_disk
 from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
 from .hooks.seed_hook import SeedHook
-from .preflight import check_files, check_neck
+from .preflight import check_files, check_neck, check_settings, schedule_mismatch
 from .seeding import RepeatableRunner
 from .summary import overview, result, shorten
 
@@ -36,6 +37,7 @@ def train(cfg: Config) -> Runner:
         NonFiniteError: see `NonFiniteLossHook`.
         DeadWorkerError: a process that loads images has died.
     """
+    check_settings(cfg, "train")
     changes = adapt(cfg) + resume.keep_enough(cfg)
     start_distributed(cfg)
     content = resume.read_start(cfg)
@@ -57,6 +59,7 @@ def test(cfg: Config) -> dict[str, float]:
         ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
         DeadWorkerError: as `train`.
     """
+    check_settings(cfg, "test")
     cfg.resume = False
     changes = adapt(cfg)
     start_distributed(cfg)
@@ -77,6 +80,7 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         ConfigError: something that the config names can't be built.
     """
+    check_settings(cfg, "train" if cfg.get("train_cfg") else "test")
     changes = adapt(cfg) + resume.keep_enough(cfg)
     start_distributed(cfg)
     return _build(cfg, changes)
@@ -91,7 +95,12 @@ class _Runner(RepeatableRunner):
             shorten(logger)
         return logger
 
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        with name_failure(f"{self.cfg.filename}: param_scheduler can't be built"):
+            return super().build_param_scheduler(scheduler)
+
     def load_or_resume(self) -> None:
+        wanted = _settings(self) if self._resume else {}
         try:
             super().load_or_resume()
         except CheckpointError:
@@ -101,6 +110,35 @@ class _Runner(RepeatableRunner):
                 f"{self._load_from or self.work_dir}: its checkpoint can't be loaded or resumed: "
                 f"{type(error).__name__} {first_line(error)}"
             ) from error
+        if taken := {k: v for k, v in _settings(self).items() if wanted.get(k, v) != v}:
+            self.logger.warning(
+                f"{', '.join(f'{key}={wanted[key]}' for key in taken)} of the config is not used: "
+                f"resumed, the training goes on with the checkpoint's "
+                f"{', '.join(f'{key}={value}' for key, value in taken.items())}; to train with the "
+                "config's, begin anew from its weights, by load_from without --resume"
+            )
+
+
+def _settings(runner: Runner) -> dict[str, Any]:
+    """Return the settings of optimizer and schedules that a checkpoint has, too.
+
+    Of the optimizer, those of its parameter group with the highest learning rate.
+    """
+    if not isinstance(runner.optim_wrapper, OptimWrapper):
+        return {}
+    optimizer, schedules = runner.optim_wrapper.optimizer, runner.param_schedulers or []
+    # the initial values, which schedules change
+    groups = [
+        {name: group.get(f"initial_{name}", group.get(name)) for name in optimizer.defaults}
+        for group in optimizer.param_groups
+    ]
+    group = max(groups, key=lambda group: group["lr"])
+    return {f"optimizer.{name}": value for name, value in group.items()} | {
+        f"param_scheduler.{i}.{name}": value
+        for i, schedule in enumerate(schedules if isinstance(schedules, list) else [])
+        for name, value in schedule.state_dict().items()
+        if not name.startswith("_") and name not in ("last_step", "base_values", "verbose")
+    }
 
 
 def _build(cfg: Config, changes: Sequence[str]) -> Runner:
@@ -125,6 +163,8 @@ def _build(cfg: Config, changes: Sequence[str]) -> Runner:
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
     check_neck(runner.model)
+    for line in schedule_mismatch(cfg) if cfg.get("train_cfg") else ():
+        runner.logger.warning(line)
     for line in (*overview(runner), *(f"adapted to this machine: {one}" for one in changes)):
         runner.logger.info(line)
     if cfg.get("load_from"):

@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from torch.distributed import destroy_process_group
 
-from .errors import CheckpointError, ConfigError, DeadWorkerError, NonFiniteError
+from .errors import CheckpointError, ConfigError, DeadWorkerError, NonFiniteError, first_line
 from .files import make_folder
 
 
@@ -55,16 +55,26 @@ def require(module: str, extra: str) -> None:
 
 
 class _Options(DictAction):
-    """Parse `KEY=VALUE ...`, and refuse in a sentence what MMEngine's own fails on."""
+    """Parse `KEY=VALUE ...`, also dicts; refuse in a sentence what MMEngine's own fails on."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, *rest: Any) -> None:
         for word in values:
             if "=" not in word:
                 parser.error(f"{word!r} is not KEY=VALUE, such as model.backbone.arch=s24")
+            key, _, value = word.partition("=")
+            if "dict(" not in value:
+                try:
+                    super().__call__(parser, namespace, [word], *rest)
+                except (AssertionError, RecursionError):
+                    parser.error(f"{word!r}: its brackets are no list [a,b] and no tuple (a,b)")
+                continue
             try:
-                super().__call__(parser, namespace, [word], *rest)
-            except (AssertionError, RecursionError):
-                parser.error(f"{word!r}: its brackets are no list [a,b] and no tuple (a,b)")
+                parsed = Config.fromstring(f"value = {value}", ".py").value
+            except Exception as error:  # as an expression of a config, it may fail in any way
+                parser.error(f"{word!r}: a value with dicts is read as in a config, and this can't "
+                             f"be: {first_line(error)}")  # fmt: skip
+            options = getattr(namespace, self.dest, None) or {}
+            setattr(namespace, self.dest, {**options, key: parsed})
 
 
 def add_config(parser: argparse.ArgumentParser, checkpoint: bool = False) -> None:

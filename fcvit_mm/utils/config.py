@@ -1,11 +1,12 @@
 """Read configs, apply a user's options, and adapt them to this machine."""
 
+import copy
 import inspect
-import re
+import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,31 @@ import torch
 from mmengine import registry
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
 from . import mim
 from .errors import ConfigError, first_line
 
-# Keys of a config besides those that MMEngine's Runner takes and those that it sets itself.
-OUR_KEYS = ("check_data", "auto_scale_lr", "tta_model", "tta_pipeline", "verbose")
-# Keys whose classes OpenMMLab looks up in registries and then in all modules; scopes, it imports.
-NAMES_OF_CLASSES = ("type", "constructor", "norm_layer", "check_fn")
-NAMES_OF_SCOPES = ("default_scope", "_scope_")
-SCOPES = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+# What MMEngine's Runner reads of a config besides its own arguments, and what we read.
+KEYS = {
+    *inspect.signature(Runner).parameters,
+    *("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
+      "model_wrapper_cfg", "runner_type", "strategy", "sync_bn"),
+    *("check_data", "auto_scale_lr", "tta_model", "tta_pipeline", "verbose"),
+}  # fmt: skip
+# What OpenMMLab takes out of a dict before it builds a class from the others.
+TAKEN_OUT = {"type", "_scope_", "_delete_", "by_epoch", "constructor", "convert_to_iter_based",
+             "dataset", "num_batch_per_epoch", "override", "paramwise_cfg", "priority",
+             "requires_grad"}  # fmt: skip
+# Dicts that need no type.
+UNTYPED: dict[str, list[Any]] = {
+    **{f"{split}_dataloader": [DataLoader] for split in ("train", "val", "test")},
+    "train_cfg": [EpochBasedTrainLoop, IterBasedTrainLoop],
+    "randomness": [Runner.set_randomness],
+}
+# How alike two names are (of 1) before one is taken for the other misspelt.
+ALIKE = 0.8
 # The tasks of a config, by its default_scope.
 TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
 # In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
@@ -98,92 +113,159 @@ def load_config(
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program and may fail in any way
         raise ConfigError(f"{filename} can't be read as a config: {first_line(error)}") from error
-    options = options or {}
-    for key, value in options.items():
-        _check_option(key, value, cfg)
-    try:
-        cfg.merge_from_dict(options)
-    except Exception as error:
-        raise ConfigError(f"--cfg-options does not fit {filename}: {first_line(error)}") from error
-    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}"
+    _merge_options(cfg, options or {})
+    cfg.work_dir = str(work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}")
     cfg.launcher = launcher
     if verbose:
         cfg.verbose = True
     return cfg
 
 
-def _check_option(key: str, value: Any, cfg: Config) -> None:
-    """Refuse a key that nothing would read, and what could run code.
+def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Merge dotted keys and their values into a config, in place.
 
-    Below the first level, what is built refuses a key.
+    Raises:
+        ConfigError: an option doesn't fit the config, or nothing would read it.
     """
-    _check_runs_nothing(key, value)
-    first = key.split(".")[0]
-    known = {*cfg, *inspect.signature(Runner).parameters, *OUR_KEYS}
-    if first not in known:
-        (nearest,) = get_close_matches(first, known, n=1, cutoff=0)
+    before = cfg._cfg_dict
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:  # MMEngine asserts, or fails in Python's words
+        raise ConfigError(f"--cfg-options does not fit {cfg.filename}: {first_line(error)}") from (
+            error
+        )
+    for key, value in options.items():
+        within = [f"{path}.{k}" for path, node in iter_config_dicts(value, key) for k in node]
+        for path in (key, *within):
+            _check(path.split("."), before, cfg)
+    for name in {key.split(".")[0] for key in options} & {*before} - KEYS:
+        _set_variable(name, before[name], cfg)
+
+
+def classes_named(name: Any, scope: str) -> list[Any]:
+    """Return what the registries of a scope, and MMEngine's own, have under a name."""
+    if not isinstance(name, str):
+        return [name] if callable(name) else []
+    given, _, short = name.rpartition(".")
+    try:
+        import_module(f"{given or scope}.registry")
+    except ImportError:
+        return []
+    found = []
+    for root in (root for root in vars(registry).values() if isinstance(root, Registry)):
+        for node in (root.children.get(given or scope, root), root):
+            node.import_from_location()
+            if short in node.module_dict:
+                found.append(node.module_dict[short])
+                break
+    return found
+
+
+def _check(path: list[str], before: Any, cfg: Config) -> None:
+    """Refuse the first key on an option's path that the file doesn't have and nothing reads."""
+    node: Any = cfg._cfg_dict
+    for depth, key in enumerate(path):
+        if isinstance(node, list | tuple):
+            node = node[int(key)]
+            before = before[int(key)] if _has(before, int(key)) else None
+            continue
+        if key == "_delete_" or not isinstance(node, dict):
+            return
+        if not isinstance(before, dict) or key not in before:
+            _check_new(path[:depth], key, node, before, cfg)
+        node, before = node[key], before.get(key) if isinstance(before, dict) else None
+
+
+def _has(items: Any, index: int) -> bool:
+    return isinstance(items, list | tuple) and index < len(items)
+
+
+def _check_new(path: list[str], key: str, node: dict, before: Any, cfg: Config) -> None:
+    """Refuse a new key of a dict if nothing reads it; warn if that can't be known."""
+    where = ".".join(path)
+    if not path:
+        known, reason = {*before, *KEYS}, f"{cfg.filename} has no {key}, and MMEngine reads none"
+    else:
+        scope = cfg.get("default_scope") or "mmengine"
+        built = classes_named(node["type"], scope) if "type" in node else UNTYPED.get(where, [])
+        # mmcv takes settings of its own out of those of PyTorch's layers
+        arguments = [None if _is_layer(one) else _arguments(one) for one in built]
+        known = set().union(TAKEN_OUT, *filter(None, arguments))
+        reason = f"{' or '.join(one.__name__ for one in built)} takes no {key}"
+        if not built or None in arguments:
+            others = {*known, *(before if isinstance(before, dict) else ())}
+            near = [] if key in known else get_close_matches(key, others, 1, ALIKE)
+            if near:
+                print(f"warning: --cfg-options: {where}.{key} is new; if {where}.{near[0]} was "
+                      "meant, nothing reads it", file=sys.stderr)  # fmt: skip
+            return
+    if key not in known:
+        (nearest,) = get_close_matches(key, known - TAKEN_OUT or known, n=1, cutoff=0)
         raise ConfigError(
-            f"--cfg-options: unknown key {key}, neither in {cfg.filename} nor of MMEngine; did you "
-            f"mean {nearest}?"
+            f"--cfg-options: unknown key {'.'.join([*path, key])}: {reason}; did you mean "
+            f"{'.'.join([*path, nearest])}?"
         )
 
 
-def _check_runs_nothing(key: str, value: Any) -> None:
-    """Refuse an option by which OpenMMLab would import, evaluate or unpickle what it names."""
-    path = key.split(".")
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check_runs_nothing(key, item)
-    if "custom_imports" in path or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        why = "can't be set here"
-    elif not isinstance(value, str):
-        return
-    elif path[-1] in NAMES_OF_CLASSES and not _is_registered(value):
-        why = "names no registered class"
-    elif path[-1] in NAMES_OF_SCOPES and value not in SCOPES:
-        why = f"is not one of {', '.join(SCOPES)}"
-    elif "(" in value:
-        # a few places of OpenMMLab's evaluate texts
-        why = "has a bracket"
-    elif value.endswith((".pkl", ".pickle")) and path[-1] != "out_file_path":
-        # the exception is written, not read
-        why = "is a pickle, which can run code when it is read"
-    else:
-        return
-    raise ConfigError(f"--cfg-options: {key}={value} {why}; a config file alone may say that")
+def _is_layer(built: Any) -> bool:
+    return str(getattr(built, "__module__", "")).startswith("torch.nn.")
 
 
-def _is_registered(name: str) -> bool:
-    """Return whether a registry finds a name itself; what it doesn't find it imports.
+def _arguments(built: Any) -> set[str] | None:
+    """Return the names that a class or function takes, its bases' too where it passes on others.
 
-    NOTE: a name without a point may be unknown, too: it is then no module and can't be imported.
+    None: any.
     """
-    scope, _, short = name.rpartition(".")
-    if not scope:
-        return re.fullmatch(r"[\w/]+", name) is not None and find_spec(name) is None
-    if scope not in SCOPES or find_spec(scope) is None:
-        return False
-    import_module(f"{scope}.registry")
-    roots = [root for root in vars(registry).values() if isinstance(root, Registry)]
-    nodes = [node for root in roots for node in (root, *root.children.values())]
-    for node in (node for node in nodes if node.scope == scope):
-        node.import_from_location()
-        if short in node.module_dict:
-            return True
-    return False
+    names: set[str] = set()
+    for one in built.__mro__ if inspect.isclass(built) else [built]:
+        function = vars(one).get("__init__") if inspect.isclass(one) else one
+        if function is None:
+            continue
+        parameters = inspect.signature(function).parameters.values()
+        passed_on = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        names |= {one.name for one in parameters if one.kind not in passed_on} - {"self"}
+        if all(one.kind != Parameter.VAR_KEYWORD for one in parameters):
+            return names
+    return None
+
+
+def _set_variable(name: str, old: Any, cfg: Config) -> None:
+    """Have a changed variable of a config file take effect, or refuse it.
+
+    MMEngine reads `visualizer.vis_backends`, say, to which the file has copied its `vis_backends`.
+    """
+    nodes = [
+        (path, node)
+        for path, node in iter_config_dicts(cfg._cfg_dict)
+        if path and path.split(".")[0] != name
+    ]
+    copied = False
+    # an equal number or text may be another's
+    if any(True for _ in iter_config_dicts(old)):
+        for _, node in nodes:
+            for key in [key for key, value in node.items() if value == old]:
+                node[key], copied = copy.deepcopy(cfg[name]), True
+    if not copied:
+        places = [f"{path}.{name}" for path, node in nodes if name in node]
+        raise ConfigError(
+            f"--cfg-options: {name} is a variable of {cfg.filename}, which copies it when it is "
+            f"read; set {' or '.join(places) or 'what it is copied to'} instead"
+        )
 
 
 def enable_amp(cfg: Config) -> None:
     """Train in mixed precision (`--amp`); refuse it where there is no GPU."""
     if not torch.cuda.is_available():
         raise ConfigError("--amp needs a GPU, and this machine has none; leave it out")
+    if not cfg.get("optim_wrapper"):
+        raise ConfigError(f"--amp: {cfg.filename} has no optim_wrapper; add it")
     cfg.optim_wrapper.type = "AmpOptimWrapper"
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate to the actual batch size (`--auto-scale-lr`)."""
-    if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+    if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
         raise ConfigError(
             f"--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size; add it"
         )
@@ -192,7 +274,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 def enable_tta(cfg: Config) -> None:
     """Test with test-time augmentation (`--tta`): wrap the model, and replace the pipeline."""
-    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+    if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
         raise ConfigError(f"--tta: {cfg.filename} has no tta_model and tta_pipeline; add both")
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
@@ -208,7 +290,7 @@ def dump_predictions(cfg: Config, filename: Path) -> None:
 
 def draw_predictions(cfg: Config, directory: str) -> None:
     """Have a test draw every image's prediction into a directory (`--show-dir`)."""
-    hook = cfg.default_hooks.get("visualization")
+    hook = (cfg.get("default_hooks") or {}).get("visualization")
     if hook is None:
         raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")
     hook.interval = 1
@@ -235,15 +317,21 @@ def adapt(cfg: Config) -> list[str]:
                 changes.append(f"{path}: BN for SyncBN, which needs GPUs and several processes")
     if cuda:
         return changes
-    optim_wrapper = cfg.get("optim_wrapper", {})
+    optim_wrapper = cfg.get("optim_wrapper") or {}
     if optim_wrapper.get("type") == "AmpOptimWrapper":
-        optim_wrapper.type = "OptimWrapper"
+        optim_wrapper["type"] = "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             optim_wrapper.pop(key, None)
         changes.append("optim_wrapper: float32 for mixed precision, which needs a GPU")
     if distributed:
-        cfg.env_cfg.dist_cfg = dict(backend="gloo")
-        cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None)
+        cfg.env_cfg = dict(cfg.get("env_cfg") or {}, dist_cfg=dict(backend="gloo"))
+        cfg.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+            **(cfg.get("model_wrapper_cfg") or {}),
+            "device_ids": None,
+        }
+        cfg.sync_bn = None
         changes.append("env_cfg: gloo for nccl, which needs a GPU")
     return changes
 

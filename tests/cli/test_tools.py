@@ -90,10 +90,14 @@ def test_resume_goes_on_from_the_newest_checkpoint(tool, trained, tmp_path, meth
     content = (source / "iter_2.pth").read_bytes()
     (tmp_path / "iter_2.pth").write_bytes(content)
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    changed = ["optim_wrapper.optimizer.lr=0.5"] if method == "mask_rcnn" else []
     result = tool(
-        "train.py", CONFIGS[method], "--work-dir", tmp_path, "--resume", "--cfg-options", *SHORT
-    )
+        "train.py", CONFIGS[method], "--work-dir", tmp_path, "--resume",
+        "--cfg-options", *SHORT, *changed,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
+    said = re.findall(r"(optimizer\.lr=\S+) of the config is not used: .* (\S+);", result.stdout)
+    assert said == [("optimizer.lr=0.5", "optimizer.lr=0.002")] * len(changed)
     steps = re.findall(r"Iter\(train\) \[(\d)/4\]", result.stdout)
     assert steps == ["3", "4"] and (tmp_path / "iter_4.pth").exists()
     before, after = (read_checkpoint(tmp_path / f"iter_{i}.pth") for i in (2, 4))
@@ -212,7 +216,10 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
         (["train.py", "absent.py"], ["absent.py", "no such config"]),
         (["train.py", "{broken}"], ["broken.py", "can't be read as a config"]),
         (["train.py", "{config}", "--cfg-options", "model.backbone.arch=s13"], ["nearest", "s12"]),
-        (["train.py", "{config}", "--cfg-options", "model.neck.depth=1"], ["'depth'"]),
+        (
+            ["train.py", "{config}", "--cfg-options", "model.neck.depth=1"],
+            ["unknown key model.neck.depth"],
+        ),
         (["train.py", "{config}", "--resume", "absent.pth"], ["absent.pth", "no such checkpoint"]),
         (["train.py", "{coco}"], ["pretrained/fcvit_s12.pth", "drive.google.com"]),
         (["train.py", "{coco}", "--cfg-options", "model.backbone.init_cfg=None"], ["data/coco"]),

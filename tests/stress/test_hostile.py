@@ -4,7 +4,6 @@ HOSTILE=20000 sets how many bits are flipped, and a fifth as often a file is cut
 500 in a test that is marked slow.
 """
 
-import argparse
 import json
 import os
 import random
@@ -32,7 +31,6 @@ from fcvit_mm.apis.model import build_model, load_model
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files
-from fcvit_mm.utils.cli import add_config
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
@@ -462,77 +460,7 @@ def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about,
     assert words in text.lower() and not (folder / "out.png").exists()
 
 
-# ---------------------------------------------------------------------------------- options
-
-
-def parsed(*words: str) -> dict:
-    parser = argparse.ArgumentParser()
-    add_config(parser)
-    return parser.parse_args(["a.py", "--cfg-options", *words]).cfg_options
-
-
-@pytest.mark.official
-@pytest.mark.parametrize(
-    "words",
-    [
-        # what MMEngine imports where no registry has the name, and calls
-        ["model.neck._delete_=True", "model.neck.type=subprocess.getoutput",
-         "model.neck.cmd=touch${IFS}ran"],
-        ["model.neck.type=os.system"],
-        ["train_pipeline.0.type=pathlib.Path.touch"],
-        ["default_hooks.checkpoint.type=mmengine.load"],
-        ["optim_wrapper.constructor=subprocess.getoutput"],
-        ["val_evaluator.type=mmdet.apis.init_detector"],
-        ["model.type=antigravity"],
-        ["default_scope=antigravity"],
-        ["model._scope_=antigravity"],
-        # what mmcv and MMPretrain evaluate
-        ["model.test_cfg.rcnn.nms.type=__import__('os').system('touch${IFS}ran')"],
-        ["model.test_cfg.rcnn.nms.type=[].__class__"],
-        ["train_pipeline.0.dtype=hub.load('x')"],
-        ["a=__import__('os').system('touch${IFS}ran')"],
-        # what is imported when the config is read again
-        ["custom_imports.imports=[antigravity]"],
-        ["custom_imports=[antigravity]"],
-        ["model.a'+exit()+'=1"],
-        # what is unpickled
-        ["model.roi_head.bbox_head.loss_cls.class_weight=weights.pkl"],
-        ["train_dataloader.dataset.proposal_file=[a,b.pickle]"],
-    ],
-    ids=lambda words: words[-1],
-)  # fmt: skip
-def test_an_option_runs_nothing(tmp_path, monkeypatch, words):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="--cfg-options: .*config file alone"):
-        load_config(str(CONFIG), parsed(*words))
-    assert not list(tmp_path.iterdir()) and "antigravity" not in sys.modules
-
-
-def test_templates_and_bases_in_options_are_texts(tmp_path):
-    words = ["work_dir={{fileDirname}}", "model.neck.a={{$HOME:b}}"]
-    cfg = load_config(str(CONFIG), parsed(*words))
-    assert (cfg.work_dir, cfg.model.neck.a) == ("{{fileDirname}}", "{{$HOME:b}}")
-    with pytest.raises(ConfigError, match="unknown key _base_"):
-        load_config(str(CONFIG), parsed(f"_base_={tmp_path}/a.py"))
-
-
-@pytest.mark.official
-def test_options_that_name_classes_and_files_are_taken():
-    words = [
-        "model.backbone.arch=s24", "model.neck.type=mmdet.FPN",
-        "model.test_cfg.rcnn.nms.type=soft_nms", "optim_wrapper.type=AmpOptimWrapper",
-        "train_dataloader.dataset.ann_file=test.json", "model.neck.in_channels=(1,2)",
-        "default_scope=mmdet", "test_evaluator.out_file_path=a.pkl",
-    ]  # fmt: skip
-    cfg = load_config(str(CONFIG), parsed(*words))
-    assert cfg.model.neck.type == "mmdet.FPN" and cfg.model.neck.in_channels == (1, 2)
-
-
-@pytest.mark.parametrize("word", ["a=[1,2", "a=f(1,2)"])
-def test_an_option_with_odd_brackets_is_a_sentence(capsys, word):
-    with pytest.raises(SystemExit) as end:
-        parsed(word)
-    assert end.value.code == 2 and "its brackets are no list" in capsys.readouterr().err
+# ---------------------------------------------------------------------------------- datasets
 
 
 def test_a_dataset_that_is_a_pickle_is_refused():

@@ -1,6 +1,8 @@
 """What runtime checks and changes before a Runner is built."""
 
 import logging
+import os
+import re
 import sys
 import warnings
 from types import SimpleNamespace
@@ -15,7 +17,12 @@ from mmengine.runner import CheckpointLoader, checkpoint
 from fcvit_mm import CheckpointError, FCViT, engine, register_all
 from fcvit_mm.checkpoint.mmengine_backends import LOADERS
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
-from fcvit_mm.engine.preflight import RELEASED_WEIGHTS, check_files
+from fcvit_mm.engine.preflight import (
+    RELEASED_WEIGHTS,
+    check_files,
+    check_settings,
+    schedule_mismatch,
+)
 from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
@@ -139,7 +146,6 @@ def test_data_inside_wrappers_are_checked_too(tmp_path):
     ("options", "words"),
     [
         ({"model.backbone.arch": "s13"}, ["'s13'", "nearest name is 's12'"]),
-        ({"model.backbone.depth": 50}, ["depth"]),
         ({"model.type": "MaskRCNNN"}, ["MaskRCNNN"]),
         ({"optim_wrapper.type": "NoSuchWrapper"}, ["NoSuchWrapper"]),
         ({"train_dataloader.dataset.type": "NoSuchSet"}, ["NoSuchSet"]),
@@ -186,18 +192,66 @@ def test_work_dir_follows_the_name_of_the_config():
     assert load_config(DETECTION, option, work_dir="here").work_dir == "here"
 
 
+SHAPES = DETECTION.replace("s12_coco", "tiny_shapes")
+
+
+@pytest.mark.official
 @pytest.mark.parametrize(
-    ("key", "nearest"),
-    [("load_form", "load_from"), ("train_dataloder.batch_size", "train_dataloader")],
+    ("options", "says"),
+    [
+        ({"train_cfg.max_iters": 1e30}, r"train_cfg\.max_iters is 1e\+30; .* from 1 to 10\^9"),
+        ({"train_cfg.max_iters": -3}, r"train_cfg\.max_iters is -3; "),
+        ({"train_cfg.max_iters": float("nan")}, r"train_cfg\.max_iters is nan; "),
+        ({"train_cfg.val_interval": 0}, r"train_cfg\.val_interval is 0; "),
+        ({"optim_wrapper": None}, "optim_wrapper is None; to train, it must be a dict"),
+        ({"model": None}, "model is None; "),
+        ({"model.type": "FCViT"}, "model.type=FCViT is only a part of a model"),
+        ({"runner_type": "FlexibleRunner"}, "runner_type='FlexibleRunner' is not supported"),
+        ({"strategy.type": "FSDPStrategy"}, "strategy=.*FSDPStrategy.* is not supported"),
+        ({"work_dir": "file"}, "work_dir file can't be written: .*file is a file"),
+        ({"work_dir": "file/a/b"}, "work_dir file/a/b can't be written: .*file is a file"),
+        ({"work_dir": "a" * 300}, "work_dir a+ can't be written: File name too long"),
+    ],
+    ids=str,
 )
-def test_an_option_that_nothing_reads_is_refused(key, nearest):
-    with pytest.raises(ConfigError, match=rf"unknown key {key}, .* did you mean {nearest}\?$"):
-        load_config(DETECTION, {key: 2})
+def test_what_fails_late_or_is_ignored_is_refused_first(
+    tmp_path, monkeypatch, capfd, options, says
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=says) as error:
+        engine.train(load_config(SHAPES, options))
+    assert "\n" not in str(error.value) and "Config:" not in capfd.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("key", ["randomness.seed", "check_data", "model.backbone.with_cp"])
-def test_options_may_add_what_mmengine_or_we_read(key):
-    assert load_config(DETECTION, {key: 1}).get(key.split(".")[0])
+def test_a_folder_that_can_not_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match=f"nothing can be written to {tmp_path}"):
+        check_settings(load_config(SHAPES, work_dir=str(tmp_path / "a")), "train")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "says"),
+    [
+        (SHAPES, {"train_cfg.max_iters": 4}, "ends at 350, .*max_iters=4: it is cut off"),
+        (SHAPES, {"param_scheduler.1.end": 100}, "ends at 100, .*=350: its last value is kept"),
+        (DETECTION, {"train_cfg.max_epochs": 24}, r"ends at 12, .*set param_scheduler\.1\.end=24"),
+        (DETECTION, {"param_scheduler.1.end": 10**9}, None),
+        (DETECTION, {"param_scheduler": None}, None),
+    ],
+    ids=str,
+)
+def test_a_schedule_of_another_length_than_the_training_is_said(config, options, says):
+    lines = schedule_mismatch(load_config(config, options))
+    assert len(lines) == (says is not None) and all(re.search(str(says), line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("[!_]*/*.py")), ids=lambda p: p.stem
+)
+def test_schedules_of_our_configs_end_with_the_training(path):
+    assert not schedule_mismatch(load_config(str(path)))
 
 
 def test_amp_without_a_gpu_is_refused(monkeypatch):
