@@ -1,64 +1,36 @@
 """Read checkpoints safely, and find the weights in them.
 
-A checkpoint is a pickle, and unpickling runs whatever the file says. Everything here reads with
-PyTorch's restricted unpickler and an allow-list, never without; `pickle_scan` scans before.
+A checkpoint is a pickle, and unpickling runs whatever the file says. Everything here is read by
+`unpickler`, which knows only what weights need.
 """
 
-import argparse
 import hashlib
 import os
-import pickle
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import numpy as np
 import safetensors.torch
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.fileio import get_file_backend
-from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from ..utils.errors import CheckpointError, RefusedError, UnknownGlobalError
+from ..utils.errors import CheckpointError, RefusedError, UnknownGlobalError, first_line
 from ..utils.files import SHA256_KEY, atomic_write, matches_sha256
-from . import pickle_scan
+from . import torch_file
+from .unpickler import NAME_LENGTH
 
 # Where a file keeps its weights, averaged ones first; the whole file if none is there.
 CONTAINERS = ("state_dict_ema", "state_dict", "model")
-# How much larger than its file tensors may be together; some share their values.
-SHARED = 4
-
-
-def _history_statistic(owner: type, name: str) -> Callable:
-    """Stand in for the `getattr` by which MMEngine's HistoryBuffer pickles its four statistics.
-
-    NOTE: the real one would let a pickle walk from any allowed class to any code.
-    """
-    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(f"getattr of {name!r} is not allowed")
-
-
-def _safe_globals() -> list:
-    """Beyond tensors: timm's `args`, and what MMEngine's own checkpoints hold."""
-    reconstruct, scalar = (np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0])
-    # not those of objects and of values of a size that a pickle may set
-    dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + "efd"}
-    return [
-        argparse.Namespace,
-        HistoryBuffer,
-        (_history_statistic, "builtins.getattr"),
-        np.ndarray,
-        np.dtype,
-        *dtypes,
-        # NumPy 1 and 2 write different module names.
-        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    ]
+# A config in Python whose text stands for the one that was in a file.
+NO_CONFIG = (
+    "raise ValueError('the config text in the checkpoint is not run, as it may be any program; "
+    "give the config that the model was trained with')"
+)
+MOST_CLASSES, CLASS_LENGTH = 100_000, 200
 
 
 def is_url(filename: str) -> bool:
@@ -139,26 +111,65 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> d
     """
     filename = str(filename)
     path = fetch(filename, again=True)
-    if (size := path.stat().st_size) == 0:
+    if path.stat().st_size == 0:
         raise CheckpointError(f"{filename} is empty; it was not written or copied to its end")
     try:
         if path.suffix == ".safetensors":
             return {"state_dict": _read_safetensors(path)}
-        with torch.serialization.safe_globals(_safe_globals()):
-            pickle_scan.check(path, {*map(_name, torch.serialization.get_safe_globals())})
-            content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch_file.read(path, map_location)
     except OSError as error:
         raise CheckpointError(f"{filename} can't be read: {error}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise CheckpointError(_explain(filename, error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{filename} holds a {type(content).__name__}, not a checkpoint")
-    _check_tensors(filename, content, size)
-    meta = content.get("meta")
-    if isinstance(meta, dict):
-        # NOTE: on resume MMEngine executes the text that old files keep here as a config.
-        meta.pop("config", None)
+    _clean_meta(content)
     return content
+
+
+def _clean_meta(content: dict[str, Any]) -> None:
+    """Take out of a checkpoint's texts what others would run, print or draw unseen.
+
+    MMEngine runs the config texts of old files on resume, and those of new ones where an inferencer
+    gets weights and no model.
+    """
+    meta, hub = content.get("meta"), content.get("message_hub")
+    info = hub.get("runtime_info") if isinstance(hub, dict) else None
+    has_text = [one.pop("cfg", None) for one in (meta, info) if isinstance(one, dict)]
+    if not isinstance(meta, dict):
+        if any(has_text):
+            content["meta"] = {"cfg": NO_CONFIG}
+        return
+    if any(has_text):
+        meta["cfg"] = NO_CONFIG
+    meta.pop("config", None)
+    for node in (meta, meta.get("dataset_meta")):
+        if isinstance(node, dict):
+            for key in [key for key in node if str(key).lower() == "classes"]:
+                if not are_class_names(node[key]):
+                    del node[key]
+            for key in [key for key in node if str(key).lower() == "palette"]:
+                if not is_palette(node[key]):
+                    del node[key]
+
+
+def are_class_names(names: Any) -> bool:
+    """Tell whether a value is a list of names that can be printed."""
+    if not isinstance(names, list | tuple) or not 0 < len(names) <= MOST_CLASSES:
+        return False
+    return all(
+        isinstance(name, str) and 0 < len(name) <= CLASS_LENGTH and name.isprintable()
+        for name in names
+    )
+
+
+def is_palette(colors: Any) -> bool:
+    """Tell whether a value is a list of colors, RGB, 0 to 255."""
+    return isinstance(colors, list | tuple) and len(colors) <= MOST_CLASSES and all(
+        isinstance(color, list | tuple) and len(color) == 3
+        and all(type(value) in (int, float) and 0 <= value <= 255 for value in color)
+        for color in colors
+    )  # fmt: skip
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -167,52 +178,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         noted = (file.metadata() or {}).get(SHA256_KEY)
     if noted and not matches_sha256(path.read_bytes(), noted):
         raise ValueError("its SHA-256 is another one than it notes")
-    return safetensors.torch.load_file(path)
-
-
-def _name(known: Any) -> str:
-    """Return the name by which a pickle asks for a safe global of PyTorch."""
-    return known[1] if isinstance(known, tuple) else f"{known.__module__}.{known.__qualname__}"
-
-
-def _check_tensors(filename: str, content: dict, size: int) -> None:
-    """Refuse tensors that would fill the memory when they are copied.
-
-    NOTE: a shape is what a file says; of a single value it makes as many as it likes.
-    """
-    total, left = 0, [content]
-    seen: set[int] = set()  # containers may hold each other
-    while left:
-        node: Any = left.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Tensor):
-            total += node.numel() * node.element_size()
-        elif isinstance(node, Mapping):
-            left += node.values()
-        elif isinstance(node, list | tuple | set):
-            left += node
-    if total > SHARED * size:
-        raise CheckpointError(
-            f"{filename} is refused: its {size} bytes stand for tensors of {total} bytes"
-        )
+    weights = safetensors.torch.load_file(path)
+    if not all(key.isprintable() and len(key) <= NAME_LENGTH for key in weights):
+        raise ValueError("a tensor's name is too long or can't be printed")
+    return weights
 
 
 def _explain(filename: str, error: Exception) -> str:
     """Say in one sentence why a file could not be read."""
+    # what is in a file may be anything, and the reader's terminal would obey it
+    said = "".join(c if c.isprintable() else "?" for c in first_line(error)[:200])
     if filename.endswith(".safetensors"):
-        return f"{filename} is not a whole safetensors file: {error}"
-    # PyTorch wraps its reason into advice to load without restriction, which nobody should follow.
-    text = str(error.__context__ or error)
+        return f"{filename} is not a whole safetensors file: {said}"
     if type(error) is RefusedError:
-        return f"{filename} is refused: it asks for {error}"
+        return f"{filename} is refused: it asks for {said}"
     if isinstance(error, UnknownGlobalError):
-        text = f"GLOBAL {error}"
-    if found := re.search(r"GLOBAL (\S+)|getattr of (\S+)|reduce for unrecognized (.+)", text):
-        wanted = next(filter(None, found.groups()))
         return (
-            f"{filename} is refused: besides weights it asks for {wanted}, and a pickle that may "
+            f"{filename} is refused: besides weights it asks for {said}, and a pickle that may "
             "ask for anything can run any code. Nothing of it was run. Get the weights as "
             ".safetensors, or, if you wrote the file yourself, allow the class with "
             "torch.serialization.add_safe_globals."
@@ -223,7 +205,7 @@ def _explain(filename: str, error: Exception) -> str:
                 f"{filename} is a web page and no checkpoint; download the file itself, not the "
                 "page that shows it"
             )
-    reason = f"{type(error.__context__ or error).__name__} {text}".splitlines()[0][:200]
+    reason = f"{type(error).__name__} {said}"
     return f"{filename} is damaged or not a PyTorch checkpoint ({reason}); fetch or copy it again"
 
 

@@ -3,8 +3,12 @@
 import argparse
 import http.server
 import os
+import re
 import threading
+import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar
 
@@ -398,6 +402,74 @@ def test_getattr_reaches_the_history_buffers_statistics_and_nothing_else(tmp_pat
         torch.save({"x": Payload(getattr, owner, name)}, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match="refused"):
             read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("core", ["core", "_core"], ids=["NumPy 1", "NumPy 2"])
+@pytest.mark.parametrize("is_zip", [True, False], ids=["ZIP", "before 1.6"])
+def test_what_timm_and_mmengine_write_is_read_as_it_was(tmp_path, core, is_zip):
+    history = HistoryBuffer([0.5, 1.5], [1, 2])
+    base = torch.arange(6.0)
+    content = {
+        "state_dict": OrderedDict(whole=base, rows=base.view(2, 3)[:, 1], empty=base[:0]),
+        "parameter": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
+        "args": argparse.Namespace(lr=1e-3, aa=None, img_size=(3, 224, 224)),
+        "param_schedulers": [{"milestones": Counter({3: 1, 9: 2}), "betas": (0.9, 0.999)}] * 3,
+        "message_hub": {"log_scalars": OrderedDict([("train/loss", history)]),
+                        "runtime_info": OrderedDict(n=np.float64(2.5), i=np.int64(-3))},
+        "meta": {"empty": HistoryBuffer(), "text": "größe\n", "big": 2**70, "none": None,
+                 "device": torch.device("cuda", 1), "size": torch.Size((2, 3)),
+                 "dtype": torch.float16, "set": {"a", "b"}, "bytes": b"\x00\xff"},
+    }  # fmt: skip
+    content["state_dict"]._metadata = OrderedDict([("", {"version": 2})])
+    path = tmp_path / "a.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    names = rb"numpy\._?core\.multiarray"
+    if is_zip:
+        with zipfile.ZipFile(path) as file:
+            records = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in records.items():
+                file.writestr(name, re.sub(names, b"numpy.%s.multiarray" % core.encode(), data))
+    else:
+        data = re.sub(names, b"numpy.%s.multiarray" % core.encode(), path.read_bytes())
+        path.write_bytes(data)
+    found = read_checkpoint(path)
+    assert found["state_dict"]._metadata == content["state_dict"]._metadata
+    weights = found["state_dict"]
+    assert all(torch.equal(weights[key], value) for key, value in content["state_dict"].items())
+    assert weights["rows"].stride() == (3,)
+    assert weights["rows"].untyped_storage().data_ptr() == weights["whole"].data_ptr()
+    parameter = found["parameter"]
+    assert isinstance(parameter, torch.nn.Parameter) and parameter.requires_grad
+    assert torch.equal(parameter, content["parameter"])
+    for key in ("args", "param_schedulers"):
+        assert found[key] == content[key]
+    hub = found["message_hub"]
+    assert hub["runtime_info"] == content["message_hub"]["runtime_info"]
+    assert type(hub["runtime_info"]["n"]) is np.float64
+    read, written = hub["log_scalars"]["train/loss"], history
+    assert all(map(np.array_equal, read.data, written.data)) and read.mean() == written.mean()
+    assert read.data[1].dtype == np.int64 and len(found["meta"].pop("empty").data[0]) == 0
+    read.update(3.0)
+    content["meta"].pop("empty")
+    assert found["meta"] == content["meta"]
+
+
+def test_a_global_that_the_user_has_allowed_is_read(tmp_path):
+    torch.save({"x": Fraction(1, 3)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"asks for fractions\.Fraction"):
+        read_checkpoint(tmp_path / "a.pth")
+    with torch.serialization.safe_globals([Fraction]):
+        assert read_checkpoint(tmp_path / "a.pth") == {"x": Fraction(1, 3)}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_map_location_is_obeyed(tmp_path, is_zip):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=is_zip)
+    for place in ("cpu", torch.device("cpu"), None, {"cpu": "cpu"}, lambda storage, _: storage):
+        assert torch.equal(read_checkpoint(path, place)["w"], torch.ones(3))
+    assert read_checkpoint(path, "meta")["w"].is_meta
 
 
 # ------------------------------------------------------------------------------ converting
