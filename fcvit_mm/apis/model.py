@@ -9,9 +9,17 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from ..checkpoint.mmengine_backends import load_from_file
+from ..checkpoint.reader import are_class_names
+from ..datasets.checks.heads import count_classes
 from ..engine.preflight import check_neck
 from ..models.weights import check_fit, model_weights
-from ..utils.config import adapt, drop_pretrained, iter_leaf_datasets, task_of
+from ..utils.config import (
+    adapt,
+    drop_pretrained,
+    iter_config_dicts,
+    iter_leaf_datasets,
+    task_of,
+)
 from ..utils.errors import CheckpointError, ConfigError, name_failure
 
 
@@ -65,6 +73,13 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
     check_fit(checkpoint, weights, model.state_dict())
     model.load_state_dict(weights)
     model.dataset_meta = _dataset_meta(cfg, content)
+    named = len(model.dataset_meta["classes"])
+    for path, node in iter_config_dicts(cfg.model, "model"):
+        if (known := sum(count_classes(node, path).values())) > named:
+            raise CheckpointError(
+                f"{path} of {cfg.filename} has {known} classes, of which {checkpoint} or the "
+                f"config's dataset names {named}; take the config that it was trained with"
+            )
     return model.to(device or find_device()).eval()
 
 
@@ -76,12 +91,10 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
         metainfo = getattr(DATASETS.get(node["type"]), "METAINFO", {})
         named.append({**metainfo, **(node.get("metainfo") or {})})
     found: dict[str, Any] = {}
-    # what a file says of itself may be anything, and OpenMMLab 1 writes the names in capitals
+    # OpenMMLab 1 writes the names in capitals; the reader leaves in a file what can be printed
     for key, value in (item for one in named if isinstance(one, dict) for item in one.items()):
         name, values = str(key).lower(), (value,) if isinstance(value, str) else value
-        is_list = isinstance(values, list | tuple) and len(values) > 0
-        are_names = is_list and all(isinstance(one, str) for one in values)
-        if (name == "classes" and are_names) or (name == "palette" and is_list):
+        if (name == "classes" and are_class_names(values)) or name == "palette":
             found.setdefault(name, values)
     if "classes" not in found:
         raise CheckpointError(

@@ -78,7 +78,9 @@ class Predictor:
 
     def labels_of(self, names: Sequence[str] | None) -> list[int]:
         """Return the labels of some classes, or of all; a ConfigError for an unknown one."""
-        names = self.classes if names is None else names
+        if names is None:
+            # names may occur twice
+            return list(range(len(self.classes)))
         for name in names:
             if name not in self.classes:
                 (nearest,) = get_close_matches(name, self.classes, n=1, cutoff=0)

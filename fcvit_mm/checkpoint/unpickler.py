@@ -35,6 +35,7 @@ DTYPES = {
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
     "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
 }  # fmt: skip
+NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMPY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 
@@ -74,21 +75,15 @@ class Unpickler:
             "builtins.getattr": self._history_statistic,
             "_codecs.encode": self._encode,
             "torch.Size": lambda sizes: torch.Size(_integers(sizes)),
-            "torch.device": self._device,
+            "torch.device": torch.device,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": self._parameter,
             "torch._utils._rebuild_parameter_with_state": self._parameter,
             "numpy.dtype": self._numpy_dtype,
             # NumPy 1 and 2 write different module names
-            **{
-                f"numpy.{core}.multiarray.{name}": function
-                for core in ("core", "_core")
-                for name, function in (
-                    ("_reconstruct", self._empty_array),
-                    ("scalar", self._numpy_scalar),
-                )
-            },
+            **dict.fromkeys([f"{core}._reconstruct" for core in NUMPY], self._empty_array),
+            **dict.fromkeys([f"{core}.scalar" for core in NUMPY], self._numpy_scalar),
         }
         self.globals: dict[str, Any] = {
             **self.functions,
@@ -142,10 +137,10 @@ class Unpickler:
         self.stack.append(value.encode("utf-8", "replace").decode() if is_text else value)
 
     def _pop(self, n: int) -> list[Any]:
-        values = self.stack[len(self.stack) - n :] if n <= len(self.stack) else []
-        if len(values) < n:
+        if len(self.stack) < n:
             raise ValueError("a pickle that takes more than it has")
-        del self.stack[len(self.stack) - n :]
+        values = self.stack[-n:]
+        del self.stack[-n:]
         return values
 
     def _pop_mark(self) -> list[Any]:
@@ -285,9 +280,6 @@ class Unpickler:
         self._spend(size=len(text))
         return text.encode("latin-1")
 
-    def _device(self, kind: str, index: int | None = None) -> torch.device:
-        return torch.device(kind) if index is None else torch.device(kind, index)
-
     def _tensor(
         self, storage: Storage, offset: int, size: Any, stride: Any, grad: bool = False, *_: Any
     ) -> Tensor:
@@ -323,7 +315,7 @@ class Unpickler:
         if math.prod(shape) * dtype.itemsize != len(data):
             raise RefusedError("an array of another size than its values have")
         self._spend(size=len(data))
-        array.__setstate__((1, shape, dtype, order is True, data))
+        array.__setstate__((1, shape, dtype, order is True, data))  # type: ignore[arg-type]
 
     def _numpy_scalar(self, dtype: np.dtype, data: bytes) -> Any:
         if not isinstance(dtype, np.dtype) or type(data) is not bytes:

@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from torch import Tensor
 
+from .figures import rc_context
+
 Array = np.ndarray
 
 # A box that touches the border is drawn well enough.
@@ -50,7 +52,9 @@ def draw(visualizer: Any, image: Array, sample: Any, ground_truth: bool = False)
     # a detector's visualizer has a threshold of its own
     options: dict[str, Any] = {"pred_score_thr": 0.0} if "pred_instances" in sample else {}
     options |= {"draw_gt": ground_truth, "draw_pred": not ground_truth}
-    visualizer.add_datasample("image", enlarged[..., ::-1], sample, **options)
+    # a name may have a dollar sign, which begins a formula
+    with rc_context({"text.parse_math": False}):
+        visualizer.add_datasample("image", enlarged[..., ::-1], sample, **options)
     return visualizer.get_image()[..., ::-1]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps as colormaps
+from matplotlib import rc_context as rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable as ScalarMappable
 from matplotlib.colors import Normalize as Normalize

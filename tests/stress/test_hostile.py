@@ -20,13 +20,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
+from mmengine.structures import InstanceData
 from PIL import Image
 
 from fcvit_mm import CheckpointError, FCViT, engine, load_pretrained, read_checkpoint
 from fcvit_mm.apis.model import build_model, load_model
+from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files
@@ -266,6 +270,71 @@ def test_what_a_file_says_of_itself_may_be_anything(tmp_path, meta):
     classes, palette = model.dataset_meta["classes"], model.dataset_meta["palette"]
     assert len(classes) == 4 == len(palette) and all(isinstance(name, str) for name in classes)
     assert all(len(color) == 3 and 0 <= min(color) <= max(color) < 256 for color in palette)
+
+
+NAMES: list[Any] = [
+    ["a", "b", "c", "\x1b[2Jd"], ["a", "b", "c", "d\nerror: x"], ["a", "b", "c", "d" * 1000],
+    ["a", "b", "c", "\ud800"], [f"{i}" for i in range(200_000)],
+]  # fmt: skip
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("names", NAMES, ids=lambda names: str(len(str(names))))
+def test_class_names_that_no_terminal_should_see_are_left_out(tmp_path, names):
+    palette = np.zeros((4, 3))
+    meta = {"dataset_meta": {"classes": names, "palette": palette}, "CLASSES": names}
+    torch.save({"state_dict": whole_model(), "meta": meta}, tmp_path / "a.pth")
+    content = read_checkpoint(tmp_path / "a.pth")
+    # what can't be encoded is read as question marks
+    is_read = names[-1] == "\ud800"
+    expected = {"classes": [*names[:3], "?"]} if is_read else {}
+    assert content["meta"]["dataset_meta"] == expected
+    model = load_model(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+    assert len(model.dataset_meta["classes"]) == 4
+
+
+@pytest.mark.official
+def test_fewer_class_names_than_classes_are_an_error(tmp_path):
+    torch.save({"state_dict": whole_model(), "meta": {"CLASSES": ["a", "b"]}}, tmp_path / "a.pth")
+    words = r"bbox_head of .*mask_rcnn.* has 4 classes, of which .*a\.pth.* names 2"
+    with pytest.raises(CheckpointError, match=words):
+        load_model(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+
+
+@pytest.mark.official
+def test_a_class_name_with_a_formula_is_drawn(tmp_path):
+    meta = {"dataset_meta": {"classes": [r"$\frac{$"] * 4}}
+    torch.save({"state_dict": whole_model(), "meta": meta}, tmp_path / "a.pth")
+    predictor = Predictor(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
+    found = InstanceData(
+        bboxes=torch.tensor([[5.0, 5.0, 40.0, 40.0]]), labels=torch.tensor([3]),
+        scores=torch.tensor([0.9]), masks=torch.zeros(1, 64, 64, dtype=torch.bool),
+    )  # fmt: skip
+    image = np.zeros((64, 64, 3), np.uint8)
+    sample = predictor.select(DetDataSample(pred_instances=found), 0.5, predictor.labels_of(None))
+    assert len(sample.pred_instances) == 1
+    assert predictor.draw(image, sample).any()
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("place", ["meta", "message_hub"])
+def test_an_inferencer_runs_no_config_that_a_checkpoint_holds(tmp_path, place):
+    mark = tmp_path / "ran"
+    text = f"open({str(mark)!r}, 'w').close()"
+    content = {"state_dict": {"w": torch.zeros(1)}}
+    content[place] = {"cfg": text} if place == "meta" else {"runtime_info": {"cfg": text}}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="config text in the checkpoint is not run"):
+        DetInferencer(weights=str(tmp_path / "a.pth"))
+    assert not mark.exists()
+
+
+def test_a_tensor_name_that_no_terminal_should_see_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"w\nerror: x": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="too long or can't be printed") as error:
+        read_checkpoint(path)
+    assert str(error.value).isprintable()
 
 
 def test_mmengine_gets_the_names_alone_and_the_versions_of_modules(tmp_path):

@@ -12,14 +12,20 @@ OTHER_CLASSES = {"backbone", "rpn_head", "semantic_head"}
 KEYS = ("num_classes", "num_things_classes", "num_stuff_classes")
 
 
+def count_classes(node: dict, path: str) -> dict[str, int]:
+    """Return the keys by which a part of a model has a number of the dataset's classes."""
+    if OTHER_CLASSES.intersection(path.split(".")):
+        return {}
+    return {key: node[key] for key in KEYS if type(node.get(key)) is int}
+
+
 def check_heads(model: dict, where: str, classes: int, report: Report) -> None:
     """Compare the number of classes of every head, whatever its name, with the dataset's."""
     for path, node in iter_config_dicts(model, "model"):
-        keys = [key for key in KEYS if type(node.get(key)) is int]
-        is_other = OTHER_CLASSES.intersection(path.split("."))
-        if keys and not is_other and sum(node[key] for key in keys) != classes:
+        counts = count_classes(node, path)
+        if counts and sum(counts.values()) != classes:
             what = f"heads with another number of classes than the {classes} of {where}"
-            held = ", ".join(f"{path}.{key} is {node[key]}" for key in keys)
+            held = ", ".join(f"{path}.{key} is {n}" for key, n in counts.items())
             report.error("model", what, f"set them to {classes}", held)
         weights = node.get("class_weight")
         # some losses have a weight for the background, too
