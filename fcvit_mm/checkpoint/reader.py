@@ -6,6 +6,7 @@ A checkpoint is a pickle, and unpickling runs whatever the file says. Everything
 
 import hashlib
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
