@@ -56,14 +56,14 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     """
     if filename in _READ:
         return _READ.pop(filename)
-    content = read_checkpoint(_address(filename), map_location)
+    content = read_checkpoint(find_address(filename), map_location)
     container, weights = find_weights(content)
     if container:
         content["state_dict"] = weights
     return _process_mmcls_checkpoint(content) if filename.startswith("mmcls://") else content
 
 
-def _address(filename: str) -> str:
+def find_address(filename: str) -> str:
     """Return path or URL of a model that is named by one of MMEngine's tables; others as given."""
     scheme, _, name = filename.partition("://")
     if scheme == "pavi":

@@ -15,7 +15,9 @@ from mmengine.fileio.backends.registry_utils import backends
 from mmengine.runner import CheckpointLoader, checkpoint
 
 from fcvit_mm import CheckpointError, FCViT, engine, register_all
+from fcvit_mm.checkpoint import mmengine_backends
 from fcvit_mm.checkpoint.mmengine_backends import LOADERS
+from fcvit_mm.checkpoint.reader import sha256
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import (
     RELEASED_WEIGHTS,
@@ -164,7 +166,9 @@ def test_what_can_not_be_built_is_a_sentence(example_data, monkeypatch, tmp_path
     assert all(word in message for word in words) and "\n" not in message
 
 
-def test_a_checkpoint_of_other_outputs_can_be_loaded_from_but_not_resumed(tmp_path, caplog):
+def test_a_checkpoint_of_other_outputs_can_be_loaded_from_but_not_resumed(
+    tmp_path, caplog, monkeypatch
+):
     """The output norms of stages that only one of both has are no part of what must fit."""
     path = tmp_path / "epoch_1.pth"
     models = {
@@ -177,6 +181,13 @@ def test_a_checkpoint_of_other_outputs_can_be_loaded_from_but_not_resumed(tmp_pa
     with caplog.at_level(logging.INFO, "test"):
         CompleteCheckpointHook(str(path), whole=False).after_load_checkpoint(runner, checkpoint)
     assert f"FCViT: the backbone, and of other parts what fits, comes from {path}" in caplog.text
+    # a name of one of MMEngine's tables
+    tables = {"open-mmlab": lambda: {"net": str(path)}}
+    monkeypatch.setattr(mmengine_backends, "TABLES", tables)
+    with caplog.at_level(logging.INFO, "test"):
+        hook = CompleteCheckpointHook("open-mmlab://net", whole=False)
+        hook.after_load_checkpoint(runner, checkpoint)
+    assert f"comes from open-mmlab://net, SHA-256 {sha256(path)}" in caplog.text
     with pytest.raises(CheckpointError, match="2 missing: backbone.norm6.bias"):
         CompleteCheckpointHook(str(path), whole=True).after_load_checkpoint(runner, checkpoint)
     del checkpoint["state_dict"]["backbone.network.0.0.norm1.bias"]

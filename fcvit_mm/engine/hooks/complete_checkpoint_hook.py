@@ -3,6 +3,7 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ...checkpoint.mmengine_backends import find_address
 from ...checkpoint.reader import fetch, sha256
 from ...models.weights import OUTPUT_NORM, check_fit, model_weights
 from ..preflight import unwrap
@@ -36,6 +37,5 @@ class CompleteCheckpointHook(Hook):
             )
         check_fit(self.filename, given, wanted)
         part = "the whole model" if self.whole else "the backbone, and of other parts what fits,"
-        runner.logger.info(
-            f"FCViT: {part} comes from {self.filename}, SHA-256 {sha256(fetch(self.filename))}"
-        )
+        digest = sha256(fetch(find_address(self.filename)))
+        runner.logger.info(f"FCViT: {part} comes from {self.filename}, SHA-256 {digest}")
