@@ -27,6 +27,12 @@ def unformatted_configs() -> None:
     warm.leave_configs_unformatted()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_downloads(tmp_path_factory) -> None:
+    """Keep the note of checked datasets, and what torch downloads, out of the user's folder."""
+    os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch"))
+
+
 @pytest.fixture(scope="session")
 def example_data(tmp_path_factory) -> Path:
     """A directory with data/shapes and data/shapes_classification, 8 and 4 images each."""

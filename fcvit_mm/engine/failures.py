@@ -2,13 +2,14 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.config import Config
 from mmengine.dist import get_rank
 
-from ..utils.errors import ConfigError, DeadWorkerError
+from ..utils.errors import ConfigError, DeadWorkerError, SampleError, first_line
 from . import resume
 
 # What the system says when nothing more can be written: no space, quota, largest file.
@@ -16,10 +17,35 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Turn PyTorch's RuntimeError into a DeadWorkerError: which loader process died, of what."""
+def naming_sample() -> Iterator[None]:
+    """Turn what OpenMMLab's loading transforms raise into a SampleError: which file, and why."""
     try:
         yield
+    except Exception as error:  # decoders raise errors of many classes
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        loading = [frame for frame in frames if frame.f_code.co_filename.endswith("loading.py")]
+        sample = loading[0].f_locals.get("results") if loading else None
+        if not isinstance(sample, dict) or "img_path" not in sample:
+            raise
+        what = sample["img_path"]
+        if "img" in sample:  # what fails comes after the image
+            what = sample.get("seg_map_path") or f"the annotation of {what}"
+        raise SampleError(
+            f"{what} can't be loaded ({first_line(error)}); replace it. fcvit check_data --decode "
+            "lists all such files. Then --resume from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Turn PyTorch's RuntimeError into a DeadWorkerError: which loader process died, of what.
+
+    And a loader process's SampleError into the bare sentence, where PyTorch adds its traceback.
+    """
+    try:
+        yield
+    except SampleError as error:
+        raise SampleError(str(error).rpartition("SampleError: ")[2].strip()) from error
     except RuntimeError as error:
         # the signal is in the error before the last
         said = [str(one) for one in (error.__cause__, error) if "DataLoader worker (" in str(one)]
@@ -33,8 +59,9 @@ def naming_dead_workers() -> Iterator[None]:
             "means that memory ran out (see dmesg): set fewer workers, such as --cfg-options "
             "train_dataloader.num_workers=1, or smaller batches; 'Bus error' that /dev/shm is "
             "full: enlarge it, with Docker by --shm-size; "
-            "'Segmentation fault' mostly a damaged image or annotation: num_workers=0 and "
-            "persistent_workers=False show where. Then --resume from the last checkpoint"
+            "'Segmentation fault' mostly a damaged image or annotation: fcvit check_data --decode "
+            "names most, num_workers=0 and persistent_workers=False show where. Then --resume from "
+            "the last checkpoint"
         ) from error
 
 

@@ -17,6 +17,7 @@ from ..models.fcvit import FCViT
 from ..utils.cli import writing
 from ..utils.config import classes_named, iter_config_dicts, iter_leaf_datasets
 from ..utils.errors import ConfigError
+from .checked_data import CheckedData
 from .dist import run_on_main_process
 
 # The authors' shared drive, one folder per model; there is no direct link to the files.
@@ -173,10 +174,24 @@ def _check_dataset(dataset: dict, path: str) -> None:
                 f"{path}: {wanted} does not exist. {remedy}, or set {path}.data_root to where "
                 "the data are."
             )
+        if not wanted.is_file() and not wanted.is_dir():
+            raise ConfigError(
+                f"{path}: {wanted} is a pipe or a device; name a file that holds its content"
+            )
 
 
 def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check the content of datasets, and print warnings."""
+    """Check the content of datasets that has not passed yet, and print warnings."""
+    checked = CheckedData(cfg, loaders)
+    if earlier := checked.find():
+        print(
+            f"data: unchanged since they were checked at {earlier['checked']}, as {checked.path} "
+            "notes; fcvit check_data checks them again",
+            *(f"warning: {warning}" for warning in earlier["warnings"]),
+            sep="\n",
+            file=sys.stderr,
+        )
+        return
     console = Console(stderr=True)
     reports = checks.check(cfg, loaders, console=console if console.is_terminal else None)
     for warning in (warning for report in reports for warning in report.warnings):
@@ -187,6 +202,7 @@ def _check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             f"{errors[0]}{more}. All is listed by fcvit check_data {cfg.filename}; "
             "--cfg-options check_data=False leaves this check out."
         )
+    checked.add(reports)
 
 
 def unwrap(model: Any) -> Any:

@@ -12,7 +12,14 @@ from mmengine.runner import Runner
 
 from ..checkpoint.mmengine_backends import already_read
 from ..utils.config import adapt, drop_pretrained
-from ..utils.errors import CheckpointError, ConfigError, DeadWorkerError, first_line, name_failure
+from ..utils.errors import (
+    CheckpointError,
+    ConfigError,
+    DeadWorkerError,
+    SampleError,
+    first_line,
+    name_failure,
+)
 from . import resume
 from .dist import start_distributed
 from .failures import naming_dead_workers, naming_full_disk
@@ -36,6 +43,7 @@ def train(cfg: Config) -> Runner:
             can't be built; later, when a disk is full.
         NonFiniteError: see `NonFiniteLossHook`.
         DeadWorkerError: a process that loads images has died.
+        SampleError: an image, its label map or its annotations can't be loaded.
     """
     check_settings(cfg, "train")
     changes = adapt(cfg) + resume.keep_enough(cfg)
@@ -57,7 +65,7 @@ def test(cfg: Config) -> dict[str, float]:
 
     Raises:
         ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
-        DeadWorkerError: as `train`.
+        DeadWorkerError, SampleError: as `train`.
     """
     check_settings(cfg, "test")
     cfg.resume = False
@@ -158,7 +166,7 @@ def _build(cfg: Config, changes: Sequence[str]) -> Runner:
                         getattr(runner, loop)
             if cfg.get("train_cfg"):
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    except DeadWorkerError:
+    except (DeadWorkerError, SampleError):
         raise
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error

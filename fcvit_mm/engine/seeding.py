@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Sampler
 
 from ..utils.seeding import seed_all
+from .failures import naming_sample
 
 # PR_SET_PDEATHSIG of Linux's prctl
 SET_PARENT_DEATH_SIGNAL = 1
@@ -36,7 +37,8 @@ def seeded_items(dataset: Any, seed: int, indices: list[SampleIndex]) -> list:
     samples = []
     for index in indices:
         seed_all(seed, *index.place)
-        samples.append(dataset[int(index)])
+        with naming_sample():
+            samples.append(dataset[int(index)])
     return samples
 
 

@@ -16,7 +16,14 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from torch.distributed import destroy_process_group
 
-from .errors import CheckpointError, ConfigError, DeadWorkerError, NonFiniteError, first_line
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DeadWorkerError,
+    NonFiniteError,
+    SampleError,
+    first_line,
+)
 from .files import make_folder
 
 
@@ -37,7 +44,7 @@ def run_tool(
             # torchrun ends all processes of a machine with the first: let that be the one that says
             time.sleep(10)
         return 2
-    except DeadWorkerError as error:
+    except (DeadWorkerError, SampleError) as error:
         # of which other processes know nothing; a dying process leaves an unfinished line
         print(f"\nerror: {error}", file=sys.stderr)
         return 2

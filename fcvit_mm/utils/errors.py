@@ -28,6 +28,10 @@ class DeadWorkerError(RuntimeError):
     """Say that a process that loads images has died."""
 
 
+class SampleError(RuntimeError):
+    """Say that an image, its label map or its annotations can't be loaded."""
+
+
 class NonFiniteError(ArithmeticError):
     """Say that a loss or a gradient is not finite."""
 

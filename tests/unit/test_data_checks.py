@@ -1,8 +1,11 @@
 """Damaged datasets: each damage is found, named and given a remedy; sound ones pass."""
 
 import json
+import os
 import re
+import tracemalloc
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,21 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check
 from fcvit_mm.datasets.checks.images import read_header
+from fcvit_mm.engine.failures import naming_dead_workers, naming_sample
 from fcvit_mm.engine.preflight import check_files
+from fcvit_mm.engine.seeding import RepeatableRunner
+from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
-from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.utils.errors import ConfigError, SampleError
 from helpers import ROOT
 from helpers.images import read
-from helpers.tools import TASKS
+from helpers.tools import TASKS, load_tool
 
 TRAIN = "data/shapes/annotations/instances_train.json"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -107,7 +113,34 @@ DAMAGES: dict[str, tuple[Callable[[dict], Any], list[str]]] = {
     "infinite bbox": (put("bbox", [1, 2, 3, float("inf")]), ["without bbox"]),
     "no area": (drop("area"), ["without area"]),
     "no mask": (drop("segmentation"), ["without a segmentation", "id 3"]),
+    **{
+        f"polygon with {name}": (
+            put("segmentation", [[1, 2, 30, 4, value, 60]]),
+            ["too long or too far outside to be drawn: id 4; correct their coordinates"],
+        )
+        for name, value in {
+            "a far point": 1e11,
+            "a point far on the left": -1e11,
+            "NaN": float("nan"),
+            "infinity": float("inf"),
+            "10**400": 10**400,
+        }.items()
+    },
+    "long polygon": (
+        put("segmentation", [[1, 1, 500_000, 1, 500_000, 20] * 9]),
+        ["too long or too far outside to be drawn: id 4"],
+    ),
+    "huge id": (put("id", 10**400), ["annotations without id, or with one", "annotations[3]"]),
     "flat polygon": (put("segmentation", [1, 2, 3, 4, 5, 6]), ["neither a list of polygons"]),
+    "unfinished RLE": (
+        # `0` says that there is no more, `P` that there is: COCO's code then reads on
+        put("segmentation", {"size": [64, 64], "counts": "PP4P"}),
+        ["does not fill it: id 4"],
+    ),
+    "endless number in RLE": (
+        put("segmentation", {"size": [64, 64], "counts": "o" * 1_000_000}),
+        ["RLE", "id 4"],
+    ),
     "size of RLE": (put("segmentation", {"size": [9, 9], "counts": [81]}), ["RLE", "id 4"]),
     "no file name": (drop("file_name", "images"), ["without file_name", "images[2] (id 3)"]),
     "no height": (drop("height", "images"), ["without height"]),
@@ -355,6 +388,35 @@ def test_what_is_no_annotation_file_is_named(data, text):
     assert error.startswith(f"{TRAIN}: ") and ("not JSON" in error or "no list of" in error)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@pytest.mark.parametrize("key", ["ann_file", "data_prefix.img"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_are_refused_unread(data, key, kind):
+    """They would be waited for, or fill the memory."""
+    path = Path("/dev/zero") if kind == "device" else data / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    cfg = load_config(str(TASKS["detection"]), {f"train_dataloader.dataset.{key}": str(path)})
+    with pytest.raises(ConfigError, match=f"dataset: {path} is a pipe or a device; name a"):
+        check_files(cfg, LOADERS)
+
+
+def test_masks_of_large_images_take_little_memory(tmp_path):
+    """A hundred of 9000x9000 pixels; as lists of integers they take six times the file's size."""
+    path = tmp_path / "masks.json"
+    mask = json.dumps({"segmentation": {"size": [9000, 9000], "counts": [8100] * 10_000}})
+    annotations = ",".join([mask] * 100)
+    path.write_text(f'{{"images": [], "categories": [], "annotations": [{annotations}]}}')
+    tracemalloc.start()
+    content = checks.coco._read(str(path), Report("train"), checks.coco.LISTS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert content is not None and len(content["annotations"]) == 100
+    segmentation = content["annotations"][0]["segmentation"]
+    assert checks.coco._segmentation_flaw(segmentation, (9000, 9000), True) is None
+    assert peak < 3 * path.stat().st_size
+
+
 # ---------------------------------------------------------------------------------- images
 
 
@@ -368,7 +430,23 @@ IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (truncate, "00003.png (image file is truncated"),
     "absent": (lambda path: path.unlink(), "do not exist: 00003.png"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "00003.png ("),
+    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "00003.png (not a regular file)"),
+    "zeros inside": (lambda path: zero(path), "00003.png ("),
+    "cut inside": (lambda path: cut(path, path.read_bytes()[-12:]), "(image file is truncated"),
 }
+
+
+def zero(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 50] = bytes(50)
+    path.write_bytes(content)
+
+
+def cut(path: Path, end: bytes) -> None:
+    """Leave out what is in the middle, up to the mark at the end."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + end)
 
 
 @pytest.mark.official
@@ -377,7 +455,7 @@ IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_damage_of_an_image_is_named(data, task, damage):
     change, words = IMAGES[damage]
     change(data / "images/train/00003.png")
-    if (task, damage) in (("segmentation", "absent"), ("segmentation", "folder")):
+    if task == "segmentation" and damage in ("absent", "folder", "pipe"):
         # its folder is all that says what images there are, but for the label map that is left
         assert "label maps without image: 00003.png" in only_error(reports(task))
         return
@@ -409,8 +487,53 @@ def test_damage_inside_is_found_by_decoding(tmp_path):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     assert read_header(str(path)) == ((64, 48), [])
-    with pytest.raises(OSError):
+    with pytest.raises((OSError, SyntaxError)):
         read_header(str(path), decode=True)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "optimized": dict(optimize=True),
+    "progressive": dict(progressive=True),
+    "restarts": dict(restart_marker_rows=1),
+    "full color": dict(subsampling=0, quality=95),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 48), (333, 217)], ids=str)
+def test_a_jpeg_that_a_decoder_fills_with_gray_is_found(tmp_path, kind, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(image).save(path, **KINDS[kind])
+    whole = path.read_bytes()
+    # a phone may append a film, and a thumbnail has a mark of its own
+    for after in (b"", bytes(10), b"film\xff\xd9film"):
+        path.write_bytes(whole + after)
+        assert read_header(str(path), decode=True) == (size, [])
+    for left_out in (len(whole) // 3, 200):
+        path.write_bytes(whole[: -2 - left_out] + whole[-2:])
+        assert read(path).shape[1::-1] == size  # OpenCV only prints a warning
+        with pytest.raises(OSError, match="truncated"):
+            read_header(str(path), decode=True)
+
+
+def test_so_many_images_are_decoded_as_take_a_minute(data, monkeypatch, capsys):
+    """Evenly spread ones; all of them where it is asked for."""
+    for i in (3, 4):
+        zero(data / f"images/train/{i:05}.png")
+    cfg = load_config(str(TASKS["detection"]))
+    for seconds, decode, decoded, found in (
+        (1e9, False, 8, "00003.png ("),
+        (1e-9, True, 8, "00003.png ("),
+        (1e-9, False, 1, ""),
+    ):
+        monkeypatch.setattr(checks, "DECODING", seconds)
+        (report,) = check(cfg, LOADERS[:1], decode)
+        assert report.decoded == decoded and found in str(report.errors)
+        assert bool(report.errors) == bool(found)
+    load_tool("check_data").main([str(TASKS["detection"])])
+    assert "2 of 12 images were decoded; --decode decodes all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -570,6 +693,50 @@ def test_a_dataset_that_can_not_be_built_is_named(data):
         "set train_dataloader.dataset.type='BaseSegDataset' for classes of your own"
     )
     assert len(error) < 400  # and not all of ADE20K's classes
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["image", "label map", "mask"])
+def test_what_can_not_be_loaded_ends_a_training_in_a_sentence(data, kind, workers):
+    """Without the check, or where the damage comes later."""
+    path = data / f"{'images' if kind == 'image' else 'label_maps'}/train/00003.png"
+    cut(path, b"")
+    annotations = data / "annotations/instances_train.json"
+    content = json.loads(annotations.read_text())
+    if kind == "mask":
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == 4:
+                annotation["segmentation"] = [[1, 2, 30, 4, "", 60]]
+    annotations.write_text(json.dumps(content))
+    cfg = load_config(str(TASKS["segmentation" if kind == "label map" else "detection"]))
+    init_default_scope(cfg.default_scope)
+    cfg.train_dataloader.update(num_workers=workers, persistent_workers=False)
+    loader = RepeatableRunner.build_dataloader(cfg.train_dataloader, seed=0)
+    with pytest.raises(SampleError) as error, naming_dead_workers():
+        list(islice(loader, 8))
+    what = "the annotation of data/shapes/images/train/00003.png" if kind == "mask" else str(path)
+    what = what.replace(f"{data}", "data/shapes")
+    assert re.fullmatch(
+        f"{what} can't be loaded \\(.+\\); replace it. fcvit check_data --decode .*",
+        str(error.value),
+    )
+
+    def main(argv: Any) -> None:
+        raise error.value
+
+    assert run_tool(main) == 2
+
+
+def test_a_bug_of_a_transform_keeps_its_traceback(data):
+    class Faulty:
+        def __call__(self, results: dict) -> dict:
+            return results["no such key"]
+
+    node = dict(load_config(str(TASKS["detection"])).train_dataloader.dataset)
+    dataset = DATASETS.build(dict(node, _scope_="mmdet", pipeline=[Faulty()]))
+    with pytest.raises(KeyError), naming_sample():
+        dataset[0]
 
 
 def test_the_check_can_be_left_out(data):

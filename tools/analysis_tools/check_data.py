@@ -23,7 +23,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--decode",
         action="store_true",
-        help="decode every image, where otherwise its beginning and end are read",
+        help="decode every image, where otherwise as many are decoded as take a minute",
     )
     return parser.parse_args(argv)
 
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for sentence in sentences:
                 print(f"{report.name}: {kind}: {sentence}")
     console.print(summary(reports))
+    images, decoded = (sum(getattr(r, key) for r in reports) for key in ("images", "decoded"))
+    if decoded < images:
+        print(f"{decoded:,} of {images:,} images were decoded; --decode decodes all")
     n = sum(len(report.errors) for report in reports)
     if n:
         kinds = "kind of error" if n == 1 else "kinds of errors"

@@ -5,11 +5,14 @@ lie and which classes it has. Of datasets that are neither COCO's instances form
 such as MMPretrain's folders, the images alone are checked.
 """
 
+import math
+import os
 import textwrap
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from mmengine.config import Config
@@ -27,6 +30,7 @@ from .label_maps import MapCounter, check_pairs
 from .report import Report
 
 __all__ = ["Report", "check"]
+DECODING = 60  # seconds that decoding may take in all, where it is not asked for
 
 
 def check(
@@ -38,15 +42,15 @@ def check(
         cfg: a config.
         loaders: which of train_dataloader, val_dataloader and test_dataloader; a dataset that
             several of them use alike is checked once.
-        decode: decode every image, where otherwise its beginning and end are read; label maps
-            always are decoded.
+        decode: decode every image, where otherwise as many are decoded, evenly spread, as take a
+            minute; of the others beginning and end are read. Label maps always are decoded.
         console: where to show the progress; nowhere if None.
 
     Returns:
         One report per dataset.
     """
     seen: list[tuple[dict, list]] = []
-    found: list[tuple[Report, str, dict, dict]] = []
+    found: list[tuple[Report, list[dict], list[File], MapCounter | None]] = []
     for loader in loaders:
         key = loader.replace("_dataloader", "_evaluator")
         evaluators = dict(iter_config_dicts(cfg.get(key), key))
@@ -59,17 +63,19 @@ def check(
                 found[seen.index(content)][0].name += f", {name}"
             else:
                 seen.append(content)
-                found.append((Report(name), where, node, evaluators))
+                report = Report(name)
+                steps = [step for _, step in iter_config_dicts(node.get("pipeline"))]
+                lists = _check_lists(cfg, where, node, evaluators, steps, report)
+                found.append((report, steps, *lists))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=console is None)
     with progress, ThreadPool() as pool:
-        for report, where, node, evaluators in found:
-            steps = [step for _, step in iter_config_dicts(node.get("pipeline"))]
-            files, maps = _check_lists(cfg, where, node, evaluators, steps, report)
-            read = partial(check_file, decode=decode, steps=steps)
-            results = progress.track(
-                pool.imap(read, files, chunksize=32), len(files), description=report.name
-            )
+        every = 1 if decode else _affordable(pool, [one for *_, files, _ in found for one in files])
+        for report, steps, files, maps in found:
+            report.decoded = math.ceil(len(files) / every)
+            jobs = [file._replace(decode=i % every == 0) for i, file in enumerate(files)]
+            read = pool.imap(partial(check_file, steps=steps), jobs, chunksize=32)
+            results = progress.track(read, len(files), description=report.name)
             for file, (problems, counts) in zip(files, results, strict=True):
                 for problem in problems:
                     report.add(problem)
@@ -78,6 +84,15 @@ def check(
             if maps and files:
                 maps.finish()
     return [report for report, *_ in found]
+
+
+def _affordable(pool: ThreadPool, files: list[File]) -> int:
+    """Return the least n such that decoding every n-th image takes no longer than `DECODING`."""
+    sample = [File(file.path, decode=True) for file in files[:: len(files) // 64 + 1]]
+    begin = perf_counter()
+    pool.map(partial(check_file, steps=[]), sample, chunksize=1)
+    seconds = (perf_counter() - begin) * len(files) / max(len(sample), 1)
+    return max(math.ceil(seconds / DECODING), 1)
 
 
 def _check_lists(
@@ -103,6 +118,7 @@ def _check_lists(
     else:
         files = _list_files(dataset, where, report)
     report.images = len(files)
+    report.folders = {os.path.dirname(n) for f in files for n in (f.path, f.label_map) if n}
     # after the files: those of a folder per class name their classes themselves
     classes = dataset.metainfo.get("classes")
     is_semantic = hasattr(dataset, "reduce_zero_label")

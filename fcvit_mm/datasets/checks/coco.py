@@ -23,12 +23,11 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # the bounds leave out NaN and what NumPy can't hold
-    return type(value) in (int, float) and -1e12 < value < 1e12
+    return type(value) in (int, float) and -1e12 < value < 1e12  # no NaN, and NumPy can hold it
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) in (int, str)
+    return type(value) is str or (_is_integer(value) and abs(value) < 2**53)  # kept as float64
 
 
 # What the entries of each list must hold.
@@ -41,7 +40,7 @@ FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "categories": {"id": _is_integer, "name": lambda value: isinstance(value, str)},
     "annotations": {
-        "id": _is_integer,
+        "id": lambda value: _is_id(value) and _is_integer(value),
         "image_id": _is_id,
         "category_id": _is_integer,
         "bbox": lambda value: (
@@ -52,6 +51,13 @@ FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
 }
 LAYOUT = "docs/custom_data.md shows the layout"
+# Of a polygon, in pixels: pycocotools keeps all of its outline, in C's int, or ends the process.
+FARTHEST, LONGEST = 1e6, 2e6
+Flaw = tuple[str, str, bool]  # what is wrong, remedy, whether it is an error
+UNREADABLE: Flaw = ("annotations whose segmentation is neither a list of polygons nor RLE",
+                    "write [[x1, y1, x2, y2, ...], ...]", True)  # fmt: skip
+TOO_FAR: Flaw = ("annotations whose polygons are too long or too far outside to be drawn",
+                 "correct their coordinates, which are to lie in the image", True)  # fmt: skip
 
 
 def check_coco(
@@ -88,7 +94,7 @@ def check_coco(
 def _read(path: str, report: Report, wanted: Sequence[str]) -> dict[str, list] | None:
     """Read the lists of an annotation file; None where it has not got them."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_text("utf-8"), object_hook=_shorten)
     except (OSError, ValueError, RecursionError) as error:
         report.error(path, f"is not JSON ({first_line(error)})", "write or download it anew")
         return None
@@ -215,48 +221,62 @@ def _check_objects(
     return image[(image >= 0) & (label >= 0)]
 
 
-def _segmentation_flaw(
-    segmentation: Any, size: Pixels, is_evaluated: bool
-) -> tuple[str, str, bool] | None:
-    """Return what is wrong with an annotation's mask: what, remedy, whether it is an error."""
+def _segmentation_flaw(segmentation: Any, size: Pixels, is_evaluated: bool) -> Flaw | None:
+    """Return what is wrong with an annotation's mask, which `_shorten` has shortened."""
     if not segmentation:
         what = "annotations without a segmentation, while masks are to be learned"
         return what, "add each one's outline, or train a detector without masks", True
     if isinstance(segmentation, dict):
-        runs = segmentation.get("counts")
-        runs = _runs(runs) if isinstance(runs, str) else runs
-        if (
-            segmentation.get("size") == [size[1], size[0]]
-            and isinstance(runs, list)
-            and all(_is_integer(run) and run >= 0 for run in runs)
-            and sum(runs) == size[0] * size[1]
-        ):
+        fills = segmentation.get("counts") == size[0] * size[1]
+        if fills and segmentation.get("size") == [size[1], size[0]]:
             return None
         what = "annotations whose RLE is of another size than its image, or does not fill it"
         return what, 'write {"size": [height, width], "counts": ...} anew', True
-    if not isinstance(segmentation, list) or not all(
-        isinstance(polygon, list) and {*map(type, polygon)} <= {int, float}
-        for polygon in segmentation
-    ):
-        what = "annotations whose segmentation is neither a list of polygons nor RLE"
-        return what, "write [[x1, y1, x2, y2, ...], ...]", True
-    if is_evaluated and len(segmentation[0]) < 6:
+    if not isinstance(segmentation, list):
+        return segmentation if isinstance(segmentation, tuple) else UNREADABLE
+    if is_evaluated and segmentation[0] < 6:
         what = "annotations whose first polygon has less than three points"
         return what, "the evaluation can't read it: write three points or more, or remove it", True
-    if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
+    if not any(length >= 6 and length % 2 == 0 for length in segmentation):
         what = "annotations whose polygons have less than three points"
         return what, "they are ignored", False
     return None
 
 
-def _runs(counts: str) -> list[int]:
-    """Return the runs of a compressed RLE, as `rleFrString` of COCO's maskApi.c reads them."""
+def _shorten(node: dict) -> dict:
+    """Keep of a mask, which may be large, the sum of its runs or the length of each polygon."""
+    if "counts" in node:
+        runs = _runs(node["counts"]) if isinstance(node["counts"], str) else node["counts"]
+        is_sound = isinstance(runs, list) and all(_is_integer(run) and run >= 0 for run in runs)
+        node["counts"] = sum(runs) if is_sound else None
+    if isinstance(polygons := node.get("segmentation"), list):
+        if not all(isinstance(p, list) and {*map(type, p)} <= {int, float} for p in polygons):
+            node["segmentation"] = UNREADABLE
+        else:
+            sound = all(map(_can_be_drawn, polygons))
+            node["segmentation"] = [*map(len, polygons)] if sound else TOO_FAR
+    return node
+
+
+def _can_be_drawn(polygon: list) -> bool:
+    if not all(-FARTHEST < value < FARTHEST for value in polygon):
+        return False  # NaN, too
+    if not polygon or len(polygon) * (max(polygon) - min(polygon)) < LONGEST:
+        return True
+    points = np.reshape(polygon[: len(polygon) // 2 * 2], (-1, 2))
+    return np.abs(points - np.roll(points, 1, axis=0)).max(1).sum() < LONGEST
+
+
+def _runs(counts: str) -> list[int] | None:
+    """Return the runs of a compressed RLE, as COCO's maskApi.c reads them; None if it could not."""
     # Five bits per character from 48 on, the lowest first; the sixth says that more follow. From
     # the fourth run on what is written is the difference from the one before the last.
     runs: list[int] = []
     value = shift = 0
     for character in counts:
         bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -264,14 +284,14 @@ def _runs(counts: str) -> list[int]:
                 value -= 1 << shift
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
-    return runs
+    return None if shift else runs
 
 
 def _kept(dataset: Any, images: list[dict], annotated: np.ndarray) -> np.ndarray:
     """Return which images `CocoDataset.filter_data` keeps, (len(images),), bool."""
     filter_cfg = {} if dataset.test_mode else dataset.filter_cfg or {}
-    keep = np.ones(len(images), bool)
+    smallest = filter_cfg.get("min_size", 0)
+    keep = np.array([min(i["width"], i["height"]) >= smallest for i in images], bool)
     if filter_cfg.get("filter_empty_gt", False):
         keep &= np.isin(np.arange(len(images)), annotated)
-    smallest = filter_cfg.get("min_size", 0)
-    return keep & np.array([min(i["width"], i["height"]) >= smallest for i in images], bool)
+    return keep

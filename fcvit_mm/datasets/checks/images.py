@@ -1,7 +1,8 @@
 """Check image files: present, whole, of the annotated size, and readable by the pipeline."""
 
 import os
-from typing import NamedTuple
+from io import BytesIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,6 +30,7 @@ class File(NamedTuple):
     size: Pixels | None = None  # as annotated
     label_map: str | None = None
     left_out: bool = False  # by the dataset, as too small or without objects
+    decode: bool = False
 
 
 def suits(size: Pixels, steps: list[dict]) -> bool:
@@ -46,19 +48,43 @@ def suits(size: Pixels, steps: list[dict]) -> bool:
     return min(sides or size) >= least
 
 
+def _open(path: str) -> BinaryIO:
+    """Open a regular file; a pipe would be waited for, and some devices never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")
+    return open(path, "rb")
+
+
+def _decode(file: BinaryIO, image: Image.Image) -> Image.Image:
+    """Decode an image; raise an error where a decoder would fill what is damaged with gray."""
+    if image.format == "JPEG":
+        # A decoder ends at the mark, whatever is missing; it reads no more than 8 bytes ahead.
+        file.seek(0)
+        before, _, after = file.read().rpartition(END_MARKS["JPEG"])
+        image = Image.open(BytesIO((before or after) + b"\x55" * 8), formats=["JPEG"])
+    try:
+        image.load()
+    except OSError as error:
+        if not (image.info.get("progressive") and "(0 bytes not processed)" in str(error)):
+            raise  # else all scans are read, and the mark alone is missing
+    if image.format == "PNG":
+        file.seek(0)
+        Image.open(file, formats=["PNG"]).verify()  # its checksums, which decoding leaves out
+    return image
+
+
 def read_header(path: str, decode: bool = False) -> tuple[Pixels, list[Problem]]:
     """Return the size of an image as it is loaded, its EXIF rotation applied, and warnings.
 
     Args:
-        decode: decode the image, which finds most damage inside. Otherwise its header and the
-            mark at its end are read, which takes some 0.1 ms and finds what is not an image or
-            is cut off.
+        decode: decode the image, which finds most damage inside. Otherwise header and end are
+            read, in some 0.1 ms, which finds what is not an image or is cut off.
 
     Raises:
         Exception: no image or a damaged one; PIL's readers raise errors of many classes.
     """
     folder, name = os.path.split(path)
-    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+    with _open(path) as file, Image.open(file, formats=FORMATS) as image:
         # the info first: asking for EXIF makes PIL decode some formats
         sideways = "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
         size = image.size[::-1] if sideways else image.size
@@ -79,9 +105,8 @@ def read_header(path: str, decode: bool = False) -> tuple[Pixels, list[Problem]]
         if mark is not None and not decode:
             file.seek(-len(mark), os.SEEK_END)
             decode = file.read() != mark
-            file.seek(0)
         if decode or mark is None:
-            image.load()
+            _decode(file, image)
     return size, found
 
 
@@ -89,9 +114,7 @@ def _reason(error: Exception) -> str:
     return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
-def check_file(
-    file: File, decode: bool, steps: list[dict]
-) -> tuple[list[Problem], np.ndarray | None]:
+def check_file(file: File, steps: list[dict]) -> tuple[list[Problem], np.ndarray | None]:
     """Read an image and its label map; returns how many pixels of the latter have each value.
 
     steps: of the pipeline that will read them.
@@ -104,7 +127,7 @@ def check_file(
         found.append(Problem(folder, what, remedy, example))
 
     try:
-        size, found = read_header(file.path, decode)
+        size, found = read_header(file.path, file.decode)
     except FileNotFoundError:
         error("images that do not exist", "put them there or set data_prefix", name)
     except Exception as e:  # see `read_header`
@@ -129,9 +152,9 @@ def _check_label_map(
     """Read a label map; returns how many pixels have each value, 256 for what a byte can't hold."""
     folder, name = os.path.split(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _open(path) as file, Image.open(file, formats=FORMATS) as image:
             # as MMSegmentation reads it: indices of a palette stay indices
-            labels = np.array(image).squeeze()
+            labels = np.array(_decode(file, image)).squeeze()
     except FileNotFoundError:
         remedy = "add the label maps, remove the images or set seg_map_suffix"
         example = f"{image_name} (no {name})"

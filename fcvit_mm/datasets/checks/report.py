@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# How many examples of a problem a sentence has.
-SHOWN = 3
+SHOWN = 3  # examples of a problem in its sentence
 
 
 class Problem(NamedTuple):
@@ -22,15 +21,17 @@ class Problem(NamedTuple):
 class Report:
     """Hold what was found in a dataset.
 
-    name: its loader and place in the config. images, classes: how many there are. labeled: how
-    many objects or pixels (the unit) are of a class and will be used.
+    name: its loader and place in the config. images, decoded, classes: how many. labeled: how
+    many objects or pixels (the unit) are of a class and will be used. folders: of its images.
     """
 
     name: str
     images: int = 0
+    decoded: int = 0
     classes: int = 0
     labeled: int = 0
     unit: str = ""
+    folders: set[str] = field(default_factory=set)
     _found: dict[Problem, list[str]] = field(default_factory=dict)
 
     def add(self, problem: Problem) -> None:
