@@ -68,6 +68,11 @@ def check_settings(cfg: Config, split: str) -> None:
     for key in [*needed, "optim_wrapper"] if split == "train" else needed:
         if not isinstance(cfg.get(key), dict):
             raise ConfigError(f"{name}: {key} is {cfg.get(key)!r}; to {split}, it must be a dict")
+    for key, kind in (("default_hooks", dict), ("load_from", str)):
+        if not isinstance(cfg.get(key), kind | None):
+            raise ConfigError(
+                f"{name}: {key} is {cfg[key]!r}; it must be a {kind.__name__} or None"
+            )
     for key in ("max_epochs", "max_iters", "val_interval") if split == "train" else ():
         value = cfg.train_cfg.get(key, 1)
         if not isinstance(value, int | float) or not 1 <= value <= LONGEST or value % 1:
@@ -96,7 +101,8 @@ def schedule_mismatch(cfg: Config) -> list[str]:
     ends = [
         (node.get("end", LONGEST), i)
         for i, node in enumerate(given if isinstance(given, list) else [given])
-        if node.get("by_epoch", True) == (kind == "max_epochs")
+        if isinstance(node.get("end", LONGEST), int)  # what else it can't be, MMEngine says
+        and node.get("by_epoch", True) == (kind == "max_epochs")
     ]
     # without an end, one lasts for as long as the training does
     end, i = max(ends, default=(LONGEST, 0))

@@ -26,7 +26,7 @@ from .failures import naming_dead_workers, naming_full_disk
 from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
 from .hooks.seed_hook import SeedHook
-from .preflight import check_files, check_neck, check_settings, schedule_mismatch
+from .preflight import check_files, check_neck, check_settings, schedule_mismatch, unwrap
 from .seeding import RepeatableRunner
 from .summary import overview, result, shorten
 
@@ -107,6 +107,10 @@ class _Runner(RepeatableRunner):
         with name_failure(f"{self.cfg.filename}: param_scheduler can't be built"):
             return super().build_param_scheduler(scheduler)
 
+    def _maybe_compile(self, target: str) -> None:
+        with name_failure(f"{self.cfg.filename}: compile={self.cfg.get('compile')} can't be done"):
+            super()._maybe_compile(target)
+
     def load_or_resume(self) -> None:
         wanted = _settings(self) if self._resume else {}
         try:
@@ -149,6 +153,10 @@ def _settings(runner: Runner) -> dict[str, Any]:
     }
 
 
+def _listed(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
+
+
 def _build(cfg: Config, changes: Sequence[str]) -> Runner:
     """Build the Runner of an adapted config, all its parts included, and log what it will do.
 
@@ -164,6 +172,10 @@ def _build(cfg: Config, changes: Sequence[str]) -> Runner:
                 for loop in ("train_loop", "val_loop", "test_loop"):
                     if getattr(runner, f"_{loop}") is not None:
                         getattr(runner, loop)
+            # MMEngine asks for these parts amid the run, too
+            for key in ("activation_checkpointing", "efficient_conv_bn_eval"):
+                for part in _listed(cfg.get(key)):
+                    unwrap(runner.model).get_submodule(part)
             if cfg.get("train_cfg"):
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     except (DeadWorkerError, SampleError):

@@ -31,6 +31,7 @@ from helpers import ROOT
 
 DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
 SEGMENTATION = str(ROOT / "configs/segmentation/semantic_fpn_fcvit_s12_ade20k.py")
+SHAPES = DETECTION.replace("s12_coco", "tiny_shapes")
 
 
 def norms(cfg: Config) -> set[str]:
@@ -152,6 +153,8 @@ def test_data_inside_wrappers_are_checked_too(tmp_path):
         ({"optim_wrapper.type": "NoSuchWrapper"}, ["NoSuchWrapper"]),
         ({"train_dataloader.dataset.type": "NoSuchSet"}, ["NoSuchSet"]),
         ({"val_evaluator.metric": "no_such_metric"}, ["no_such_metric"]),
+        ({"activation_checkpointing": ["nope"]}, ["nope"]),
+        ({"efficient_conv_bn_eval": 3}, ["not iterable"]),
         ({"model.neck.in_channels": [8, 16]}, ["is [8, 16]", "=[32, 64, 160, 320], or"]),
         ({"model.neck.in_channels": [32, 64, 160, 256]}, ["is [32, 64, 160, 256]"]),
     ],
@@ -164,6 +167,15 @@ def test_what_can_not_be_built_is_a_sentence(example_data, monkeypatch, tmp_path
         engine.build_runner(cfg)
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message
+
+
+def test_what_can_not_be_compiled_is_a_sentence(example_data, monkeypatch, tmp_path):
+    monkeypatch.chdir(example_data)
+    cfg = load_config(SHAPES, {"compile": [1]}, str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"compile=\[1\] can't be done: .*should be a dict or bool"
+    ):
+        engine.build_runner(cfg)._maybe_compile("train_step")
 
 
 def test_a_checkpoint_of_other_outputs_can_be_loaded_from_but_not_resumed(
@@ -203,9 +215,6 @@ def test_work_dir_follows_the_name_of_the_config():
     assert load_config(DETECTION, option, work_dir="here").work_dir == "here"
 
 
-SHAPES = DETECTION.replace("s12_coco", "tiny_shapes")
-
-
 @pytest.mark.official
 @pytest.mark.parametrize(
     ("options", "says"),
@@ -216,6 +225,8 @@ SHAPES = DETECTION.replace("s12_coco", "tiny_shapes")
         ({"train_cfg.val_interval": 0}, r"train_cfg\.val_interval is 0; "),
         ({"optim_wrapper": None}, "optim_wrapper is None; to train, it must be a dict"),
         ({"model": None}, "model is None; "),
+        ({"default_hooks": 5}, "default_hooks is 5; it must be a dict or None"),
+        ({"load_from": 5}, "load_from is 5; it must be a str or None"),
         ({"model.type": "FCViT"}, "model.type=FCViT is only a part of a model"),
         ({"runner_type": "FlexibleRunner"}, "runner_type='FlexibleRunner' is not supported"),
         ({"strategy.type": "FSDPStrategy"}, "strategy=.*FSDPStrategy.* is not supported"),
@@ -250,6 +261,7 @@ def test_a_folder_that_can_not_be_written_to_is_named(tmp_path, monkeypatch):
         (DETECTION, {"train_cfg.max_epochs": 24}, r"ends at 12, .*set param_scheduler\.1\.end=24"),
         (DETECTION, {"param_scheduler.1.end": 10**9}, None),
         (DETECTION, {"param_scheduler": None}, None),
+        (DETECTION, {"param_scheduler.1.end": "x"}, None),
     ],
     ids=str,
 )
