@@ -1,18 +1,25 @@
 """A page in the browser: what a model finds in an image, and where FCViT looks.
 
 Everything stays on this machine: the page is served to it alone, and loads nothing from elsewhere.
+What is uploaded may come from a stranger, and other pages in the same browser may send requests.
 """
 
 import html
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import skimage
 import torch
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 # read by Gradio when it is imported, which otherwise reports its use
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -23,9 +30,16 @@ from ..apis.predictor import Predictor  # noqa: E402
 from ..datasets import shapes  # noqa: E402
 from ..utils.errors import ConfigError  # noqa: E402
 from ..visualization.figures import render_figure  # noqa: E402
-from ..visualization.images import read_image, write_image  # noqa: E402
+from ..visualization.images import check_size, read_image, write_image  # noqa: E402
 
 Array = np.ndarray
+MAX_PIXELS, MAX_RATIO = 50_000_000, 100  # of an upload
+# To what a larger image is shrunk: a prediction can take a kilobyte per pixel.
+WORK_PIXELS = 2_000_000
+# Bytes of an upload, of any other request, and of all files that the page keeps.
+MAX_UPLOAD, MAX_REQUEST, QUOTA = 50 * 2**20, 2**20, 2**30
+# Events that wait, and browser tabs that are remembered.
+MAX_WAITING, MAX_TABS = 100, 100
 # One prediction at a time: there is one model.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 TITLES = {"detection": "objects", "segmentation": "classes", "classification": "best classes"}
@@ -72,43 +86,51 @@ def rows_of(predictor: Predictor, sample: Any) -> list[list[Any]]:
 
 
 class _Actions:
-    """What the page calls when something on it changes. `found` is (image, data sample)."""
+    """What the page calls when something on it changes. `path` is of the uploaded image."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
+        # of the last images alone, for all tabs: a tab that kept its own would never let it go
+        self.find = lru_cache(4)(self._find)
         blank = np.full((224, 224, 3), 128, np.uint8)
         _, contexts = contexts_of(predictor, blank)
         # the blocks with maps, by the name that the page shows
         self.blocks = {f"stage {c.stage}, block {c.block}": (c.stage, c.block) for c in contexts}
 
-    def show(self, found: Any, threshold: float) -> tuple[Array | None, list[list[Any]]]:
+    def _find(self, path: str) -> tuple[Array, Any]:
+        """Return the image, shrunk where it is large, and the data sample predicted for it."""
+        check_size(path, MAX_PIXELS, MAX_RATIO)
+        image = read_image(path)
+        scale = (WORK_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
+        if scale < 1:
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        return image, *self.predictor([image])
+
+    def show(self, path: str | None, threshold: float) -> tuple[Array | None, list[list[Any]]]:
         """Draw what scores at least the threshold, and list it."""
-        if found is None:
+        if path is None:
             return None, []
-        image, sample = found
+        try:
+            image, sample = self.find(path)
+        except ConfigError as error:
+            # the folder is Gradio's own
+            gr.Warning(html.escape(str(error).replace(path, Path(path).name)), duration=None)
+            return None, []
         predictor = self.predictor
         sample = predictor.select(sample, threshold, predictor.labels_of(None))
         drawn = image if predictor.task == "classification" else predictor.draw(image, sample)
         return drawn[..., ::-1], rows_of(predictor, sample)
 
-    def predict(self, path: str | None, threshold: float) -> tuple[Any, ...]:
-        """Predict for an uploaded file."""
-        found = None
-        if path is not None:
-            try:
-                image = read_image(path)
-                found = (image, *self.predictor([image]))
-            except ConfigError as error:
-                # the folder is Gradio's own
-                gr.Warning(html.escape(str(error).replace(path, Path(path).name)), duration=None)
-        return found, *self.show(found, threshold)
-
-    def look(self, found: Any, name: str) -> Array | None:
+    def look(self, path: str | None, name: str) -> Array | None:
         """Draw the similarity maps of a block."""
-        if found is None:
+        if path is None:
             return None
         try:
-            image, contexts = contexts_of(self.predictor, found[0])
+            image, _ = self.find(path)
+        except ConfigError:  # `show` has said so
+            return None
+        try:
+            image, contexts = contexts_of(self.predictor, image)
         except ConfigError as error:
             gr.Warning(html.escape(f"no maps: {error}"), duration=None)
             return None
@@ -122,7 +144,6 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
     value = "percent of the image" if predictor.task == "segmentation" else "score"
     with gr.Blocks(title="FCViT", analytics_enabled=False) as page:
         gr.Markdown(f"# What FCViT finds, and where it looks\n{title}")
-        found = gr.State()
         with gr.Row():
             with gr.Column():
                 image = gr.Image(label="image", sources=["upload", "clipboard"], elem_id="image")
@@ -143,14 +164,47 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             "and subtracted at blue ones."
         )
         maps = gr.Image(show_label=False, interactive=False, elem_id="maps")
-        outputs = [found, drawn, table]
-        predicted = image.change(actions.predict, [image, threshold], outputs, **ALONE)
-        predicted.then(actions.look, [found, block], maps, **ALONE)
-        block.change(actions.look, [found, block], maps, **ALONE)
-        threshold.change(
-            actions.show, [found, threshold], [drawn, table], **ALONE, show_progress="hidden"
-        )
-    return page
+        inputs, outputs = [image, threshold], [drawn, table]
+        shown = image.change(actions.show, inputs, outputs, api_name="predict", **ALONE)
+        shown.then(actions.look, [image, block], maps, **ALONE)
+        block.change(actions.look, [image, block], maps, **ALONE)
+        threshold.change(actions.show, inputs, outputs, **ALONE, show_progress="hidden")
+    return page.queue(max_size=MAX_WAITING, api_open=False)
+
+
+def trim(folder: Path, quota: int) -> None:
+    """Delete the oldest files below a folder until the others take no more bytes than the quota."""
+    files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
+    files.sort(key=lambda file: file[0].st_mtime, reverse=True)
+    for total, (_, path) in zip(accumulate(s.st_size for s, _ in files), files, strict=True):
+        if total > quota:
+            path.unlink(missing_ok=True)
+
+
+def guard(app: ASGIApp, uploads: Path) -> ASGIApp:
+    """Let an app answer only its own page and local programs, and bound what is sent to it.
+
+    A browser tells by `Origin` which page sends a request, and by `Host` under which name it knows
+    this machine: a stranger may have made a name of his own lead here (DNS rebinding).
+    """
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        headers, answer = Headers(scope=scope), app
+        host, length = headers.get("host", ""), int(headers.get("content-length", 0))
+        most = MAX_UPLOAD if scope["path"].endswith("/upload") else MAX_REQUEST
+        is_own = headers.get("origin", f"http://{host}") == f"http://{host}"
+        if not is_own or host.partition(":")[0] not in ("127.0.0.1", "localhost"):
+            answer = PlainTextResponse("only this page's own requests are answered", 403)
+        elif length > most or "transfer-encoding" in headers:
+            answer = PlainTextResponse(f"more than {most} bytes, or of no stated length", 413)
+        elif scope["method"] == "POST":
+            # NOTE: not in a thread, where files would come and go meanwhile
+            trim(uploads, QUOTA - length)
+        return await answer(scope, receive, send)
+
+    return guarded
 
 
 def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None]) -> None:
@@ -160,19 +214,27 @@ def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None
         ConfigError: the port is taken, or the model has no maps.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # where Gradio keeps what is sent to it, until the end alone
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(predictor, title, example_images(Path(folder)))
+        examples, uploads = Path(folder, "examples"), Path(folder, "uploads")
+        examples.mkdir()
+        gr.set_static_paths([examples])  # or they are copied to the uploads, and deleted with them
+        # where Gradio keeps what is sent to it and what it shows, until the end at most
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+        page = build(predictor, title, example_images(examples))
         # fonts of the machine: Gradio's own come from another server
         theme = gr.themes.Default(font="sans-serif", font_mono="monospace")
         try:
+            # no allowed_paths: Gradio would serve what lies there as it is, HTML as HTML
             _, address, _ = page.launch(
                 server_name="127.0.0.1", server_port=port, share=False, quiet=True, theme=theme,
-                max_file_size="50mb", allowed_paths=[folder], footer_links=[], ssr_mode=False,
-                prevent_thread_lock=True,
+                max_file_size=MAX_UPLOAD, footer_links=[], ssr_mode=False,
+                state_session_capacity=MAX_TABS, prevent_thread_lock=True,
             )  # fmt: skip
         except OSError as error:
             remedy = "name another one with --port"
             raise ConfigError(f"port {port} can't be used: {error}; {remedy}") from error
+        # outside of all that Gradio adds itself, such as its headers for other origins
+        stack = page.app.middleware_stack
+        assert stack is not None  # it has started
+        page.app.middleware_stack = guard(stack, uploads)
         ready(address)
         page.block_thread()

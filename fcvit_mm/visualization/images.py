@@ -5,12 +5,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
 
 # Endings of files that are read as images.
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# What browsers show. In these formats PIL and OpenCV read the size from the same place.
+SHOWN = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -30,6 +33,29 @@ def read_image(path: str | Path) -> np.ndarray:
     if image is None:
         raise ConfigError(f"{path} is not an image that OpenCV can read, or is damaged")
     return image
+
+
+def check_size(path: str | Path, max_pixels: int, max_ratio: int) -> None:
+    """Read the header of an image in a format that browsers show; refuse it before it is decoded.
+
+    Args:
+        max_ratio: of the sides. Resized to a usual height, a thin image could fill the memory.
+
+    Raises:
+        ConfigError: not such an image, or larger or thinner than the limits.
+    """
+    try:
+        with Image.open(path, formats=SHOWN) as image:
+            short, long = sorted(image.size)
+    except Image.DecompressionBombError:
+        short = long = max_pixels  # PIL's own limit is larger
+    except Exception as error:  # PIL's readers raise errors of many classes
+        what = "is not an image that OpenCV can read and browsers show, or is damaged"
+        raise ConfigError(f"{path} {what}") from error
+    if short * long > max_pixels:
+        raise ConfigError(f"{path} has more than {max_pixels:,} pixels; shrink it")
+    if long > max_ratio * short:
+        raise ConfigError(f"{path} has one side more than {max_ratio} times the other; crop it")
 
 
 def write_image(path: Path, image: np.ndarray, direct: bool = False) -> None:

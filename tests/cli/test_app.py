@@ -1,5 +1,6 @@
 """The page, in a real Chromium without a screen, as somebody at the machine uses it."""
 
+import json
 import re
 import shutil
 import signal
@@ -8,11 +9,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from helpers import ROOT
@@ -74,10 +78,15 @@ def stop(process: subprocess.Popen) -> int:
 
 
 @pytest.fixture(scope="module")
-def address(weights) -> Iterator[str]:
+def server(weights) -> Iterator[tuple[subprocess.Popen, str]]:
     process, address = start(CONFIGS["mmdet"], weights["mmdet"], *OPTIONS)
-    yield address
+    yield process, address
     assert stop(process) == 0
+
+
+@pytest.fixture(scope="module")
+def address(server) -> str:
+    return server[1]
 
 
 @pytest.fixture
@@ -197,3 +206,128 @@ def test_wrong_input_is_one_sentence(tool, weights, address):
     result = tool("app.py", config, weights["mmdet"], "--port", port)
     assert_sentence(result, f"port {port} can't be used", "--port")
     assert_sentence(tool("app.py", config, weights["mmseg"]), "does not fit the model")
+
+
+def send(address: str, name: str, content: bytes, **headers: str) -> httpx.Response:
+    """Upload a file."""
+    files = {"files": (name, content)}
+    return httpx.post(f"{address}gradio_api/upload", files=files, headers=headers, timeout=60)
+
+
+def predict(address: str, name: str, content: bytes) -> tuple[list[str], list]:
+    """Upload an image and have it predicted, as the page does; returns messages and outputs."""
+    messages, result = predict_for(address, send(address, name, content).json()[0])
+    assert result["success"], result
+    return messages, result["output"]["data"]
+
+
+def predict_for(address: str, path: str) -> tuple[list[str], dict]:
+    session = f"{path}-{time.monotonic_ns()}"
+    upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    calls = httpx.get(f"{address}config", timeout=60).json()["dependencies"]
+    (number,) = [call["id"] for call in calls if call["api_name"] == "predict"]
+    job = {"data": [upload, 0.5], "fn_index": number, "session_hash": session}
+    httpx.post(f"{address}gradio_api/queue/join", json=job, timeout=60).raise_for_status()
+    messages = []
+    url = f"{address}gradio_api/queue/data?session_hash={session}"
+    with httpx.stream("GET", url, timeout=SLOW / 1000) as answer:
+        for line in answer.iter_lines():
+            message = json.loads(line.removeprefix("data: ") or "{}")
+            if message.get("msg") == "log":
+                messages.append(message["log"])
+            if message.get("msg") == "process_completed":
+                return messages, message
+    raise AssertionError("no answer")
+
+
+def as_png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def memory(process: subprocess.Popen, what: str) -> int:
+    """Megabytes: VmRSS, now, or VmHWM, at most so far."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(rf"^{what}:\s+(\d+) kB", status, re.M)[1]) // 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "size, sentence",
+    [((16_000, 16_000), "has more than 50,000,000 pixels"), ((60_000, 2), "more than 100 times")],
+)
+def test_an_image_that_would_fill_the_memory_is_a_sentence(server, tmp_path, size, sentence):
+    process, address = server
+    Image.new("1", size).save(tmp_path / "large.png")
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # VmHWM starts anew
+    before = memory(process, "VmHWM")
+    (message,), _ = predict(address, "large.png", (tmp_path / "large.png").read_bytes())
+    assert message.startswith("large.png ") and sentence in message
+    assert memory(process, "VmHWM") - before < 100
+
+
+@pytest.mark.parametrize("headers", [
+    {"Origin": "http://example.org"}, {"Origin": "null"}, {"Origin": "http://localhost:1"},
+    {"Host": "example.org"}, {"Host": "127.0.0.1.example.org"},
+    {"Host": "example.org", "Origin": "http://example.org"},
+])  # fmt: skip
+def test_requests_of_other_sites_are_refused(address, files, headers):
+    content = (files / "a.png").read_bytes()
+    answers = [
+        send(address, "a.png", content, **headers),
+        httpx.post(f"{address}gradio_api/queue/join", json={}, headers=headers),
+        httpx.get(f"{address}config", headers=headers),
+        httpx.options(
+            address, headers={"Access-Control-Request-Method": "POST", **headers}
+        ),
+    ]  # fmt: skip
+    for answer in answers:
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_the_page_under_either_name_and_through_a_tunnel_is_answered(address, files):
+    content = (files / "a.png").read_bytes()
+    for host in (address.split("/")[2], "localhost:7860"):
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        assert send(address, "a.png", content, **headers).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.svg", "a.xhtml", "a.xml", "a.js", "a.pdf", "a"])
+def test_an_upload_is_no_page(address, name):
+    (path,) = send(address, name, b"<svg xmlns='http://www.w3.org/2000/svg'/>").json()
+    answer = httpx.get(f"{address}gradio_api/file={path}")
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+def test_only_what_was_uploaded_is_read(address, tmp_path):
+    path = tmp_path / "mine.png"
+    cv2.imwrite(str(path), make_image(0, 8, 8))
+    _, result = predict_for(address, str(path))
+    assert not result["success"]
+    assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+    # no way past the queue
+    job = {"data": [None, 0.5]}
+    assert httpx.post(f"{address}gradio_api/run/predict", json=job).status_code == 404
+
+
+def test_twenty_uploads_side_by_side(address):
+    images = [as_png(make_image(i % 5, 64, 64)) for i in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(lambda i: predict(address, f"{i % 5}.png", images[i]), range(20)))
+    assert not any(messages for messages, _ in found)
+    # everybody has the prediction for his own image; the paths are hashes of what is drawn
+    drawn = [image["path"] for _, (image, _) in found]
+    assert len(set(drawn)) == 5 and drawn == drawn[:5] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat_over_500_requests(server):
+    process, address = server
+    sizes = {}
+    for i in range(500):
+        predict(address, f"{i}.png", as_png(make_image(1000 + i, 64, 64)))
+        sizes[i + 1] = memory(process, "VmRSS")
+    print({i: sizes[i] for i in (1, 100, 200, 300, 400, 500)})
+    assert sizes[500] - sizes[100] < 40
