@@ -27,7 +27,7 @@ from ..utils.errors import RefusedError, UnknownGlobalError
 VALUES = 1_000_000
 # How much larger than its file tensors and arrays may be together; some share their values.
 SHARED = 4
-# What a file may take whatever its size, and what an object takes at least, in bytes.
+# Bytes that any file may take, whatever its size, and that an object takes at least.
 SMALL, OBJECT = 64 * 2**20, 1024
 NAME_LENGTH = 1000
 DTYPES = {

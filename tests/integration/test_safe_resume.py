@@ -74,6 +74,10 @@ def test_resume_executes_no_config_text_of_a_checkpoint(tmp_path):
     path, mark = tmp_path / "epoch_2.pth", tmp_path / "ran"
     content = read_checkpoint(path)
     content["meta"]["config"] = f"open({str(mark)!r}, 'w').close()"
+    content["message_hub"]["runtime_info"]["cfg"] = content["meta"]["config"]
     torch.save(content, path)
-    runner(tmp_path, 4, resume=True).train()
+    resumed = runner(tmp_path, 4, resume=True)
+    resumed.train()
     assert not mark.exists()
+    # the next checkpoint has the config of this run
+    assert resumed.message_hub.get_info("cfg") == resumed.cfg.pretty_text
