@@ -4,9 +4,9 @@ Paper: "A Close Look at Spatial Modeling: From Attention to Convolution", arXiv 
 The network computes what the authors' released models compute (Apache-2.0, see NOTICE).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModule, initialize
@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .. import ops
 from .arch import NUM_STAGES, get_arch, is_int
 from .layers import Block, Norm, PatchEmbed, init_layer
 from .weights import classifier_weights, load_pretrained
@@ -42,6 +43,25 @@ def _check_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     if len({i % NUM_STAGES for i in given}) < len(given):
         raise ValueError(f"out_indices={out_indices!r} names a stage twice")
     return tuple(i % NUM_STAGES for i in given)
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other; with_cp recomputes each in the backward pass."""
+
+    def __init__(self, *blocks: Block, with_cp: bool) -> None:
+        super().__init__(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps():
+            x = step(x)
+        return x
+
+    def steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Give what to call one after the other."""
+        recompute = self.with_cp and self.training and torch.is_grad_enabled()
+        for block in self:
+            yield partial(checkpoint, block, use_reentrant=False) if recompute else block
 
 
 @MODELS.register_module()
@@ -111,7 +131,6 @@ class FCViT(BaseModule):
 
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = with_cp
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.strides = tuple(4 * 2**i for i in self.out_indices)
 
@@ -134,7 +153,7 @@ class FCViT(BaseModule):
                 block(dims[i], mlp_ratios[i], drop_path_rate=next(drop_paths))
                 for _ in range(layers[i])
             )
-            self.network.append(nn.Sequential(*blocks))
+            self.network.append(Stage(*blocks, with_cp=with_cp))
         for i in self.out_indices:
             self.add_module(f"norm{2 * i}", Norm(dims[i]))
         self.apply(init_layer)
@@ -178,28 +197,16 @@ class FCViT(BaseModule):
         Returns:
             One (B, out_channels[i], ceil(H / strides[i]), ceil(W / strides[i])) per out index.
         """
-        if x.device.type == "cpu" or self.triton:
-            # Depthwise convolutions on the CPU are faster in it: a training step takes 0.62 of the
-            # time (tiny, 8x3x128x128). So are the kernels on a GPU.
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = self.patch_embed(x)
+        x = self.patch_embed(ops.for_layers(x, triton=self.triton))
         outs = {}
         for index, module in enumerate(self.network):
-            if index % 2:
-                x = module(x)
-                continue
-            for block in module.children():
-                if self.with_cp and self.training and torch.is_grad_enabled():
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-            if index // 2 in self.out_indices:
-                out = getattr(self, f"norm{index}")(x)
-                if x.device.type == "cpu" and torch.is_grad_enabled():
-                    # Necks and heads predict faster in channels_last, but are trained faster
-                    # without: an iteration of Mask R-CNN takes 0.84 of the time.
-                    out = out.contiguous()
-                outs[index // 2] = out
+            # a stage that is called as a whole keeps its input in memory: only a hook needs it
+            by_steps = isinstance(module, Stage) and not ops.has_hook(module)
+            steps: Iterable[Any] = cast(Stage, module).steps() if by_steps else (module,)
+            for step in steps:
+                x = step(x)
+            if index % 2 == 0 and index // 2 in self.out_indices:
+                outs[index // 2] = ops.for_heads(getattr(self, f"norm{index}")(x))
         return tuple(outs[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> "FCViT":

@@ -115,7 +115,7 @@ class Pointwise(nn.Sequential):
         return ops.apply_in_row_tiles(
             lambda rows, halo: nn.Sequential.forward(self, rows),
             x,
-            parameters=self.parameters(),
+            module=self,
             hidden_channels=x.shape[1],
         )
 
@@ -173,7 +173,7 @@ class ChannelMixer(nn.Module):
         return ops.apply_in_row_tiles(
             layers,
             x,
-            parameters=self.parameters(),
+            module=self,
             hidden_channels=self.fc1.out_channels,
             halo_rows=1,
             repeatable=not (self.training and self.drop.p),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .cpu import runs_on_cpu
 
@@ -56,7 +55,6 @@ class _DepthwiseConv(torch.autograd.Function):
         return _conv(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
@@ -71,15 +69,15 @@ class _DepthwiseConv(torch.autograd.Function):
 def depthwise_conv2d(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve each channel with its own filter: stride 1, padding k // 2, size kept.
 
-    On a CPU, with large filters and maps, the weight gradient is `weight_gradient`, and there is
-    no second derivative. x (B, d, H, W); weight (d, 1, k, k), k odd; bias (d,) or None.
+    On a CPU, with large filters and maps, the weight gradient is `weight_gradient`.
+    x (B, d, H, W); weight (d, 1, k, k), k odd; bias (d,) or None.
     """
     if (
-        torch.is_grad_enabled()
+        runs_on_cpu(x)
+        and torch.is_grad_enabled()
         and weight.requires_grad
         and weight.shape[-1] >= MIN_KERNEL
         and x.shape[2] * x.shape[3] >= MIN_POSITIONS
-        and runs_on_cpu(x)
     ):
         return _DepthwiseConv.apply(x, weight, bias)
     return _conv(x, weight, bias)

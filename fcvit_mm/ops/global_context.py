@@ -4,8 +4,12 @@ Each is one matrix product for all heads, so that nothing of the map's size is w
 output.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
+
+from .cpu import is_transformed
 
 
 def mean_over_positions(x: Tensor) -> Tensor:
@@ -28,7 +32,8 @@ def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) 
     """
     # NOTE: half precision overflows here, and loses the digits in which positions differ.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    on_meta = x.device.type == "meta"  # which autocast refuses
+    with nullcontext() if on_meta else torch.autocast(x.device.type, enabled=False):
         tokens = split_heads(token.to(dtype) * scale, heads)  # (B, h, d)
         products = tokens @ x.to(dtype).flatten(2)  # (B, h, N)
     return products.unflatten(2, x.shape[2:])
@@ -45,7 +50,7 @@ def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
     tokens = split_heads(token.to(x.dtype), weights.shape[1])  # (B, h, d)
     maps = x.flatten(2)  # (B, d, N)
     # a product keeps no memory format: it is written in the order that the next layer reads
-    if x.is_contiguous(memory_format=torch.channels_last):
+    if not is_transformed() and x.is_contiguous(memory_format=torch.channels_last):
         out = torch.baddbmm(maps.mT, factors.mT, tokens)  # (B, N, d)
         return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     return torch.baddbmm(maps, tokens.mT, factors).unflatten(2, x.shape[2:])

@@ -6,13 +6,14 @@ only tensor that is kept for it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from .cpu import runs_on_cpu
 
@@ -34,6 +35,21 @@ class _Tile(NamedTuple):
     halo: Halo
 
 
+class _State(threading.local):
+    # whether a chain is at work whose maps nobody else sees
+    unseen = False
+
+
+_state = _State()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Compute GELU; in place in a chain's prediction where nobody sees x, which saves memory."""
+    if torch.is_grad_enabled() or not (runs_on_cpu(x) and _state.unseen):
+        return F.gelu(x)
+    return torch.ops.aten.gelu_(x)
+
+
 def _tile_bytes() -> int:
     return TRAINING_BYTES if torch.is_grad_enabled() else PREDICTION_BYTES
 
@@ -52,33 +68,61 @@ def _tiles(x: Tensor, hidden_channels: int, halo_rows: int, tile_bytes: int) -> 
             yield _Tile((*some, slice(top, bottom)), (*some, with_halo), (above, below))
 
 
+class _Layers(nn.Module):
+    """A chain as a module, so that it can be run with the parameters that the forward pass had.
+
+    Those of its module are others by then under torch.func.functional_call.
+    """
+
+    def __init__(self, chain: Chain, module: nn.Module) -> None:
+        super().__init__()
+        self.chain, self.module = chain, module
+
+    def forward(self, rows: Tensor, halo: Halo) -> Tensor:
+        return self.chain(rows, halo)
+
+    def run(self, parameters: Sequence[Tensor], rows: Tensor, halo: Halo = (0, 0)) -> Tensor:
+        names = (name for name, _ in self.named_parameters())
+        with torch.enable_grad():
+            return functional_call(self, dict(zip(names, parameters, strict=True)), (rows, halo))
+
+
 class _RowTiles(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, chain: Chain, cut: tuple[int, int, int], x: Tensor, *parameters: Tensor
+        ctx: Any, layers: _Layers, cut: tuple[int, int, int], x: Tensor, *parameters: Tensor
     ) -> Tensor:
-        ctx.chain, ctx.cut = chain, cut
+        ctx.layers, ctx.cut = layers, cut
         ctx.save_for_backward(x, *parameters)
         out = torch.empty_like(x)
         for tile in _tiles(x, *cut):
-            out[tile.own] = chain(x[tile.with_halo], tile.halo)
+            out[tile.own] = layers.chain(x[tile.with_halo], tile.halo)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, *parameters = ctx.saved_tensors
-        totals = {each: torch.zeros_like(each) for each in parameters if each.requires_grad}
+        needs_x, *needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # create_graph: PyTorch's gradients, which have their own
+            # of views, as x may come from the same parameters
+            inputs = [each.view_as(each) for each in (x, *parameters)]
+            wanted = [each for each, need in zip(inputs, (needs_x, *needs), strict=True) if need]
+            out = ctx.layers.run(inputs[1:], inputs[0])
+            found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            return None, None, *(next(found) if need else None for need in (needs_x, *needs))
+        leaves = [
+            each.detach().requires_grad_(need) for each, need in zip(parameters, needs, strict=True)
+        ]
+        totals = {each: torch.zeros_like(each) for each in leaves if each.requires_grad}
         grad_x = torch.zeros_like(x)
         for tile in _tiles(x, *ctx.cut):
             part = x[tile.with_halo].detach().requires_grad_()
-            with torch.enable_grad():
-                out = ctx.chain(part, tile.halo)
+            out = ctx.layers.run(leaves, part, tile.halo)
             grad_part, *grads = torch.autograd.grad(out, (part, *totals), grad[tile.own])
             grad_x[tile.with_halo] += grad_part
             for total, of_tile in zip(totals.values(), grads, strict=True):
                 total += of_tile
-        return None, None, grad_x, *map(totals.get, parameters)
+        return None, None, grad_x, *map(totals.get, leaves)
 
 
 class _WithoutHalo(torch.autograd.Function):
@@ -102,7 +146,7 @@ def apply_in_row_tiles(
     chain: Chain,
     x: Tensor,
     *,
-    parameters: Iterable[Tensor],
+    module: nn.Module,
     hidden_channels: int,
     halo_rows: int = 0,
     repeatable: bool = True,
@@ -113,7 +157,7 @@ def apply_in_row_tiles(
         chain: maps rows with their halo to the same rows without it, see `Chain`. Tiles call it
             anew in the backward pass.
         x: (B, d, H, W).
-        parameters: all tensors with gradients that the chain uses, in any order.
+        module: holds the chain's layers, and with them all parameters that it uses.
         hidden_channels: the most channels between two layers of the chain.
         halo_rows: how many rows above and below a row its result depends on.
         repeatable: False where the chain draws random numbers: it is applied to x as a whole.
@@ -121,9 +165,23 @@ def apply_in_row_tiles(
     Returns:
         (B, d, H, W).
     """
-    if not (repeatable and should_tile(x, hidden_channels)):
+    # hooks want whole maps
+    if not runs_on_cpu(x) or any(has_hook(each) for each in module.modules() if each is not module):
         return chain(x, (0, 0))
-    return _RowTiles.apply(chain, (hidden_channels, halo_rows, _tile_bytes()), x, *parameters)
+    _state.unseen = True
+    try:
+        if not (repeatable and should_tile(x, hidden_channels)):
+            return chain(x, (0, 0))
+        cut = hidden_channels, halo_rows, _tile_bytes()
+        return _RowTiles.apply(_Layers(chain, module), cut, x, *module.parameters())
+    finally:
+        _state.unseen = False
+
+
+def has_hook(module: nn.Module) -> bool:
+    """Tell whether a hook sees what a module is called with, or gives."""
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return nn.modules.module._has_any_global_hook() or any(getattr(module, kind) for kind in kinds)
 
 
 def should_tile(x: Tensor, hidden_channels: int) -> bool:

@@ -104,10 +104,22 @@ def test_elsewhere_it_is_pytorch_s():
         assert depthwise_conv.depthwise_conv2d(x, weight=weight, bias=None).grad_fn is None
 
 
-def test_a_second_derivative_is_refused():
-    x = torch.randn(1, 2, 16, 16, requires_grad=True)
-    weight = torch.randn(2, 1, 11, 11, requires_grad=True)
-    out = depthwise_conv.depthwise_conv2d(x, weight=weight, bias=None)
-    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+def norm(tensors) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]).square().sum()
+
+
+def test_second_derivatives_are_those_of_pytorch():
+    torch.manual_seed(0)
+    shapes = (1, 2, 16, 17), (2, 1, 9, 9), (2,)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    found = []
+    for conv in (
+        lambda x, w, b: depthwise_conv.depthwise_conv2d(x, weight=w, bias=b),
+        lambda x, w, b: F.conv2d(x, w, b, padding=4, groups=2),
+    ):
+        loss = conv(*inputs).pow(3).sum()
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        second = torch.autograd.grad(norm(first), inputs, create_graph=True)
+        third = torch.autograd.grad(norm(second), inputs)
+        found.append([*first, *second, *third])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)

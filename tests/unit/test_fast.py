@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import fcvit_mm
 from fcvit_mm import FCViT
-from fcvit_mm.models.layers import GELU, ChannelMixer
+from fcvit_mm.models.layers import ChannelMixer
 from fcvit_mm.ops import row_tiling
 from helpers.plain import PlainFCViT, saved_bytes
 
@@ -111,13 +111,21 @@ def test_dropout_is_not_drawn_anew_in_the_backward_pass(always):
     assert not x.grad.any()
 
 
-def test_a_second_derivative_is_refused(always):
+def test_second_derivatives_of_a_mixer_that_is_called_twice(monkeypatch):
+    """Its parameters are behind its input too, whose gradients must not count twice."""
+    torch.manual_seed(0)
     mixer = ChannelMixer(8, 2).double()
     x = torch.randn(1, 8, 6, 6, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    (gradient,) = torch.autograd.grad(mixer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    inputs, found = (x, *mixer.parameters()), []
+    for tile_bytes in (1, 2**30):
+        monkeypatch.setattr(row_tiling, "TRAINING_BYTES", tile_bytes)
+        out = mixer(mixer(x))
+        assert (type(out.grad_fn).__name__ == "_RowTilesBackward") == (tile_bytes == 1)
+        first = torch.autograd.grad(out.pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(torch.cat([g.flatten() for g in first]).square().sum(), inputs)
+        found.append([*first, *second])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 def test_tiles_keep_less_than_half_for_the_backward_pass(always):
@@ -154,15 +162,26 @@ def test_rows_without_halo_have_a_gradient_in_their_layout():
         assert (grad[:, :, above : 6 - below] == 1).all()
 
 
-def test_gelu_is_in_place_where_no_gradient_is_wanted():
-    x, layer = torch.randn(2, 3, 4, 5), GELU()
-    before, expected = x.clone(), nn.functional.gelu(x)
-    assert torch.equal(layer(x), expected) and torch.equal(x, before)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(layer(x), expected) and torch.equal(x, before)
+@pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
+@pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
+def test_gelu_is_in_place_where_nobody_sees_its_input(watched, tiled, monkeypatch):
+    monkeypatch.setattr(row_tiling, "PREDICTION_BYTES", 1 if tiled else 2**20)
+    mixer, seen = ChannelMixer(8, 2).eval(), []
+    act = mixer.act.forward
+
+    def follow(x: Tensor) -> Tensor:
+        out = act(x)
+        seen.append((len(x[0, 0]), out.data_ptr() == x.data_ptr()))
+        return out
+
+    vars(mixer.act)["forward"] = follow
+    if watched:
+        mixer.dwconv.register_forward_hook(lambda *call: None)
+    x = torch.randn(1, 8, 3, 6).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        assert layer(x).data_ptr() == x.data_ptr()
-    assert torch.equal(x, expected)
+        mixer(x)
+    assert seen == ([(1, True)] * 3 if tiled and not watched else [(3, not watched)])
+    assert torch.equal(mixer.act(x), nn.functional.gelu(x)) and seen[-1] == (3, False)
 
 
 def test_a_prediction_is_cut_into_smaller_tiles(monkeypatch):
@@ -176,9 +195,10 @@ def test_a_prediction_is_cut_into_smaller_tiles(monkeypatch):
         seen.append(rows.shape[2])
         return rows * 2
 
-    row_tiling.apply_in_row_tiles(chain, x, parameters=[], hidden_channels=16).sum().backward()
+    layer = nn.Identity()
+    row_tiling.apply_in_row_tiles(chain, x, module=layer, hidden_channels=16).sum().backward()
     with torch.no_grad():
-        row_tiling.apply_in_row_tiles(chain, x, parameters=[], hidden_channels=16)
+        row_tiling.apply_in_row_tiles(chain, x, module=layer, hidden_channels=16)
     assert seen == [2, 2, 2, 2, 1, 1, 1, 1]
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..cpu import is_transformed
 from ..depthwise_conv import depthwise_conv2d
 from ..group_norm import group_norm as group_norm_of_pytorch
 from . import channel_mixer as channel_mixer_module
@@ -69,6 +70,7 @@ def usable(x: Tensor) -> bool:
         # also true for torch.export
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not is_transformed()
         # fake tensors and other subclasses hold no data that a kernel could read
         and type(x) is Tensor
         and x.dtype in DTYPES
