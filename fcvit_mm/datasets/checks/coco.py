@@ -246,7 +246,7 @@ def _segmentation_flaw(segmentation: Any, size: Pixels, is_evaluated: bool) -> F
 def _shorten(node: dict) -> dict:
     """Keep of a mask, which may be large, the sum of its runs or the length of each polygon."""
     if "counts" in node:
-        runs = _runs(node["counts"]) if isinstance(node["counts"], str) else node["counts"]
+        runs: Any = _runs(node["counts"]) if isinstance(node["counts"], str) else node["counts"]
         is_sound = isinstance(runs, list) and all(_is_integer(run) and run >= 0 for run in runs)
         node["counts"] = sum(runs) if is_sound else None
     if isinstance(polygons := node.get("segmentation"), list):
