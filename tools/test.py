@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable("--out", args.out)
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.verbose)
     cfg.load_from = args.checkpoint
+    if args.check:
+        engine.prepare(cfg, training=False)
+        return
     if args.tta:
         enable_tta(cfg)
     if args.out:

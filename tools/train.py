@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    engine.train(cfg)
+    if args.check:
+        engine.prepare(cfg, training=True)
+    else:
+        engine.train(cfg)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from ..visualization.images import write_image
 from .predictor import Predictor
 from .sources import Frame, Source, count_frames, read_frames, video_file
 
+INTERRUPTED = "interrupted: what was predicted before is written"
+
 
 class Results:
     """Write everything below one folder, see `run`; `stack` holds the video that is open."""
@@ -151,7 +153,7 @@ def run(
                     results.add(frame, predictor.select(sample, threshold, labels))
                     progress.advance(bar)
         except KeyboardInterrupt:
-            problems.append("interrupted: what was predicted before is written")
+            problems.append(INTERRUPTED)
         return results.close(), problems
 
 
@@ -166,8 +168,13 @@ def _read_all(
 
 
 def report(problems: Sequence[str]) -> None:
-    """Print what could not be read; the last sentence as a ConfigError, which ends a tool."""
+    """Print what could not be read; the last sentence as a ConfigError, which ends a tool.
+
+    Ctrl-C is raised again.
+    """
     for problem in problems[:-1]:
         print(f"error: {problem}", file=sys.stderr)
+    if INTERRUPTED in problems:
+        raise KeyboardInterrupt(INTERRUPTED)
     if problems:
         raise ConfigError(problems[-1])

@@ -7,6 +7,7 @@ classifier's checkpoint as the backbone's `init_cfg`; all else is the same.
 
 import math
 import multiprocessing
+import signal
 import statistics
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -183,7 +184,9 @@ def run(
     # spawn: a fork of a process with threads may hang; a fresh process for each training, which
     # leaves nothing behind for the next
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, maxtasksperchild=1) as pool:
+    # Ctrl-C reaches all processes; this one ends the others
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with context.Pool(processes, signal.signal, ignore, maxtasksperchild=1) as pool:
         for group in ([*first, *random], second):
             for training, curve in pool.imap_unordered(train, group):
                 found[training.task, training.start, training.seed] = curve

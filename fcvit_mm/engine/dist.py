@@ -13,6 +13,20 @@ from torch.distributed import broadcast_object_list, init_process_group, new_gro
 from ..utils.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
+# a year
+MOST_SECONDS = 365 * 24 * 3600
+
+
+def read_timeout(cfg: Config) -> timedelta | None:
+    """Return how long the processes wait for each other; None is PyTorch's default."""
+    seconds = ((cfg.get("env_cfg") or {}).get("dist_cfg") or {}).get("timeout")
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int | float) or not 0 < seconds < MOST_SECONDS:
+        raise ConfigError(
+            f"env_cfg.dist_cfg.timeout={seconds!r} must be a number of seconds above 0"
+        )
+    return timedelta(seconds=seconds)
 
 
 def start_distributed(cfg: Config) -> None:
@@ -20,13 +34,13 @@ def start_distributed(cfg: Config) -> None:
     launcher = cfg.get("launcher", "none")
     if launcher == "none" or is_distributed():
         return
+    env_cfg, timeout = cfg.get("env_cfg") or {}, read_timeout(cfg)
     if torch.cuda.is_available():
-        env_cfg = cfg.get("env_cfg", {})
         set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
         init_dist(launcher, **env_cfg.get("dist_cfg", {}))
     elif launcher == "pytorch":
         # MMEngine's own initialization selects a CUDA device first.
-        init_process_group("gloo")
+        init_process_group("gloo", timeout=timeout)
     else:
         raise ConfigError(f"--launcher {launcher} needs GPUs; on CPUs use --launcher pytorch")
 

@@ -1,19 +1,25 @@
 """Say in one sentence what ended a training or a test from outside."""
 
 import errno
+import os
 import re
+import socket
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.config import Config
-from mmengine.dist import get_rank
+from mmengine.dist import get_dist_info, get_rank, is_distributed
+from torch.distributed.distributed_c10d import _get_default_store
 
 from ..utils.errors import ConfigError, DeadWorkerError, SampleError, first_line
 from . import resume
 
 # What the system says when nothing more can be written: no space, quota, largest file.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Seconds in which all processes notice that one is missing.
+GRACE = 10
 
 
 @contextmanager
@@ -78,4 +84,38 @@ def naming_full_disk(cfg: Config) -> Iterator[None]:
         raise ConfigError(
             f"{error.filename or f'the log in {cfg.work_dir}'} can't be written: {error.strerror}; "
             f"{kept}. Make room, then go on with --resume"
+        ) from error
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turn Gloo's RuntimeError into a DeadWorkerError: which process the others wait for.
+
+    Gloo names an address. So those that have waited in vain sign in the store by which all found
+    each other; who doesn't is meant, and the first that did says so.
+    """
+    if not is_distributed():
+        yield
+        return
+    rank, processes = get_dist_info()
+    store = _get_default_store()
+    store.set(f"process/{rank}", f"rank {rank}, process {os.getpid()} on {socket.gethostname()}")
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        store.set(f"waited/{rank}", "")
+        time.sleep(GRACE)
+        waited = [one for one in range(processes) if store.check([f"waited/{one}"])]
+        lost = [one for one in range(processes) if one not in waited]
+        if not lost:
+            raise
+        if rank != waited[0]:
+            time.sleep(GRACE)  # torchrun ends all with the first: let that be the one that says
+        names = "; ".join(store.get(f"process/{one}").decode() for one in lost)
+        raise DeadWorkerError(
+            f"the other processes have waited in vain for: {names}. It hangs or has ended; see its "
+            "output, or py-spy dump --pid. Then --resume from the last checkpoint. How many "
+            "seconds they wait is set by --cfg-options env_cfg.dist_cfg.timeout=600"
         ) from error

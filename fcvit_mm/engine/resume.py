@@ -12,6 +12,9 @@ from ..utils.errors import CheckpointError
 from ..utils.files import PARTIAL
 from .dist import run_on_main_process
 
+# The checkpoint of a training that a signal has stopped.
+STOPPED = "stopped.pth"
+
 
 def hook(cfg: Config) -> dict:
     """Return the settings of a config's CheckpointHook."""
@@ -46,7 +49,7 @@ def checkpoints(cfg: Config) -> list[Path]:
     )
     # not by number: an earlier training may have left higher ones
     return sorted(
-        folder(cfg).glob(re.sub(r"\{.*?\}", "*", name)),
+        {*folder(cfg).glob(re.sub(r"\{.*?\}", "*", name)), *folder(cfg).glob(STOPPED)},
         key=lambda path: path.stat().st_mtime_ns,
         reverse=True,
     )

@@ -21,11 +21,12 @@ from ..utils.errors import (
     name_failure,
 )
 from . import resume
-from .dist import start_distributed
-from .failures import naming_dead_workers, naming_full_disk
+from .dist import read_timeout, start_distributed
+from .failures import naming_dead_workers, naming_full_disk, naming_lost_processes
 from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
 from .hooks.seed_hook import SeedHook
+from .hooks.stop_hook import StopHook
 from .preflight import check_files, check_neck, check_settings, schedule_mismatch, unwrap
 from .seeding import RepeatableRunner
 from .summary import overview, result, shorten
@@ -42,18 +43,22 @@ def train(cfg: Config) -> Runner:
         ConfigError, CheckpointError: before the first iteration, for what is missing, damaged or
             can't be built; later, when a disk is full.
         NonFiniteError: see `NonFiniteLossHook`.
-        DeadWorkerError: a process that loads images has died.
+        DeadWorkerError: a process that loads images has died, or one of several that train.
         SampleError: an image, its label map or its annotations can't be loaded.
+        SystemExit: Ctrl-C or SIGTERM, see `StopHook`.
     """
-    check_settings(cfg, "train")
-    changes = adapt(cfg) + resume.keep_enough(cfg)
     start_distributed(cfg)
-    content = resume.read_start(cfg)
-    if content is not None:
-        drop_pretrained(cfg)
-    check_files(cfg, ("train_dataloader", "val_dataloader")[: 2 if cfg.get("val_cfg") else 1])
+    changes, content = prepare(cfg, training=True)
     runner = _build(cfg, changes)
-    with already_read(cfg.get("load_from"), content), naming_dead_workers(), naming_full_disk(cfg):
+    stop = StopHook(resume.folder(cfg) / resume.STOPPED, read_timeout(cfg))
+    runner.register_hook(stop)
+    with (
+        already_read(cfg.get("load_from"), content),
+        naming_lost_processes(),
+        stop.listening(runner),
+        naming_dead_workers(),
+        naming_full_disk(cfg),
+    ):
         del content  # or it would be kept for the whole training
         runner.train()
     runner.logger.info(result(runner))
@@ -67,19 +72,37 @@ def test(cfg: Config) -> dict[str, float]:
         ConfigError, CheckpointError: as `train`, or a checkpoint that doesn't fill the model.
         DeadWorkerError, SampleError: as `train`.
     """
-    check_settings(cfg, "test")
-    cfg.resume = False
-    changes = adapt(cfg)
     start_distributed(cfg)
-    content = resume.read_start(cfg)
-    drop_pretrained(cfg)
-    check_files(cfg, ("test_dataloader",))
+    changes, content = prepare(cfg, training=False)
     for key in TRAINING:
         cfg.pop(key, None)
     runner = _build(cfg, changes)
-    with already_read(cfg.load_from, content), naming_dead_workers():
+    with already_read(cfg.load_from, content), naming_lost_processes(), naming_dead_workers():
         del content
         return runner.test()
+
+
+def prepare(cfg: Config, training: bool) -> tuple[list[str], dict[str, Any] | None]:
+    """Adapt a config to this machine, and check weights and data before anything is built.
+
+    Returns:
+        (what was changed, the content of the checkpoint to begin with, if any).
+
+    Raises:
+        ConfigError, CheckpointError: something is missing or damaged.
+    """
+    check_settings(cfg, "train" if training else "test")
+    changes, loaders = adapt(cfg), ["test_dataloader"]
+    if training:
+        changes += resume.keep_enough(cfg)
+        loaders = ["train_dataloader", *["val_dataloader"] * bool(cfg.get("val_cfg"))]
+    else:
+        cfg.resume = False
+    content = resume.read_start(cfg)
+    if content is not None:
+        drop_pretrained(cfg)
+    check_files(cfg, tuple(loaders))
+    return changes, content
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -33,7 +33,8 @@ def run_tool(
     """Run the main function of a tool with the arguments `argv`, by default `sys.argv`.
 
     Returns:
-        The exit status: 2 after an error of the user's, which is said in one sentence, else 0.
+        The exit status: 2 after an error of the user's, which is said in one sentence, 130 after
+        Ctrl-C, else 0.
     """
     try:
         main(argv)
@@ -44,6 +45,10 @@ def run_tool(
             # torchrun ends all processes of a machine with the first: let that be the one that says
             time.sleep(10)
         return 2
+    except KeyboardInterrupt as stop:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
+        return 130
     except (DeadWorkerError, SampleError) as error:
         # of which other processes know nothing; a dying process leaves an unfinished line
         print(f"\nerror: {error}", file=sys.stderr)
@@ -102,6 +107,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that train.py and test.py share."""
     parser.add_argument(
         "--verbose", action="store_true", help="begin the log with environment, config and hooks"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check config, weights and data, and end"
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     # torch.distributed.launch passes it; torchrun sets the variable instead.

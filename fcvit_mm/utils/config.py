@@ -324,7 +324,9 @@ def adapt(cfg: Config) -> list[str]:
             optim_wrapper.pop(key, None)
         changes.append("optim_wrapper: float32 for mixed precision, which needs a GPU")
     if distributed:
-        cfg.env_cfg = dict(cfg.get("env_cfg") or {}, dist_cfg=dict(backend="gloo"))
+        env_cfg = cfg.get("env_cfg") or {}
+        dist_cfg = dict(env_cfg.get("dist_cfg") or {}, backend="gloo")
+        cfg.env_cfg = dict(env_cfg, dist_cfg=dist_cfg)
         cfg.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel",
             "find_unused_parameters": cfg.get("find_unused_parameters", False),

@@ -25,7 +25,7 @@ class DatasetError(ConfigError):
 
 
 class DeadWorkerError(RuntimeError):
-    """Say that a process that loads images has died."""
+    """Say that a process has died or hangs: one that loads images, or one of several that train."""
 
 
 class SampleError(RuntimeError):

@@ -125,7 +125,8 @@ def test_two_processes_without_a_gpu(example_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_scripts_for_several_gpus(tool, tmp_path):
+def test_the_scripts_for_several_gpus(tool, tmp_path, monkeypatch):
+    monkeypatch.setenv("ON_CPU", "1")
     result = tool(
         "dist_train.sh", CONFIGS["mask_rcnn"], 2, "--work-dir", tmp_path, "--cfg-options", *SHORT
     )
@@ -231,7 +232,7 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
         (["dist_train.sh", "absent.py", "2"], ["no such config"]),
         (["dist_train.sh", "{config}", "two"], ["GPUS must be a positive number"]),
         pytest.param(
-            ["dist_test.sh", "{config}", "absent.pth", "2"],
+            ["dist_test.sh", "{config}", "absent.pth", "1"],
             ["no such checkpoint"],
             marks=pytest.mark.slow,
         ),

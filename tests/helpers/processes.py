@@ -6,17 +6,22 @@ And what such a training leaves: its losses, as logged, and as each of several p
 import json
 import os
 import resource
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from fcvit_mm import read_checkpoint
 from fcvit_mm.analysis import logs
+from fcvit_mm.utils.files import PARTIAL
 from helpers import ROOT, warm
 from helpers.tools import free_port
+from helpers.trainings import ITERATIONS
 
 
 def start(
@@ -99,3 +104,59 @@ def mean_losses(work_dir: Path) -> list[dict[str, float]]:
         {key: sum(record[key] for record in records) / len(records) for key in records[0]}
         for records in zip(*written, strict=True)
     ]
+
+
+def partials(work_dir: Path) -> list[Path]:
+    return [*work_dir.glob(PARTIAL.format(stem="*", unique="*", suffix=".*"))]
+
+
+def assert_equal_runs(one: Path, other: Path, last: str) -> None:
+    """The same losses, evaluations, best checkpoint and last weights, and nothing left over."""
+    assert sorted(losses(one)) == [*range(1, ITERATIONS + 1)]
+    assert losses(one) == losses(other)
+    for metric in ("mIoU", "coco/segm_mAP"):
+        assert logs.read_run(one).series(metric) == logs.read_run(other).series(metric)
+    ours, theirs = (read_checkpoint(path / last) for path in (one, other))
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=1e-6)
+    assert {p.name for p in one.glob("best_*")} == {p.name for p in other.glob("best_*")}
+    assert not partials(one)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+@HOOKS.register_module()
+class Trouble(Hook):
+    """Has a process get a signal, its loader's workers too, or hang.
+
+    Args:
+        at: the iteration before which, or before whose evaluation, it happens.
+        number: of the signal; None hangs.
+        rank: of the process.
+        amid: train or val.
+    """
+
+    def __init__(self, at: int, number: int | None, rank: int = 0, amid: str = "train") -> None:
+        self.at, self.number, self.rank, self.amid = at, number, rank, amid
+
+    def before_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        """Make trouble, in training."""
+        self._make(runner, "train")
+
+    def before_val_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        """Make trouble, in an evaluation."""
+        self._make(runner, "val")
+
+    def _make(self, runner: Any, amid: str) -> None:
+        if (runner.iter, get_rank(), amid) != (self.at, self.rank, self.amid):
+            return
+        while self.number is None:
+            time.sleep(1)
+        for pid in (os.getpid(), *children(os.getpid())):
+            os.kill(pid, self.number)
+        self.at = -1

@@ -22,7 +22,7 @@ from fcvit_mm.engine import resume
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.files import PARTIAL
 from helpers import ROOT, processes, warm
-from helpers.processes import losses, said
+from helpers.processes import assert_equal_runs, children, losses, partials, said
 from helpers.tools import free_port
 from helpers.trainings import (
     DETECTION,
@@ -56,32 +56,8 @@ KILLED = {
 }
 
 
-def partials(work_dir: Path) -> list[Path]:
-    return [*work_dir.glob(PARTIAL.format(stem="*", unique="*", suffix=".*"))]
-
-
-def assert_equal_runs(one: Path, other: Path, last: str) -> None:
-    """The same losses, evaluations, best checkpoint and last weights, and nothing left over."""
-    assert sorted(losses(one)) == [*range(1, ITERATIONS + 1)]
-    assert losses(one) == losses(other)
-    for metric in ("mIoU", "coco/segm_mAP"):
-        assert logs.read_run(one).series(metric) == logs.read_run(other).series(metric)
-    ours, theirs = (read_checkpoint(path / last) for path in (one, other))
-    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=1e-6)
-    assert {p.name for p in one.glob("best_*")} == {p.name for p in other.glob("best_*")}
-    assert not partials(one)
-
-
 # seconds that nothing takes, however busy the machine
 PATIENCE = 600
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process started."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 def alive(pid: int) -> bool:
@@ -279,7 +255,7 @@ def launch(
     return subprocess.Popen(
         [*map(str, command), "--cfg-options", *TOGETHER],
         cwd=directory,
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={**os.environ, "PYTHON": sys.executable, "ON_CPU": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -445,40 +444,13 @@ def test_a_dataset_that_is_a_pickle_is_refused():
 
 # ------------------------------------------------------------------------ several processes
 
-LISTENING = """
-import os
-from contextlib import suppress
-from pathlib import Path
-import torch
-from torch import distributed
-
-distributed.init_process_group("gloo")
-distributed.all_reduce(torch.ones(1))
-if distributed.get_rank() == 0:
-    sockets = set()
-    parent = os.getppid()
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    for pid in (parent, *children):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            # the one by which the folder was listed is gone
-            with suppress(FileNotFoundError):
-                sockets.add(os.readlink(link))
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
-                print("listens", words[1].partition(":")[0])
-distributed.barrier()
-distributed.destroy_process_group()
-"""
-
 
 def launch(script: Path, port: int) -> subprocess.CompletedProcess:
-    """Two processes, as tools/_dist_run.sh starts them."""
+    """Two processes of a script."""
     command = [
         sys.executable,
         "-m",
-        "fcvit_mm.engine.launch",
+        "torch.distributed.run",
         "--nnodes=1",
         "--node_rank=0",
         "--master_addr=127.0.0.1",
@@ -490,19 +462,6 @@ def launch(script: Path, port: int) -> subprocess.CompletedProcess:
         command, capture_output=True, text=True, cwd=script.parent, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-
-
-@pytest.mark.official
-def test_processes_of_one_machine_listen_to_it_alone(tmp_path):
-    script, port = tmp_path / "listening.py", free_port()
-    script.write_text(LISTENING)
-    result = launch(script, port)
-    assert result.returncode == 0, result.stderr[-2000:]
-    found = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("listens")]
-    # the store and one socket per process; 127.0.0.1 as /proc writes it
-    assert found == ["0100007F"] * 3
-    with socket.create_server(("127.0.0.1", port)):
-        assert_sentence(launch(script, port), f"port {port} can't be used", "set PORT")
 
 
 COLLECT = """

@@ -24,12 +24,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        transfer.run(**vars(args))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command starts anew", file=sys.stderr)
-        sys.exit(130)
+    transfer.run(**vars(parse_args(argv)))
 
 
 if __name__ == "__main__":
