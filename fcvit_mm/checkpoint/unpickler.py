@@ -221,6 +221,11 @@ class Unpickler:
     def _build(self, _: None) -> None:
         """Give a value its state: of what we know only what it needs, not the rest."""
         (state,) = self._pop(1)
+        if isinstance(self.stack[-1], np.dtype):
+            # one object for all of a type, which gets no state: others may have fetched it
+            if state[1] not in ("<", "|", "="):
+                raise ValueError("arrays of another byte order")
+            return
         value = self._changeable()
         if type(value) is OrderedDict:
             if metadata := _module_versions(state):
@@ -231,9 +236,6 @@ class Unpickler:
             _fill_history(value, state)
         elif type(value) is np.ndarray:
             self._fill_array(value, *state)
-        elif isinstance(value, np.dtype):
-            if state[1] not in ("<", "|", "="):
-                raise ValueError("arrays of another byte order")
         elif not self._is_one_of(type(value), self.allowed):
             raise RefusedError(f"a state of {type(value).__name__}")
         elif hasattr(value, "__setstate__"):

@@ -320,7 +320,7 @@ def test_a_class_name_with_a_formula_is_drawn(tmp_path):
 def test_an_inferencer_runs_no_config_that_a_checkpoint_holds(tmp_path, place):
     mark = tmp_path / "ran"
     text = f"open({str(mark)!r}, 'w').close()"
-    content = {"state_dict": {"w": torch.zeros(1)}}
+    content: dict[str, Any] = {"state_dict": {"w": torch.zeros(1)}}
     content[place] = {"cfg": text} if place == "meta" else {"runtime_info": {"cfg": text}}
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="config text in the checkpoint is not run"):

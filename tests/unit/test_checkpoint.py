@@ -3,6 +3,7 @@
 import argparse
 import http.server
 import os
+import pickle
 import re
 import threading
 import zipfile
@@ -10,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -404,12 +405,22 @@ def test_getattr_reaches_the_history_buffers_statistics_and_nothing_else(tmp_pat
             read_checkpoint(tmp_path / "a.pth")
 
 
+def test_arrays_that_share_no_type_object_are_read(tmp_path):
+    """After a checkpoint was loaded and saved again, each array may have a type of its own."""
+    types = [pickle.loads(pickle.dumps(np.dtype("f8"), 2)).newbyteorder("=") for _ in range(2)]
+    arrays = [np.arange(2.0).view(one) for one in (types[0], types[0], types[1], types[1])]
+    assert len({id(array.dtype) for array in arrays}) > 1
+    torch.save({"arrays": arrays}, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")["arrays"]
+    assert all(np.array_equal(array, [0, 1]) for array in found)
+
+
 @pytest.mark.parametrize("core", ["core", "_core"], ids=["NumPy 1", "NumPy 2"])
 @pytest.mark.parametrize("is_zip", [True, False], ids=["ZIP", "before 1.6"])
 def test_what_timm_and_mmengine_write_is_read_as_it_was(tmp_path, core, is_zip):
     history = HistoryBuffer([0.5, 1.5], [1, 2])
     base = torch.arange(6.0)
-    content = {
+    content: dict[str, Any] = {
         "state_dict": OrderedDict(whole=base, rows=base.view(2, 3)[:, 1], empty=base[:0]),
         "parameter": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
         "args": argparse.Namespace(lr=1e-3, aa=None, img_size=(3, 224, 224)),
