@@ -21,7 +21,6 @@ import safetensors.torch
 import torch
 from mmdet.apis import DetInferencer
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import InstanceData
@@ -205,8 +204,8 @@ def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
 CONFIG = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
 ROUTES: dict[str, Callable[[str], object]] = {
     **READERS,
-    "test": lambda path: engine.test(Config(dict(load_from=path))),
-    "train": lambda path: engine.train(Config(dict(load_from=path))),
+    "test": lambda path: engine.test(load_config(str(CONFIG), {"load_from": path})),
+    "train": lambda path: engine.train(load_config(str(CONFIG), {"load_from": path})),
     "model": lambda path: load_model(load_config(str(CONFIG)), path),
     "convert": lambda path: convert_checkpoint(path, Path(path).with_name("b.safetensors")),
 }

@@ -1,6 +1,6 @@
 """Images and annotations that are odd but no mistake: each is trained on and tested, or refused.
 
-The table of docs/reliability.md has a row for each. Of most oddities one form is trained on in
+The table of docs/custom_data.md has a row for each. Of most oddities one form is trained on in
 every run, the others where slow tests are run.
 """
 
