@@ -163,7 +163,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(example_data, kept, tmp_p
     processes.train(example_data, work_dir, SEGMENTATION, [*OPTIONS, *SMALL], "--resume")
     warnings = [line for line in said(work_dir).read_text().splitlines() if "warning: " in line]
     assert len(warnings) == 2 and all("iter_4.pth is taken in its place" in w for w in warnings)
-    assert "iter_8.pth is damaged" in warnings[0] and "checksum" in warnings[0]
+    assert "iter_8.pth is damaged" in warnings[0] and "CRC-32" in warnings[0]
     assert "iter_6.pth is damaged" in warnings[1]
     again, before = losses(work_dir), losses(kept)
     assert again == {step: before[step] for step in (5, 6, 7, 8)}

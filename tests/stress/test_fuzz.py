@@ -198,24 +198,24 @@ def eps(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [eps, lambda path: path.symlink_to("/dev/zero")],
+    ("make", "why"),
+    [(eps, "not an image"), (lambda path: path.symlink_to("/dev/zero"), "not a regular file")],
     ids=["a program for Ghostscript", "a device"],
 )
 @pytest.mark.parametrize("task", TASKS)
-def test_what_would_start_a_program_or_has_no_end_is_no_image(data, task, make):
+def test_what_would_start_a_program_or_has_no_end_is_no_image(data, task, make, why):
     path = data / "images/val/00001.png"
     path.unlink()
     make(path)
     # of a segmentation's images those that are no files are not even listed
     (error,) = looked_at(load_config(str(TASKS[task]))).errors
-    assert "00001.png (not an image)" in error or "without image: 00001.png" in error
+    assert f"00001.png ({why})" in error or "without image: 00001.png" in error
     if task == "segmentation":
         path = data / "label_maps/val/00002.png"
         path.unlink()
         make(path)
         errors = looked_at(load_config(str(TASKS[task]))).errors
-        assert any("00002.png (not an image)" in error for error in errors), errors
+        assert any(f"00002.png ({why})" in error for error in errors), errors
 
 
 def test_a_small_file_of_too_many_pixels_is_named(data):
