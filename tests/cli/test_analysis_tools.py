@@ -19,6 +19,7 @@ from helpers.models import CONFIGS
 from helpers.tools import TEST, assert_sentence
 
 
+@pytest.mark.slow
 @pytest.mark.official
 def test_benchmark_prints_what_it_writes(tool, tmp_path):
     configs = CONFIGS["mmdet"], CONFIGS["mmseg"]
@@ -221,7 +222,9 @@ def test_model_info_of_bad_input(tool, tmp_path, arguments, words):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("scope", CONFIGS)
+@pytest.mark.parametrize(
+    "scope", [pytest.param(s, marks=[] if s == "mmdet" else [pytest.mark.slow]) for s in CONFIGS]
+)
 def test_similarity_map(tool, weights, tmp_path, scope):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

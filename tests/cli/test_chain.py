@@ -21,6 +21,9 @@ DENSE = {
 FIGURES = {"detection": {"box mAP", "mask mAP"}, "segmentation": {"mIoU"}}
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def finished(tool, tmp_path_factory) -> tuple[Path, str]:
     """The work directory and the output of a chain of two iterations and one seed."""

@@ -31,11 +31,17 @@ def assert_image(path: str) -> None:
     ("options", "figures", "products"),
     [
         ([], r"box mAP 0\.\d{3}, mask mAP 0\.\d{3}", ["predictions", "curves"]),
-        (["--task", "segmentation"], r"mIoU 0\.\d{3}", ["predictions", "curves"]),
-        (
+        pytest.param(
+            ["--task", "segmentation"],
+            r"mIoU 0\.\d{3}",
+            ["predictions", "curves"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ["--data", "coins"],
             r"box AP50 [01]\.\d{3}, mask AP50 [01]\.\d{3}",
             ["the row", "predictions", "curves"],
+            marks=pytest.mark.slow,
         ),
     ],
 )

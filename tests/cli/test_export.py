@@ -203,6 +203,7 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
 # -------------------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
     image = make_image(0, 64, 64)
     cv2.imwrite(str(tmp_path / "a.png"), image)
@@ -236,6 +237,7 @@ def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method
     assert not np.array_equal(read(tmp_path / "out.png"), make_image(1, 72, 56))
 
 
+@pytest.mark.slow
 def test_features_and_torch_export(predictors, tmp_path):
     for ending in ("onnx", "pt2"):
         path = tmp_path / f"f.{ending}"

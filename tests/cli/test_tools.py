@@ -23,12 +23,10 @@ CONFIGS = {name: ALL[name] for name in METRICS}
 SCRIPTS = sorted((ROOT / "tools").rglob("[!_]*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
-    [
-        pytest.param(path, marks=[] if path.stem == "train" else [pytest.mark.slow], id=path.stem)
-        for path in SCRIPTS
-    ],
+    [pytest.param(path, id=path.stem) for path in SCRIPTS],
 )
 def test_a_process_of_its_own_says_the_same_as_a_forked_one(script, tmp_path):
     """All other tests run tools in processes forked from one that has imported everything."""

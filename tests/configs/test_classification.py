@@ -241,7 +241,14 @@ def test_the_inferencer_takes_a_released_file(imagenet, tmp_path):
 # ---------------------------------------------------------------- training and prediction
 
 
-@pytest.mark.parametrize("arch", [pytest.param("tiny", marks=pytest.mark.official), *ARCHS[1:]])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param("tiny", marks=pytest.mark.official),
+        "s12",
+        *(pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS[2:]),
+    ],
+)
 def test_a_training_step_and_a_prediction(imagenet, tmp_path, arch):
     # of a batch of two, a branch may be dropped for both
     options = {"randomness.seed": 0, "model.backbone.drop_path_rate": 0.0}

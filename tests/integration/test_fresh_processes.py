@@ -100,6 +100,7 @@ assert dispatch.depthwise_conv(x, weight=torch.ones(8, 1, 3, 3))[0, 0, 1, 1] == 
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_compile_for_a_gpu(tmp_path):
     """What the interpreter runs is Python; a GPU's compiler knows types. It needs no GPU."""

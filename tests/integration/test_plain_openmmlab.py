@@ -107,7 +107,12 @@ log_processor = dict(by_epoch=False)
 @pytest.mark.official
 @pytest.mark.parametrize(
     ("toolbox", "config"),
-    [*CONFIGS.items(), pytest.param("mmdet", INHERITED, marks=pytest.mark.slow)],
+    [
+        ("mmdet", CONFIGS["mmdet"]),
+        pytest.param("mmseg", CONFIGS["mmseg"], marks=pytest.mark.slow),
+        pytest.param("mmpretrain", CONFIGS["mmpretrain"], marks=pytest.mark.slow),
+        pytest.param("mmdet", INHERITED, marks=pytest.mark.slow),
+    ],
 )
 def test_trains_by_the_toolboxs_own_tool(toolbox, config, example_data, tmp_path):
     origin = find_spec(toolbox).origin

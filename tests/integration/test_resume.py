@@ -84,8 +84,9 @@ def kill(process: BaseProcess, moment: Callable[[], bool]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.official
-@pytest.mark.parametrize("method", [pytest.param("epochs", marks=pytest.mark.slow), "iterations"])
+@pytest.mark.parametrize("method", ["epochs", "iterations"])
 def test_random_kills(example_data, tmp_path, method):
     """Every second one while a checkpoint is written, the others at any time."""
     whole, killed, config = tmp_path / "whole", tmp_path / "killed", tmp_path / "config.py"

@@ -17,6 +17,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from fcvit_mm import engine, read_checkpoint
+from fcvit_mm.checkpoint import torch_file
 from fcvit_mm.utils.config import adapt, enable_tta, load_config
 from helpers import ROOT
 from helpers.models import make_smallest
@@ -132,13 +133,13 @@ def test_ema(example_data, monkeypatch, tmp_path):
 def test_a_checkpoint_is_read_once_and_the_last_line_tests_it(example_data, tmp_path, monkeypatch):
     """On resume, as `load_from` and in a test; the log is as short as --verbose is not."""
     monkeypatch.chdir(example_data)
-    read, load = [], torch.load
+    read, load = [], torch_file.read
 
     def counted(path, *args, **kwargs):
         read.append(path)
         return load(path, *args, **kwargs)
 
-    monkeypatch.setattr(torch, "load", counted)
+    monkeypatch.setattr(torch_file, "read", counted)
 
     def config(folder: str, **options) -> Config:
         options = {"default_hooks.checkpoint.save_best": "mIoU", "train_cfg.max_iters": 2} | options

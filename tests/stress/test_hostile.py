@@ -181,6 +181,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.official
 def test_no_file_fills_the_memory_or_takes_for_ever(tmp_path):
     """In a process of its own with 1 GB, so that what fails here takes nothing else with it."""

@@ -48,13 +48,8 @@ class Leak(Hook):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize(
-    "task",
-    [
-        pytest.param(task, marks=pytest.mark.slow) if task != "segmentation" else task
-        for task in memory.CONFIGS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", memory.CONFIGS)
 def test_nothing_is_kept_of_iterations_and_images(data, tmp_path, task):
     for phase in ("training", "evaluation"):
         curve = memory.measure(task, phase, data, tmp_path, TOTAL, SAMPLES)
@@ -98,7 +93,7 @@ class Die:
 @pytest.mark.parametrize(
     ("script", "way", "words"),
     [
-        ("train.py", "SIGKILL", "was killed by the signal 'Killed'"),
+        slow("train.py", "SIGKILL", "was killed by the signal 'Killed'"),
         slow("train.py", "exit", "ended by itself"),
         slow("test.py", "SIGBUS", "was killed by the signal 'Bus error'"),
     ],

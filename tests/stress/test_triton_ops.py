@@ -471,9 +471,8 @@ def launches(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(
-    "half", [pytest.param(False, id="float64"), slow(True, id="mixed precision")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True], ids=["float64", "mixed precision"])
 def test_the_network_runs_on_them(kernels, monkeypatch, half):
     launched = launches(monkeypatch)
     torch.manual_seed(0)

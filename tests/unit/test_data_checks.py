@@ -696,8 +696,14 @@ def test_a_dataset_that_can_not_be_built_is_named(data):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("kind", ["image", "label map", "mask"])
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [("image", 1), ("label map", 0)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [("image", 0), ("label map", 1), ("mask", 0), ("mask", 1)]
+    ],
+)
 def test_what_can_not_be_loaded_ends_a_training_in_a_sentence(data, kind, workers):
     """Without the check, or where the damage comes later."""
     path = data / f"{'images' if kind == 'image' else 'label_maps'}/train/00003.png"
