@@ -148,7 +148,7 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             with gr.Column():
                 image = gr.Image(label="image", sources=["upload", "clipboard"], elem_id="image")
                 threshold = gr.Slider(
-                    0, 1, value=0.5, step=0.01, label="least score", elem_id="threshold",
+                    0, 1, value=0.5, step=0.01, label="score threshold", elem_id="threshold",
                     visible=predictor.task == "detection",
                 )  # fmt: skip
                 gr.Examples([[path] for path in examples], inputs=[image], label="examples")
