@@ -264,6 +264,7 @@ def test_features_and_torch_export(predictors, tmp_path):
         assert (other - wanted).abs().max() < 1e-4 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stride"),
     [
@@ -438,6 +439,7 @@ def test_missing_packages_are_named(predictors, tmp_path, monkeypatch):
     assert not (tmp_path / "a.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     result = run_script(exported("semantic_fpn"), tmp_path / "text.jpg", tmp_path / "out.png")

@@ -154,10 +154,9 @@ def one_object(example_data) -> None:
     (folder / "one_object.json").write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_object")
-@pytest.mark.parametrize(
-    "method", ["segmentation", pytest.param("detection", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", HALVES)
 def test_two_processes_with_half_the_batch_have_the_curve_of_one(example_data, tmp_path, method):
     """Images are flipped at random, and an image alike in either."""
     config = tmp_path / "config.py"
