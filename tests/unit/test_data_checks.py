@@ -5,7 +5,6 @@ import os
 import re
 import tracemalloc
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,16 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from fcvit_mm.datasets import checks
 from fcvit_mm.datasets.checks import Report, check
 from fcvit_mm.datasets.checks.images import read_header
-from fcvit_mm.engine.failures import naming_dead_workers, naming_sample
+from fcvit_mm.engine.failures import naming_sample
 from fcvit_mm.engine.preflight import check_files
-from fcvit_mm.engine.seeding import RepeatableRunner
-from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
-from fcvit_mm.utils.errors import ConfigError, SampleError
+from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import read
 from helpers.tools import TASKS, load_tool
@@ -693,45 +690,6 @@ def test_a_dataset_that_can_not_be_built_is_named(data):
         "set train_dataloader.dataset.type='BaseSegDataset' for classes of your own"
     )
     assert len(error) < 400  # and not all of ADE20K's classes
-
-
-@pytest.mark.official
-@pytest.mark.parametrize(
-    ("kind", "workers"),
-    [("image", 1), ("label map", 0)]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in [("image", 0), ("label map", 1), ("mask", 0), ("mask", 1)]
-    ],
-)
-def test_what_can_not_be_loaded_ends_a_training_in_a_sentence(data, kind, workers):
-    """Without the check, or where the damage comes later."""
-    path = data / f"{'images' if kind == 'image' else 'label_maps'}/train/00003.png"
-    cut(path, b"")
-    annotations = data / "annotations/instances_train.json"
-    content = json.loads(annotations.read_text())
-    if kind == "mask":
-        for annotation in content["annotations"]:
-            if annotation["image_id"] == 4:
-                annotation["segmentation"] = [[1, 2, 30, 4, "", 60]]
-    annotations.write_text(json.dumps(content))
-    cfg = load_config(str(TASKS["segmentation" if kind == "label map" else "detection"]))
-    init_default_scope(cfg.default_scope)
-    cfg.train_dataloader.update(num_workers=workers, persistent_workers=False)
-    loader = RepeatableRunner.build_dataloader(cfg.train_dataloader, seed=0)
-    with pytest.raises(SampleError) as error, naming_dead_workers():
-        list(islice(loader, 8))
-    what = "the annotation of data/shapes/images/train/00003.png" if kind == "mask" else str(path)
-    what = what.replace(f"{data}", "data/shapes")
-    assert re.fullmatch(
-        f"{what} can't be loaded \\(.+\\); replace it. fcvit check_data --decode .*",
-        str(error.value),
-    )
-
-    def main(argv: Any) -> None:
-        raise error.value
-
-    assert run_tool(main) == 2
 
 
 def test_a_bug_of_a_transform_keeps_its_traceback(data):
