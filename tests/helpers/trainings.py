@@ -24,3 +24,14 @@ METHODS = {
     "detection": (DETECTION, [*OPTIONS, "randomness.seed=3"]),
     "segmentation": (SEGMENTATION, [*OPTIONS, *NO_WORKERS, *SMALL, "randomness.seed=3"]),
 }
+# Texts of configs: by epochs of two batches, with loader workers, and by iterations without.
+BY_EPOCHS = f"""
+_base_ = {str(DETECTION)!r}
+train_dataloader = dict(batch_size=4, sampler=dict(type="DefaultSampler"))
+train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=4, val_interval=2)
+default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(interval=1))
+log_processor = dict(by_epoch=True, window_size=1)
+model = dict(backbone=dict(drop_path_rate=0.2))
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+"""
+BY_ITERATIONS = f"_base_ = {str(SEGMENTATION)!r}"

@@ -25,7 +25,8 @@ from helpers import ROOT, processes, warm
 from helpers.processes import assert_equal_runs, children, losses, partials, said
 from helpers.tools import free_port
 from helpers.trainings import (
-    DETECTION,
+    BY_EPOCHS,
+    BY_ITERATIONS,
     ITERATIONS,
     METHODS,
     NO_WORKERS,
@@ -36,20 +37,11 @@ from helpers.trainings import (
 
 # How many kills the training of `test_random_kills` must survive; KILLS=20 is the slow mode.
 KILLS = int(os.environ.get("KILLS", "2"))
-# By epochs and with loader workers, and by iterations without; the checkpoints of either.
-EPOCHS = f"""
-_base_ = {str(DETECTION)!r}
-train_dataloader = dict(batch_size=4, sampler=dict(type="DefaultSampler"))
-train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=4, val_interval=2)
-default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(interval=1))
-log_processor = dict(by_epoch=True, window_size=1)
-model = dict(backbone=dict(drop_path_rate=0.2))
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-"""
+# Configs by epochs and by iterations, options, and the checkpoints of either.
 KILLED = {
-    "epochs": (EPOCHS, ["randomness.seed=3"], [f"epoch_{i}.pth" for i in (1, 2, 3, 4)]),
+    "epochs": (BY_EPOCHS, ["randomness.seed=3"], [f"epoch_{i}.pth" for i in (1, 2, 3, 4)]),
     "iterations": (
-        f"_base_ = {str(SEGMENTATION)!r}",
+        BY_ITERATIONS,
         METHODS["segmentation"][1],
         [f"iter_{i}.pth" for i in (2, 4, 6, 8)],
     ),

@@ -14,27 +14,16 @@ import pytest
 from helpers import ROOT, processes, warm
 from helpers.processes import assert_equal_runs, said
 from helpers.tools import assert_sentence, free_port
-from helpers.trainings import DETECTION, METHODS, SEGMENTATION
+from helpers.trainings import BY_EPOCHS, BY_ITERATIONS, METHODS, SEGMENTATION
 
 TROUBLE = """
 _base_ = {base!r}
 custom_imports = dict(imports=["fcvit_mm", "helpers.processes"])
 custom_hooks = [*_base_.get("custom_hooks", []), dict(type="Trouble", **{trouble!r})]
 """
-# By epochs of two batches, with loader workers that get the signal, too.
-EPOCHS = f"""
-_base_ = {str(DETECTION)!r}
-train_dataloader = dict(batch_size=4, sampler=dict(type="DefaultSampler"))
-train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=4, val_interval=2)
-default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(interval=1))
-log_processor = dict(by_epoch=True, window_size=1)
-model = dict(backbone=dict(drop_path_rate=0.2))
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-"""
-ITERATIONS = f"_base_ = {str(SEGMENTATION)!r}"
 BASES = {
-    "epochs": (EPOCHS, ["randomness.seed=3"], "epoch_4.pth"),
-    "iterations": (ITERATIONS, METHODS["segmentation"][1], "iter_8.pth"),
+    "epochs": (BY_EPOCHS, ["randomness.seed=3"], "epoch_4.pth"),
+    "iterations": (BY_ITERATIONS, METHODS["segmentation"][1], "iter_8.pth"),
 }
 
 

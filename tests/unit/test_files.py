@@ -63,7 +63,10 @@ def test_a_new_file_has_the_mode_of_any_other(tmp_path):
     assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(
+    not hasattr(os, "chown") or os.geteuid() != 0,
+    reason="only root may give a file to another user",
+)
 def test_the_owner_stays(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
