@@ -1,7 +1,7 @@
 """MMEngine's loading and writing of checkpoints, made safe and atomic."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,32 +78,11 @@ def find_address(filename: str) -> str:
     return urls[name] if is_url(urls[name]) else os.path.join(_get_mmengine_home(), urls[name])
 
 
-def _loader(name: str) -> Callable[..., dict[str, Any]]:
-    """Return `load_from_file` under the name of the loader of MMEngine's that it replaces."""
-
-    def load(filename: str, map_location: Any = None) -> dict[str, Any]:
-        return load_from_file(filename, map_location)
-
-    load.__name__ = name
-    return load
-
-
-# MMEngine prints a loader's name.
-LOADERS = {
-    _loader("load_from_local"): [""],
-    _loader("load_from_http"): ["http://", "https://"],
-    _loader("load_from_torchvision"): ["torchvision://", "modelzoo://"],
-    _loader("load_from_openmmlab"): ["open-mmlab://", "openmmlab://"],
-    _loader("load_from_mmcls"): ["mmcls://"],
-    _loader("load_from_ceph"): [r"(\S+\:)?s3://", r"(\S+\:)?petrel://"],
-    _loader("load_from_pavi"): ["pavi://"],
-}
-
-
 def register_safe_loaders() -> None:
-    """Put `read_checkpoint` under everything in MMEngine that reads a checkpoint."""
-    for loader, schemes in LOADERS.items():
-        CheckpointLoader.register_scheme(schemes, loader, force=True)
+    """Put `load_from_file` under everything in MMEngine that reads a checkpoint."""
+    schemes = CheckpointLoader._schemes.items()
+    theirs = [scheme for scheme, loader in schemes if loader.__module__ == checkpoint.__name__]
+    CheckpointLoader.register_scheme(theirs, load_from_file, force=True)
 
 
 class AtomicLocalBackend(LocalBackend):

@@ -7,11 +7,12 @@ import io
 import mmap
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import UntypedStorage
+from torch.serialization import _get_restore_location
 
 from ..utils.errors import RefusedError
 from .unpickler import Unpickler
@@ -27,28 +28,14 @@ def read(path: Path, map_location: Any = None) -> Any:
         RefusedError: see `Unpickler.load`; or its records stand for more bytes than it has.
         Exception: it is damaged; ZIP archives and pickles raise errors of many classes.
     """
+    place = _get_restore_location(map_location)
     with open(path, "rb") as file:
         # as PyTorch tells the two forms apart; a ZIP archive may also begin with something else
         is_archive = file.read(4) == b"PK\x03\x04"
-    return (_read_archive if is_archive else _read_pickles)(path, _placer(map_location))
+    return (_read_archive if is_archive else _read_pickles)(path, place)
 
 
-Placer = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
-
-
-def _placer(map_location: Any) -> Placer:
-    """Return what puts a storage where `map_location`, as in `torch.load`, wants it."""
-    restore = torch.serialization.default_restore_location
-    if map_location is None:
-        return restore
-    if isinstance(map_location, dict):
-        return lambda storage, place: restore(storage, map_location.get(place, place))
-    if callable(map_location):
-        return lambda storage, place: map_location(storage, place) or restore(storage, place)
-    return lambda storage, _: restore(storage, str(map_location))
-
-
-def _read_archive(path: Path, place: Placer) -> Any:
+def _read_archive(path: Path, place: Any) -> Any:
     with zipfile.ZipFile(path) as archive:
         records = {record.filename: record for record in archive.infolist()}
         size = path.stat().st_size
@@ -58,17 +45,14 @@ def _read_archive(path: Path, place: Placer) -> Any:
             # torch.save was told to compute none
             for record in records.values():
                 record.CRC = None  # type: ignore[assignment]
-        (folder,) = {
-            name.partition("/")[0] for name in records if name.partition("/")[2] == "data.pkl"
-        }
+        (pickled,) = (name for name in records if name.partition("/")[2] == "data.pkl")
+        folder = pickled.partition("/")[0]
         order = f"{folder}/byteorder"
         if order in records and archive.read(order).decode() != sys.byteorder:
             raise ValueError("written on a machine of another byte order")
-        loaded: dict[str, torch.UntypedStorage] = {}
+        loaded: dict[str, UntypedStorage] = {}
 
-        def read_storage(
-            key: str, dtype: torch.dtype, number: int, location: str
-        ) -> torch.UntypedStorage:
+        def read_storage(key: str, number: int, location: str, _: int) -> UntypedStorage:
             record = records[f"{folder}/data/{key}"]
             if record.file_size != number:
                 raise ValueError(f"storage {key} has another size than the file says")
@@ -84,43 +68,36 @@ def _read_archive(path: Path, place: Placer) -> Any:
                 loaded[key] = place(values.untyped_storage(), location)
             return loaded[key]
 
-        pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
-        return Unpickler(size, read_storage).load(pickled)
+        return Unpickler(io.BytesIO(archive.read(pickled)), size, read_storage).load()
 
 
-def _read_pickles(path: Path, place: Placer) -> Any:
+def _read_pickles(path: Path, place: Any) -> Any:
     """Read a magic number, a version, the machine, the content, the keys of the storages; values.
 
     Storages are made when the content asks for them and filled afterwards, all or none.
     """
     size = path.stat().st_size
     with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
-        asked: dict[str, tuple[torch.UntypedStorage, torch.UntypedStorage, int]] = {}
-        total = 0
+        asked: dict[str, tuple[UntypedStorage, UntypedStorage, int]] = {}
 
-        def read_storage(
-            key: str, dtype: torch.dtype, number: int, location: str
-        ) -> torch.UntypedStorage:
-            nonlocal total
+        def read_storage(key: str, number: int, location: str, itemsize: int) -> UntypedStorage:
             if key not in asked:
-                total += number
-                if total > size:
+                if number + sum(storage.nbytes() for storage, _, _ in asked.values()) > size:
                     raise ValueError("its storages have more values than the file")
-                storage = torch.UntypedStorage(number)
-                asked[key] = storage, place(storage, location), dtype.itemsize
+                storage = UntypedStorage(number)
+                asked[key] = storage, place(storage, location), itemsize
             storage, placed, _ = asked[key]
             if storage.nbytes() != number:
                 raise ValueError(f"storage {key} has two sizes")
             return placed
 
-        unpickler = Unpickler(size, read_storage)
-        if unpickler.load(file) != MAGIC:
+        unpickler = Unpickler(file, size, read_storage)
+        if unpickler.load() != MAGIC:
             raise ValueError("no PyTorch file")
-        unpickler.load(file)
-        machine = unpickler.load(file)
-        if machine["little_endian"] is not (sys.byteorder == "little"):
+        unpickler.load()
+        if unpickler.load()["little_endian"] is not (sys.byteorder == "little"):
             raise ValueError("written on a machine of another byte order")
-        content, keys = unpickler.load(file), unpickler.load(file)
+        content, keys = unpickler.load(), unpickler.load()
         if len(keys) != len(asked) or set(map(str, keys)) != asked.keys():
             raise ValueError("its storages are others than its tensors ask for")
         for key in map(str, keys):

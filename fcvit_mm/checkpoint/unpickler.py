@@ -1,19 +1,20 @@
-"""Unpickle what checkpoints hold, and nothing else: an interpreter of its own, with a budget.
+"""Unpickle what checkpoints hold, and nothing else, within a budget.
 
-It knows the operations of protocol 2 that PyTorch writes, and calls none but the methods below,
-which take plain values and check them. Only strings and integers are keys, so nothing else is ever
-hashed; tensors and arrays are made of bytes that the file has. Python's own unpickler, and
-PyTorch's restricted one, call constructors that trust their arguments.
+Of Python's own unpickler in Python this takes the operations of protocol 2 that make plain values,
+and the rest is here. It calls nothing but the methods below, which take plain values and check
+them. Only strings and integers are keys, so nothing else is ever hashed; tensors and arrays are
+made of bytes that the file has. Python's unpickler in C, and PyTorch's restricted one, call
+constructors that trust their arguments.
 """
 
 import math
-import pickletools
+import pickle
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from argparse import Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,77 +31,85 @@ SHARED = 4
 # Bytes that any file may take, whatever its size, and that an object takes at least.
 SMALL, OBJECT = 64 * 2**20, 1024
 NAME_LENGTH = 1000
+# What makes plain values, as Python has it.
+PLAIN = [
+    *(pickle.PROTO, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT, pickle.LONG1),
+    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.SHORT_BINSTRING, pickle.MARK),
+    *(pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_TUPLE),
+    *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.GLOBAL, pickle.BINPERSID),
+]
 DTYPES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
     "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
 }  # fmt: skip
-NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMPY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 
-class StorageType(NamedTuple):
-    """A storage's type, as a pickle names it."""
-
-    dtype: torch.dtype
-
-
-class Storage(NamedTuple):
-    """A storage that was read from the file."""
-
-    data: torch.UntypedStorage
-    dtype: torch.dtype
-
-
-class Unpickler:
+class Unpickler(pickle._Unpickler):
     """Read one or several pickles of a file within one budget.
 
     Args:
-        size: of the file, in bytes.
-        read_storage: called with key, dtype, number of bytes and location; returns the storage.
+        file: the pickles, one after the other.
+        size: of the whole file, in bytes.
+        read_storage: called with key, number of bytes, location and the size of a value; returns
+            the storage.
     """
 
     def __init__(
         self,
+        file: Any,
         size: int,
-        read_storage: Callable[[str, torch.dtype, int, str], torch.UntypedStorage] | None = None,
+        read_storage: Callable[[str, int, str, int], torch.UntypedStorage],
     ) -> None:
+        # as Python 2's bytes are no text
+        super().__init__(file, encoding="latin1")
+        self.read, self.readline = file.read, file.readline
         self.read_storage = read_storage
         self.values, self.bytes = VALUES, SHARED * size + SMALL
-        self.functions: dict[str, Callable] = {
-            "collections.OrderedDict": self._ordered_dict,
-            "collections.Counter": self._counter,
-            "builtins.set": self._set,
+        functions: dict[str, Callable] = {
+            "collections.OrderedDict": _ordered_dict,
+            "collections.Counter": lambda items=(): Counter(_ordered_dict(items)),
+            "builtins.set": lambda items=(): {_key(item) for item in items},
             "builtins.bytes": lambda: b"",
-            "builtins.getattr": self._history_statistic,
+            "builtins.getattr": _history_statistic,
             "_codecs.encode": self._encode,
             "torch.Size": lambda sizes: torch.Size(_integers(sizes)),
             "torch.device": torch.device,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._parameter,
-            "torch._utils._rebuild_parameter_with_state": self._parameter,
-            "numpy.dtype": self._numpy_dtype,
+            "torch._utils._rebuild_parameter": _parameter,
+            "torch._utils._rebuild_parameter_with_state": _parameter,
+            "numpy.dtype": _numpy_dtype,
             # NumPy 1 and 2 write different module names
-            **dict.fromkeys([f"{core}._reconstruct" for core in NUMPY], self._empty_array),
-            **dict.fromkeys([f"{core}.scalar" for core in NUMPY], self._numpy_scalar),
+            "numpy.core.multiarray._reconstruct": _empty_array,
+            "numpy._core.multiarray._reconstruct": _empty_array,
+            "numpy.core.multiarray.scalar": _numpy_scalar,
+            "numpy._core.multiarray.scalar": _numpy_scalar,
         }
-        self.globals: dict[str, Any] = {
-            **self.functions,
+        classes = {
             "argparse.Namespace": Namespace,
             "mmengine.logging.history_buffer.HistoryBuffer": HistoryBuffer,
-            "numpy.ndarray": np.ndarray,
-            "torch.storage.UntypedStorage": StorageType(torch.uint8),
-            **{f"torch.{name}Storage": StorageType(dtype) for name, dtype in DTYPES.items()},
-            **{str(dtype): dtype for dtype in DTYPES.values()},
         }
         # what the program around us allows may be called with anything; ours go before it
         allowed = map(_named, torch.serialization.get_safe_globals())
-        theirs = {name: known for name, known in allowed if name not in self.globals}
-        self.allowed = list(theirs.values())
-        self.globals |= theirs
+        theirs = {name: known for name, known in allowed if name not in functions | classes}
+        self.globals: dict[str, Any] = {
+            **theirs,
+            **functions,
+            **classes,
+            "numpy.ndarray": np.ndarray,
+            "torch.storage.UntypedStorage": torch.uint8,
+            **{f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()},
+            **{str(dtype): dtype for dtype in DTYPES.values()},
+        }
+        # by identity, since values may compare in any way
+        self.called = {id(known) for known in (*functions.values(), *theirs.values())}
+        self.made = {id(known) for known in (*classes.values(), *theirs.values())}
+        self.built = {id(known) for known in theirs.values()}
 
-    def load(self, file: Any) -> Any:
+    def load(self) -> Any:
         """Read a pickle; the file is then at its end.
 
         Raises:
@@ -108,17 +117,18 @@ class Unpickler:
             Exception: it is damaged.
         """
         self.stack: list[Any] = []
-        self.marks: list[int] = []
+        self.append = self.stack.append
+        self.metastack: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.fetched: set[int] = set()
-        for operation, argument, _ in pickletools.genops(file):
+        while operation := self.read(1):
             self._spend(values=1)
-            if operation.name == "STOP":
+            if operation == pickle.STOP:
                 return self.stack.pop()
-            if operation.name not in OPERATIONS:
-                raise RefusedError(f"a pickle with the operation {operation.name}")
-            OPERATIONS[operation.name](self, argument)
-        raise ValueError("a pickle without an end")
+            if operation[0] not in self.dispatch:
+                raise ValueError(f"the operation {operation!r}, which PyTorch never writes")
+            self.dispatch[operation[0]](self)
+        raise EOFError("a pickle without an end")
 
     def _spend(self, values: int = 0, size: int = 0) -> None:
         """Take from the budget, before anything is made."""
@@ -131,23 +141,15 @@ class Unpickler:
 
     # ---------------------------------------------------------------------------- operations
 
-    def _push(self, value: Any) -> None:
-        # lone surrogates can't be printed
-        is_text = isinstance(value, str) and not value.isascii()
-        self.stack.append(value.encode("utf-8", "replace").decode() if is_text else value)
-
     def _pop(self, n: int) -> list[Any]:
-        if len(self.stack) < n:
-            raise ValueError("a pickle that takes more than it has")
         values = self.stack[-n:]
         del self.stack[-n:]
         return values
 
-    def _pop_mark(self) -> list[Any]:
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
+    def _text(self) -> None:
+        # lone surrogates can't be printed
+        size = int.from_bytes(self.read(4), "little")
+        self.append(self.read(size).decode("utf-8", "replace"))
 
     def _changeable(self) -> Any:
         """Return the value that is added to; one that is already in use would grow unseen."""
@@ -169,12 +171,9 @@ class Unpickler:
         for key, value in zip(values[::2], values[1::2], strict=True):
             container[_key(key)] = value
 
-    def _put(self, number: int) -> None:
-        self.memo[number] = self.stack[-1]
-
-    def _fetch(self, number: int) -> None:
+    def _fetch(self, bytes_of_number: int) -> None:
         """Push a value again, for as much as it holds: references may double it at every step."""
-        value = self.memo[number]
+        value = self.memo[int.from_bytes(self.read(bytes_of_number), "little")]
         self.fetched.add(id(value))
         left = [value]
         while left:
@@ -184,43 +183,33 @@ class Unpickler:
             if isinstance(node, dict | list | tuple | set):
                 self._spend(values=1 + len(node))
                 left += node.values() if isinstance(node, dict) else node
-        self.stack.append(value)
+        self.append(value)
 
-    def _global(self, argument: str) -> None:
-        module, name = argument.split(" ", 1)
-        # as Python 3 has it
-        if (module, name) in NAME_MAPPING:
-            module, name = NAME_MAPPING[module, name]
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a global; the names are those that Python 2 or 3 has."""
+        module, name = NAME_MAPPING.get((module, name), (module, name))
         full = f"{IMPORT_MAPPING.get(module, module)}.{name}"
         if full not in self.globals:
             raise UnknownGlobalError(full)
-        self.stack.append(self.globals[full])
+        return self.globals[full]
 
-    def _reduce(self, _: None) -> None:
+    def _call(self) -> None:
         function, arguments = self._pop(2)
-        if not self._is_one_of(function, [*self.functions.values(), *self.allowed]):
+        if id(function) not in self.called:
             raise RefusedError(f"a call of {type(function).__name__}")
         self._spend(size=OBJECT)
-        self.stack.append(function(*arguments))
+        self.append(function(*arguments))
 
-    def _new(self, _: None) -> None:
+    def _make(self) -> None:
         known, arguments = self._pop(2)
-        self._spend(size=OBJECT)
-        if self._is_one_of(known, [Namespace, HistoryBuffer]):
-            self.stack.append(known())
-        elif self._is_one_of(known, self.allowed):
-            self.stack.append(known.__new__(known, *arguments))
-        else:
+        if id(known) not in self.made:
             raise RefusedError(f"an object of {type(known).__name__}")
+        self._spend(size=OBJECT)
+        self.append(known.__new__(known, *arguments))
 
-    @staticmethod
-    def _is_one_of(value: Any, allowed: list[Any]) -> bool:
-        # methods are new objects each time, and other values may compare in any way
-        return callable(value) and any(value == one for one in allowed)
-
-    def _build(self, _: None) -> None:
+    def _build(self) -> None:
         """Give a value its state: of what we know only what it needs, not the rest."""
-        (state,) = self._pop(1)
+        state = self.stack.pop()
         if isinstance(self.stack[-1], np.dtype):
             # one object for all of a type, which gets no state: others may have fetched it
             if state[1] not in ("<", "|", "="):
@@ -236,44 +225,41 @@ class Unpickler:
             _fill_history(value, state)
         elif type(value) is np.ndarray:
             self._fill_array(value, *state)
-        elif not self._is_one_of(type(value), self.allowed):
+        elif id(type(value)) not in self.built:
             raise RefusedError(f"a state of {type(value).__name__}")
         elif hasattr(value, "__setstate__"):
             value.__setstate__(state)
         else:
             vars(value).update(state)
 
-    def _persistent(self, _: None) -> None:
-        ((kind, storage_type, key, location, number, *view),) = self._pop(1)
-        if kind != "storage" or type(storage_type) is not StorageType or any(view):
+    def persistent_load(self, pid: Any) -> Tensor:
+        """Return the storage that a tensor asks for, as a tensor of all its values."""
+        kind, dtype, key, location, number, *view = pid
+        if kind != "storage" or type(dtype) is not torch.dtype or any(view):
             raise RefusedError("something that is no storage where one belongs")
         # the key in the file is text, whatever it was
         if type(key) not in (str, int) or type(number) is not int or number < 0:
             raise ValueError("a storage without key or size")
         if not re.fullmatch(r"(?!meta)[a-z]+(:\d+)?", location):
             raise ValueError("a storage without a place")
-        if self.read_storage is None:
-            raise ValueError("a storage where none belongs")
-        dtype = storage_type.dtype
-        data = self.read_storage(str(key), dtype, number * dtype.itemsize, location)
-        self.stack.append(Storage(data, dtype))
+        storage = self.read_storage(str(key), number * dtype.itemsize, location, dtype.itemsize)
+        return torch.empty(0, dtype=dtype, device=storage.device).set_(storage)
 
-    # --------------------------------------------------------------------------------- calls
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in PLAIN},
+        pickle.BINUNICODE[0]: _text,
+        pickle.APPEND[0]: lambda self: self._extend(self._pop(1)),
+        pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
+        pickle.SETITEM[0]: lambda self: self._update(self._pop(2)),
+        pickle.SETITEMS[0]: lambda self: self._update(self.pop_mark()),
+        pickle.BINGET[0]: lambda self: self._fetch(1),
+        pickle.LONG_BINGET[0]: lambda self: self._fetch(4),
+        pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _make,
+        pickle.BUILD[0]: _build,
+    }
 
-    def _ordered_dict(self, items: Any = ()) -> OrderedDict:
-        pairs = items.items() if type(items) is dict else items
-        return OrderedDict((_key(key), value) for key, value in pairs)
-
-    def _counter(self, items: Any = ()) -> Counter:
-        return Counter(self._ordered_dict(items))
-
-    def _set(self, items: Any = ()) -> set:
-        return {_key(item) for item in items}
-
-    def _history_statistic(self, owner: Any, name: str) -> None:
-        """Stand in for the `getattr` by which old HistoryBuffers name their four statistics."""
-        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-            raise UnknownGlobalError(f"getattr of {name!r}")
+    # ----------------------------------------------------------- calls that take from the budget
 
     def _encode(self, text: str, encoding: str) -> bytes:
         """Return bytes, which protocol 2 writes as text."""
@@ -283,29 +269,15 @@ class Unpickler:
         return text.encode("latin-1")
 
     def _tensor(
-        self, storage: Storage, offset: int, size: Any, stride: Any, grad: bool = False, *_: Any
+        self, storage: Tensor, offset: int, size: Any, stride: Any, grad: bool = False, *_: Any
     ) -> Tensor:
-        if type(storage) is not Storage:
+        if type(storage) is not Tensor:
             raise RefusedError("a tensor of something that is no storage")
         size, stride, (offset,) = _integers(size), _integers(stride), _integers((offset,))
         self._spend(size=math.prod(size) * storage.dtype.itemsize)
-        tensor = torch.empty(0, dtype=storage.dtype, device=storage.data.device)
         # refuses what lies beyond the storage
-        tensor.set_(storage.data, offset, size, stride)
+        tensor = torch.empty_like(storage[:0]).set_(storage.untyped_storage(), offset, size, stride)
         return tensor.requires_grad_(grad is True)
-
-    def _parameter(self, data: Tensor, grad: bool, *_: Any) -> torch.nn.Parameter:
-        return torch.nn.Parameter(data, requires_grad=grad is True)
-
-    def _numpy_dtype(self, code: str, *_: Any) -> np.dtype:
-        if code not in NUMPY_CODES:
-            raise RefusedError(f"an array of {str(code)[:20]}, which are no numbers")
-        return np.dtype(code)
-
-    def _empty_array(self, kind: Any, *_: Any) -> np.ndarray:
-        if kind is not np.ndarray:
-            raise RefusedError("an array of a kind of its own")
-        return np.empty(0)
 
     def _fill_array(
         self, array: np.ndarray, _: int, shape: Any, dtype: Any, order: Any, data: Any
@@ -318,45 +290,6 @@ class Unpickler:
             raise RefusedError("an array of another size than its values have")
         self._spend(size=len(data))
         array.__setstate__((1, shape, dtype, order is True, data))  # type: ignore[arg-type]
-
-    def _numpy_scalar(self, dtype: np.dtype, data: bytes) -> Any:
-        if not isinstance(dtype, np.dtype) or type(data) is not bytes:
-            raise ValueError("a NumPy number without type or value")
-        (value,) = np.frombuffer(data, dtype)
-        return value
-
-
-OPERATIONS: dict[str, Callable[[Unpickler, Any], None]] = {
-    "PROTO": lambda self, _: None,
-    "NONE": lambda self, _: self._push(None),
-    "NEWTRUE": lambda self, _: self._push(True),
-    "NEWFALSE": lambda self, _: self._push(False),
-    "EMPTY_LIST": lambda self, _: self._push([]),
-    "EMPTY_DICT": lambda self, _: self._push({}),
-    "EMPTY_TUPLE": lambda self, _: self._push(()),
-    **dict.fromkeys(
-        ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"),
-        Unpickler._push,
-    ),
-    "MARK": lambda self, _: self.marks.append(len(self.stack)),
-    "TUPLE": lambda self, _: self._push(tuple(self._pop_mark())),
-    "TUPLE1": lambda self, _: self._push(tuple(self._pop(1))),
-    "TUPLE2": lambda self, _: self._push(tuple(self._pop(2))),
-    "TUPLE3": lambda self, _: self._push(tuple(self._pop(3))),
-    "APPEND": lambda self, _: self._extend(self._pop(1)),
-    "APPENDS": lambda self, _: self._extend(self._pop_mark()),
-    "SETITEM": lambda self, _: self._update(self._pop(2)),
-    "SETITEMS": lambda self, _: self._update(self._pop_mark()),
-    "BINPUT": Unpickler._put,
-    "LONG_BINPUT": Unpickler._put,
-    "BINGET": Unpickler._fetch,
-    "LONG_BINGET": Unpickler._fetch,
-    "GLOBAL": Unpickler._global,
-    "REDUCE": Unpickler._reduce,
-    "NEWOBJ": Unpickler._new,
-    "BUILD": Unpickler._build,
-    "BINPERSID": Unpickler._persistent,
-}
 
 
 def _key(key: Any) -> str | int:
@@ -380,6 +313,40 @@ def _named(known: Any) -> tuple[str, Any]:
     if isinstance(known, tuple):
         return known[1], known[0]
     return f"{known.__module__}.{known.__qualname__}", known
+
+
+def _ordered_dict(items: Any = ()) -> OrderedDict:
+    pairs = items.items() if type(items) is dict else items
+    return OrderedDict((_key(key), value) for key, value in pairs)
+
+
+def _history_statistic(owner: Any, name: str) -> None:
+    """Stand in for the `getattr` by which old HistoryBuffers name their four statistics."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise UnknownGlobalError(f"getattr of {name!r}")
+
+
+def _parameter(data: Tensor, grad: bool, *_: Any) -> torch.nn.Parameter:
+    return torch.nn.Parameter(data, requires_grad=grad is True)
+
+
+def _numpy_dtype(code: str, *_: Any) -> np.dtype:
+    if code not in NUMPY_CODES:
+        raise RefusedError(f"an array of {str(code)[:20]}, which are no numbers")
+    return np.dtype(code)
+
+
+def _empty_array(kind: Any, *_: Any) -> np.ndarray:
+    if kind is not np.ndarray:
+        raise RefusedError("an array of a kind of its own")
+    return np.empty(0)
+
+
+def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
+    if not isinstance(dtype, np.dtype) or type(data) is not bytes:
+        raise ValueError("a NumPy number without type or value")
+    (value,) = np.frombuffer(data, dtype)
+    return value
 
 
 def _module_versions(state: Any) -> OrderedDict:

@@ -208,9 +208,9 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
         f"{kind} of gigabytes": (zipped(call(f"torch.{kind}", number(2**20))), words)
         for kind, words in (
-            ("storage.UntypedStorage", "a call of StorageType"),
+            ("storage.UntypedStorage", "a call of dtype"),
             ("storage.TypedStorage", "asks for torch.storage.TypedStorage"),
-            ("FloatStorage", "a call of StorageType"),
+            ("FloatStorage", "a call of dtype"),
         )
     },
     "emptied": (emptied, "its storages are others"),
@@ -304,9 +304,9 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     "marks": (zipped(b"(" * 3_000_000), "time without end"),
     "depth": (raw(b"]" * 400_000 + b"a" * 399_999), "holds a list"),
     # other protocols
-    "frame": (lambda path: archive(path, b"\x80\x04\x95" + b"\xff" * 8), "the operation FRAME"),
+    "frame": (lambda path: archive(path, b"\x80\x04\x95" + b"\xff" * 8), "the operation b'\\x95'"),
     "bytes of protocol 4": (raw(b"\x8e" + (2**40).to_bytes(8, "little")), DAMAGED),
     "long of protocol 2": (raw(b"\x8b" + (2**31 - 1).to_bytes(4, "little")), DAMAGED),
     "decimal": (raw(b"L" + b"9" * 2_000_000 + b"L\n"), DAMAGED),
-    "instance": (raw(b"(ios\nsystem\n"), "the operation INST"),
+    "instance": (raw(b"(ios\nsystem\n"), "the operation b'i'"),
 }  # fmt: skip

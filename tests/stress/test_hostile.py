@@ -284,9 +284,9 @@ def test_class_names_that_no_terminal_should_see_are_left_out(tmp_path, names):
     meta = {"dataset_meta": {"classes": names, "palette": palette}, "CLASSES": names}
     torch.save({"state_dict": whole_model(), "meta": meta}, tmp_path / "a.pth")
     content = read_checkpoint(tmp_path / "a.pth")
-    # what can't be encoded is read as question marks
+    # what can't be encoded is read as U+FFFD
     is_read = names[-1] == "\ud800"
-    expected = {"classes": [*names[:3], "?"]} if is_read else {}
+    expected = {"classes": [*names[:3], "\ufffd" * 3]} if is_read else {}
     assert content["meta"]["dataset_meta"] == expected
     model = load_model(load_config(str(CONFIG)), str(tmp_path / "a.pth"))
     assert len(model.dataset_meta["classes"]) == 4
