@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("PYTHON", sys.executable)
         os.execvp("bash", ["bash", script, *arguments])
     sys.argv[:] = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except KeyboardInterrupt:  # amid the tool's imports
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dump_predictions(cfg, args.out)
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
-    engine.test(cfg)
+    engine.test(cfg, checked=args.checked)
     if args.show_dir and is_main_process():
         print(f"images: {args.show_dir}")
 

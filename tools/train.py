@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.check:
         engine.prepare(cfg, training=True)
     else:
-        engine.train(cfg)
+        engine.train(cfg, checked=args.checked)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from .. import engine
 from ..analysis import logs
 from ..datasets import coins, shapes
 from ..utils.cli import writing
@@ -11,7 +10,7 @@ from ..utils.errors import ConfigError, DatasetError
 from ..utils.files import make_folder
 from ..visualization.draw import build_visualizer
 from .drawing import draw_grid, draw_row
-from .training import Demo, evaluations, move_data, predict, shorten
+from .training import Demo, evaluations, move_data, predict, run_training, shorten
 
 
 def _generate_shapes(folder: Path, images: tuple[int, int] | None) -> bool:
@@ -83,7 +82,7 @@ def run(
     with writing(data_folder):
         demo.generate(data_folder, images)
 
-    runner = engine.train(cfg)
+    runner = run_training(cfg)
     predictions = predict(runner)
     _, metrics = evaluations(runner, demo)[-1]
     reached = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

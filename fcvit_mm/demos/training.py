@@ -1,6 +1,7 @@
 """Fit configs to a demonstration, and read what a training reached."""
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+
+from .. import engine
 
 # (iteration, metrics) of each evaluation
 Curve = list[tuple[int, dict[str, float]]]
@@ -45,6 +48,12 @@ def move_data(cfg: Config, folder: Path) -> None:
         evaluator = cfg[f"{split}_evaluator"]
         if "ann_file" in evaluator:
             evaluator.ann_file = str(folder / cfg[f"{split}_dataloader"].dataset.ann_file)
+
+
+def run_training(cfg: Config) -> Runner:
+    """Train by a config; if it is stopped, say which command goes on with the training alone."""
+    config = Path(cfg.work_dir, Path(cfg.filename).name)
+    return engine.train(cfg, remedy=shlex.join(["fcvit", "train", str(config), "--resume"]))
 
 
 def evaluations(runner: Runner, demo: Demo) -> Curve:

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import engine
 from ..datasets import shapes
 from ..utils.cli import writing
 from ..utils.config import load_config
 from ..utils.files import write_json
 from ..visualization.figures import make_panels, save_figure
 from .demo import DEMOS
-from .training import Curve, Demo, evaluations, move_data, shorten
+from .training import Curve, Demo, evaluations, move_data, run_training, shorten
 
 PRETRAINING = Demo(
     "fcvit_mm::classification/fcvit_tiny_shapes.py",
@@ -98,7 +97,7 @@ def train(training: Training) -> tuple[Training, Curve]:
         redirect_stdout(file),
         redirect_stderr(file),
     ):
-        return training, evaluations(engine.train(cfg), demo)
+        return training, evaluations(run_training(cfg), demo)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -38,10 +38,11 @@ def check_gpus(processes: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check what the tool needs, then run it in all processes."""
+    """Check what the tool needs, once, then run it in all processes."""
     args = parse_args(argv)
     check_gpus(int(args.nproc_per_node))
     runpy.run_path(args.training_script)["main"]([*args.training_script_args, "--check"])
+    args.training_script_args.append("--checked")
     # what a process said shall be the last line
     logging.disable()
     if os.environ.get("TORCH_CPP_LOG_LEVEL") == "FATAL":

@@ -116,12 +116,13 @@ def schedule_mismatch(cfg: Config) -> list[str]:
     ]
 
 
-def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
+def check_files(cfg: Config, loaders: tuple[str, ...], checked: bool = False) -> None:
     """Make sure that weights and data are there before anything is built.
 
     Args:
         cfg: a config.
         loaders: which of train_dataloader, val_dataloader and test_dataloader will be used.
+        checked: leave out the content of the data.
 
     Raises:
         ConfigError: something is missing; the message says where to get it and to put it.
@@ -131,7 +132,7 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
         if isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained":
             _check_weights(str(init_cfg.get("checkpoint")), node.get("arch", "s12"), path)
     check_data_exist(cfg, loaders)
-    if cfg.get("check_data", True):
+    if cfg.get("check_data", True) and not checked:
         run_on_main_process(lambda: _check_data(cfg, loaders))
 
 

@@ -124,5 +124,9 @@ def read_start(cfg: Config) -> dict[str, Any] | None:
                 "to start a new one from its weights, replace --resume by --cfg-options "
                 f"load_from={cfg.load_from}"
             )
+        for key in ("epoch", "iter", "seed"):
+            # MMEngine prints them, and a text may hold what a terminal obeys
+            if not isinstance(meta.get(key), int | None):
+                raise CheckpointError(f"{cfg.load_from} can't be resumed: meta.{key} is no integer")
         cfg.randomness = dict(cfg.get("randomness") or {}, seed=meta.get("seed"))
     return content

@@ -36,8 +36,13 @@ TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler",
             "val_dataloader", "val_cfg", "val_evaluator")  # fmt: skip
 
 
-def train(cfg: Config) -> Runner:
+def train(cfg: Config, checked: bool = False, remedy: str = "--resume") -> Runner:
     """Train by a config, validation included.
+
+    Args:
+        cfg: changed in place as this machine needs it.
+        checked: leave out the check of the data.
+        remedy: what goes on with a training that a signal has stopped.
 
     Raises:
         ConfigError, CheckpointError: before the first iteration, for what is missing, damaged or
@@ -48,9 +53,9 @@ def train(cfg: Config) -> Runner:
         SystemExit: Ctrl-C or SIGTERM, see `StopHook`.
     """
     start_distributed(cfg)
-    changes, content = prepare(cfg, training=True)
+    changes, content = prepare(cfg, training=True, checked=checked)
     runner = _build(cfg, changes)
-    stop = StopHook(resume.folder(cfg) / resume.STOPPED, read_timeout(cfg))
+    stop = StopHook(resume.folder(cfg) / resume.STOPPED, remedy, read_timeout(cfg))
     runner.register_hook(stop)
     with (
         already_read(cfg.get("load_from"), content),
@@ -65,7 +70,7 @@ def train(cfg: Config) -> Runner:
     return runner
 
 
-def test(cfg: Config) -> dict[str, float]:
+def test(cfg: Config, checked: bool = False) -> dict[str, float]:
     """Test the checkpoint `cfg.load_from` by a config; returns the metrics.
 
     Raises:
@@ -73,7 +78,7 @@ def test(cfg: Config) -> dict[str, float]:
         DeadWorkerError, SampleError: as `train`.
     """
     start_distributed(cfg)
-    changes, content = prepare(cfg, training=False)
+    changes, content = prepare(cfg, training=False, checked=checked)
     for key in TRAINING:
         cfg.pop(key, None)
     runner = _build(cfg, changes)
@@ -82,7 +87,9 @@ def test(cfg: Config) -> dict[str, float]:
         return runner.test()
 
 
-def prepare(cfg: Config, training: bool) -> tuple[list[str], dict[str, Any] | None]:
+def prepare(
+    cfg: Config, training: bool, checked: bool = False
+) -> tuple[list[str], dict[str, Any] | None]:
     """Adapt a config to this machine, and check weights and data before anything is built.
 
     Returns:
@@ -101,7 +108,7 @@ def prepare(cfg: Config, training: bool) -> tuple[list[str], dict[str, Any] | No
     content = resume.read_start(cfg)
     if content is not None:
         drop_pretrained(cfg)
-    check_files(cfg, tuple(loaders))
+    check_files(cfg, tuple(loaders), checked)
     return changes, content
 
 
@@ -146,11 +153,12 @@ class _Runner(RepeatableRunner):
                 f"{type(error).__name__} {first_line(error)}"
             ) from error
         if taken := {k: v for k, v in _settings(self).items() if wanted.get(k, v) != v}:
+            given = ", ".join(f"{key}={wanted[key]}" for key in taken)
+            found = ", ".join(f"{key}={value!r}" for key, value in taken.items())
             self.logger.warning(
-                f"{', '.join(f'{key}={wanted[key]}' for key in taken)} of the config is not used: "
-                f"resumed, the training goes on with the checkpoint's "
-                f"{', '.join(f'{key}={value}' for key, value in taken.items())}; to train with the "
-                "config's, begin anew from its weights, by load_from without --resume"
+                f"{given} of the config is not used: resumed, the training goes on with the "
+                f"checkpoint's {found}; to train with the config's, begin anew from its weights, "
+                "by load_from without --resume"
             )
 
 

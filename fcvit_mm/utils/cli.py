@@ -4,6 +4,7 @@ import argparse
 import errno
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,17 @@ from .errors import (
 from .files import make_folder
 
 
+class Terminated(KeyboardInterrupt):
+    """Say that SIGTERM came: whatever cleans up after Ctrl-C does so then, too."""
+
+
+def _terminate(*_: Any) -> None:
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        # loader workers that got the signal, too, are no error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    raise Terminated
+
+
 def run_tool(
     main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
 ) -> int:
@@ -34,8 +46,9 @@ def run_tool(
 
     Returns:
         The exit status: 2 after an error of the user's, which is said in one sentence, 130 after
-        Ctrl-C, else 0.
+        Ctrl-C, 143 after SIGTERM, else 0.
     """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main(argv)
     except (CheckpointError, ConfigError, NonFiniteError) as error:
@@ -48,11 +61,13 @@ def run_tool(
     except KeyboardInterrupt as stop:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except (DeadWorkerError, SampleError) as error:
         # of which other processes know nothing; a dying process leaves an unfinished line
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     # Left to the end of the interpreter, the threads of a group may abort the process.
     if is_distributed():
         destroy_process_group()
@@ -111,6 +126,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="check config, weights and data, and end"
     )
+    # what starts several processes passes it on after it has done that
+    parser.add_argument("--checked", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)

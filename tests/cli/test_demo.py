@@ -1,6 +1,7 @@
 """tools/demos/demo.py as a subprocess, in a very short form, and the parts that draw and count."""
 
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from mmengine.structures import BaseDataElement, InstanceData
 
 from fcvit_mm.datasets import coins
 from fcvit_mm.demos import demo, drawing, training
+from fcvit_mm.engine.hooks.stop_hook import StopHook
 from fcvit_mm.utils.config import load_config
 from helpers import ROOT, warm
+from helpers.tools import load_tool
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -152,3 +155,16 @@ def test_tiles_are_stitched_into_whole_objects() -> None:
     assert drawing.count_found(stitched, stitched[1:]) == 4
     nothing = drawing.stitch(objects_in_tiles(region, []), region, "pred_instances")
     assert len(nothing) == 0 and drawing.count_found(stitched, nothing) == 0
+
+
+def test_a_stopped_demo_names_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(StopHook, "_agree", lambda self: signal.SIGTERM)
+    folders = ["--work-dir", str(tmp_path / "work"), "--data-root", str(tmp_path / "data")]
+    numbers = ["--images", "4", "2", "--iterations", "3"]
+    with pytest.raises(SystemExit) as end:
+        load_tool("demo").main(["--task", "segmentation", *folders, *numbers])
+    assert end.value.code == 143
+    last = capsys.readouterr().err.splitlines()[-1]
+    said, _, command = last.partition("; go on with fcvit train ")
+    assert said == "stopped at iteration 0" and command.endswith(" --resume")
+    load_tool("train").main([*command.split(), "--check"])

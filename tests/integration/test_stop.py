@@ -7,13 +7,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mmengine.config import Config
+from mmengine.runner import save_checkpoint
 
+from fcvit_mm import read_checkpoint
+from fcvit_mm.datasets import checks
+from fcvit_mm.engine import launch as engine_launch
+from fcvit_mm.engine import runner
+from fcvit_mm.engine.hooks.stop_hook import StopHook
 from helpers import ROOT, processes, warm
 from helpers.processes import assert_equal_runs, said
-from helpers.tools import assert_sentence, free_port
+from helpers.tools import assert_sentence, free_port, load_tool
 from helpers.trainings import BY_EPOCHS, BY_ITERATIONS, METHODS, SEGMENTATION
 
 TROUBLE = """
@@ -113,6 +123,59 @@ def test_a_process_that_hangs_is_named(example_data, tmp_path):
         assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_amid_a_checkpoint_lets_it_be_finished_or_leaves_none(
+    tmp_path, monkeypatch, number, times
+):
+    """Only a second Ctrl-C ends at once."""
+    write = Path.write_bytes
+
+    def interrupted(path: Path, content: bytes) -> None:
+        write(path, content[:3])
+        for _ in range(times):
+            signal.raise_signal(number)
+        write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    stop = StopHook(tmp_path / "stopped.pth", "--resume")
+    at_once = number == signal.SIGINT and times == 2
+    ended = pytest.raises(KeyboardInterrupt) if at_once else nullcontext()
+    with ended, stop.listening(None):  # type: ignore[arg-type]
+        save_checkpoint({"a": 1}, str(tmp_path / "a.pth"))
+    assert stop.signal == number
+    assert [path.name for path in tmp_path.iterdir()] == ([] if at_once else ["a.pth"])
+    assert at_once or read_checkpoint(tmp_path / "a.pth") == {"a": 1}
+
+
+def test_several_processes_have_their_data_checked_once(example_data, tmp_path, monkeypatch):
+    """By what starts them, even where no note of it can be kept."""
+    monkeypatch.chdir(example_data)
+    (tmp_path / "torch").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    checked, check = [], checks.check
+
+    def counted(cfg: Config, loaders: Sequence[str], **options: Any) -> list[checks.Report]:
+        checked.append(loaders)
+        return check(cfg, loaders, **options)
+
+    def build(cfg: Config, changes: Sequence[str]) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(checks, "check", counted)
+    monkeypatch.setattr(runner, "_build", build)
+    # in place of torchrun
+    monkeypatch.setattr(
+        engine_launch, "run", lambda args: load_tool("train").main(args.training_script_args)
+    )
+    with pytest.raises(SystemExit):
+        script = [str(ROOT / "tools/train.py"), str(SEGMENTATION)]
+        engine_launch.main(
+            [*script, "--work-dir", str(tmp_path), "--cfg-options", "randomness.seed=1"]
+        )
+    assert checked == [("train_dataloader", "val_dataloader")]
+
+
 def launch(directory: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
     """One or more processes of a training, as tools/_dist_run.sh starts them."""
     return warm.run(
@@ -163,3 +226,4 @@ def test_ctrl_c_ends_dist_train(example_data, tmp_path):
     assert training.wait(300) == 130, output.read_text()[-3000:]
     assert re.match(r"stopped at iteration \d+; go on with", output.read_text().splitlines()[-1])
     assert "Traceback" not in output.read_text() and (work_dir / "stopped.pth").exists()
+    assert "unchanged since they were checked" not in output.read_text()

@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader, checkpoint
 from fcvit_mm import CheckpointError, FCViT, engine, register_all
 from fcvit_mm.checkpoint import mmengine_backends
 from fcvit_mm.checkpoint.reader import sha256
+from fcvit_mm.engine import resume
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import (
     RELEASED_WEIGHTS,
@@ -284,6 +285,16 @@ def test_amp_without_a_gpu_is_refused(monkeypatch):
     cfg = load_config(DETECTION, {"optim_wrapper.type": "OptimWrapper"})
     enable_amp(cfg)
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+
+
+@pytest.mark.parametrize("key", ["epoch", "iter", "seed"])
+def test_a_number_that_a_terminal_would_obey_is_not_resumed(tmp_path, key):
+    """MMEngine prints it."""
+    meta = {"epoch": 1, "iter": 2, "seed": 3, key: "\x1b[2J"}
+    torch.save({"state_dict": {}, "optimizer": {}, "meta": meta}, tmp_path / "a.pth")
+    cfg = load_config(SHAPES, {"load_from": str(tmp_path / "a.pth"), "resume": True})
+    with pytest.raises(CheckpointError, match=rf"a\.pth can't be resumed: meta\.{key} is no int"):
+        resume.read_start(cfg)
 
 
 def changed() -> list:

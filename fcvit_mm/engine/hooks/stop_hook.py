@@ -43,6 +43,7 @@ class StopHook(Hook):
 
     Args:
         path: of the checkpoint, which is deleted when the training is finished.
+        remedy: what goes on with the training.
         timeout: how long processes wait for each other; None is PyTorch's 30 minutes.
 
     Raises:
@@ -51,8 +52,9 @@ class StopHook(Hook):
 
     priority = "HIGHEST"
 
-    def __init__(self, path: Path, timeout: timedelta | None = None) -> None:
+    def __init__(self, path: Path, remedy: str, timeout: timedelta | None = None) -> None:
         self.path = path
+        self.remedy = remedy
         self.signal = 0
         self.evaluating = False
         # of the epoch that is not finished: batches done, and all of them
@@ -116,7 +118,7 @@ class StopHook(Hook):
         meta = dict(epoch=loop.epoch, iter=loop.iter, batches=[*self.batches])
         runner.save_checkpoint(str(self.path.parent), self.path.name, meta=meta, by_epoch=False)
         if is_main_process():
-            print(f"stopped at iteration {loop.iter}; go on with --resume", file=sys.stderr)
+            print(f"stopped at iteration {loop.iter}; go on with {self.remedy}", file=sys.stderr)
         if is_distributed():
             # torchrun kills all soon after the first has ended
             self._agree()
