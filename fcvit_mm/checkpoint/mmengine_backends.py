@@ -1,8 +1,6 @@
 """MMEngine's loading and writing of checkpoints, made safe and atomic."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +27,8 @@ TABLES = {
     "openmmlab": get_external_models,
     "mmcls": get_mmcls_models,
 }
-# Checkpoints that MMEngine is about to ask for and that were read before, by their names.
-_READ: dict[str, dict[str, Any]] = {}
-
-
-@contextmanager
-def already_read(filename: str | None, content: dict[str, Any] | None) -> Iterator[None]:
-    """Have MMEngine take the content of a checkpoint that was read before, not read it again."""
-    if filename and content is not None:
-        _READ[filename] = content
-    # the caller's frame lasts as long as the training, and would keep what has been loaded
-    del content
-    try:
-        yield
-    finally:
-        _READ.pop(filename or "", None)
+# What was read of the checkpoint that MMEngine is about to ask for, by its name.
+ALREADY_READ: dict[str, dict[str, Any]] = {}
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -54,8 +39,8 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         CheckpointError: see `read_checkpoint`; or MMEngine's table has no such model.
     """
-    if filename in _READ:
-        return _READ.pop(filename)
+    if filename in ALREADY_READ:
+        return ALREADY_READ.pop(filename)
     content = read_checkpoint(find_address(filename), map_location)
     container, weights = find_weights(content)
     if container:

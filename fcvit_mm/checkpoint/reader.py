@@ -63,15 +63,12 @@ def fetch(filename: str, again: bool = False) -> Path:
     # Two URLs may end in the same name.
     digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
     path = cache / f"{digest}-{name}"
-    if not filename.startswith(("http://", "https://")):
-        if again or not path.exists():
-            _download(filename, path)
-        return path
     named = re.search(r"-([0-9a-f]{8,64})\.", name)
     if named and (cache / name).is_file() and sha256(cache / name).startswith(named[1]):
-        path = cache / name
+        return cache / name
+    is_old = again and not filename.startswith(("http://", "https://"))
     try:
-        if get_local_rank() == 0 and not path.exists():
+        if get_local_rank() == 0 and (is_old or not path.exists()):
             _download(filename, path)
     finally:  # the other processes must not wait for one that failed
         barrier()
@@ -137,21 +134,17 @@ def _clean_meta(content: dict[str, Any]) -> None:
     meta, hub = content.get("meta"), content.get("message_hub")
     info = hub.get("runtime_info") if isinstance(hub, dict) else None
     has_text = [one.pop("cfg", None) for one in (meta, info) if isinstance(one, dict)]
-    if not isinstance(meta, dict):
-        if any(has_text):
-            content["meta"] = {"cfg": NO_CONFIG}
-        return
     if any(has_text):
-        meta["cfg"] = NO_CONFIG
+        meta = content["meta"] = {**(meta if isinstance(meta, dict) else {}), "cfg": NO_CONFIG}
+    if not isinstance(meta, dict):
+        return
     meta.pop("config", None)
+    valid = {"classes": are_class_names, "palette": is_palette}
     for node in (meta, meta.get("dataset_meta")):
-        if isinstance(node, dict):
-            for key in [key for key in node if str(key).lower() == "classes"]:
-                if not are_class_names(node[key]):
-                    del node[key]
-            for key in [key for key in node if str(key).lower() == "palette"]:
-                if not is_palette(node[key]):
-                    del node[key]
+        for key in list(node) if isinstance(node, dict) else ():
+            # OpenMMLab 1 writes the names in capitals
+            if (is_valid := valid.get(str(key).lower())) and not is_valid(node[key]):
+                del node[key]
 
 
 def are_class_names(names: Any) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import PIL
 import torch
@@ -27,20 +28,15 @@ from ..utils.files import write_json
 KEPT = 100
 
 
-def _digest(*content: object) -> str:
-    return hashlib.sha256(repr(content).encode("utf-8", "surrogateescape")).hexdigest()
-
-
 class CheckedData:
     """Find and note the check of a config's datasets.
 
-    key: of all that the check reads in the config, and of the versions it is done by. state: of
-    path, size and time of all files in the folders that the datasets name; both are SHA-256.
+    The note's key is a SHA-256 of all that the check reads in the config, of the versions it is
+    done by, and of path, size and time of all files in the folders that the datasets name.
     """
 
     def __init__(self, cfg: Config, loaders: Sequence[str]) -> None:
         self.path = Path(torch.hub.get_dir()).parent / "fcvit_checked_data.json"
-        self.config = cfg.filename
         datasets = [(cfg.get(loader) or {}).get("dataset") for loader in loaders]
         evaluators = [cfg.get(loader.replace("_dataloader", "_evaluator")) for loader in loaders]
         heads = [
@@ -48,12 +44,13 @@ class CheckedData:
             for path, node in iter_config_dicts(cfg.get("model") or {})
         ]
         versions = platform.python_version(), __version__, PIL.__version__
-        self.key = _digest(loaders, datasets, evaluators, heads, cfg.get("default_scope"), versions)
-        leaves = [leaf for one in datasets for _, leaf in iter_leaf_datasets(one, "")]
+        read = [loaders, datasets, evaluators, heads, cfg.get("default_scope"), versions]
         self.folders: set[str] = set()
-        self.state: str | None = None
+        self.key: str | None = None
         with suppress(OSError):  # a file that is gone again, or data elsewhere: they are checked
-            self.state = _digest(*(self._files(leaf) for leaf in leaves))
+            for one in datasets:
+                read += [self._files(leaf) for _, leaf in iter_leaf_datasets(one, "")]
+            self.key = hashlib.sha256(repr(read).encode("utf-8", "surrogateescape")).hexdigest()
 
     def _files(self, dataset: dict) -> list[tuple[str, int, int]]:
         """Return path, size and time of a dataset's files, and remember their folders."""
@@ -71,7 +68,7 @@ class CheckedData:
         held = [(os.path.abspath(file), os.stat(file)) for file in sorted(files)]
         return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in held]
 
-    def _read(self) -> dict[str, dict]:
+    def _read(self) -> dict[str | None, Any]:
         with suppress(OSError, ValueError):
             content = json.loads(self.path.read_text())
             if isinstance(content, dict):
@@ -81,22 +78,15 @@ class CheckedData:
     def find(self) -> dict | None:
         """Return when the same was checked, and its warnings; None if it has not passed."""
         entry = self._read().get(self.key)
-        is_same = isinstance(entry, dict) and self.state and entry.get("state") == self.state
-        return entry if is_same else None
+        return entry if isinstance(entry, dict) else None
 
     def add(self, reports: Sequence[Report]) -> None:
-        """Note that a check has passed, unless it read files that `state` doesn't know of."""
+        """Note that a check has passed, unless it read files that the key doesn't know of."""
         read = {os.path.abspath(folder) for report in reports for folder in report.folders}
-        if self.state is None or not read or not read <= self.folders:
+        if self.key is None or not read or not read <= self.folders:
             return
-        entry = dict(
-            checked=datetime.now().isoformat(" ", "seconds"),
-            config=self.config,
-            images=sum(report.images for report in reports),
-            decoded=sum(report.decoded for report in reports),
-            warnings=[warning for report in reports for warning in report.warnings],
-            state=self.state,
-        )
-        others = [item for item in self._read().items() if item[0] != self.key]
+        warnings = [warning for report in reports for warning in report.warnings]
+        entry = dict(checked=datetime.now().isoformat(" ", "seconds"), warnings=warnings)
+        kept = [item for item in self._read().items() if item[0] != self.key][1 - KEPT :]
         with suppress(OSError):  # no place to write to: the check is repeated
-            write_json(self.path, {**dict(others[1 - KEPT :]), self.key: entry})
+            write_json(self.path, {**dict(kept), self.key: entry})

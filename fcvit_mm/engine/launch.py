@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+from ..checkpoint.mmengine_backends import ALREADY_READ
 from ..utils.cli import run_tool
 from ..utils.errors import ConfigError, first_line
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_gpus(int(args.nproc_per_node))
     runpy.run_path(args.training_script)["main"]([*args.training_script_args, "--check"])
+    ALREADY_READ.clear()  # this process needs no checkpoint
     args.training_script_args.append("--checked")
     # what a process said shall be the last line
     logging.disable()

@@ -3,11 +3,11 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
+from mmengine.dist import is_main_process
 
+from ..checkpoint.mmengine_backends import ALREADY_READ, load_from_file
 from ..utils.errors import CheckpointError
 from ..utils.files import PARTIAL
 from .dist import run_on_main_process
@@ -55,8 +55,8 @@ def checkpoints(cfg: Config) -> list[Path]:
     )
 
 
-def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
-    """Return path and content of the newest whole checkpoint of a config's work directory, if any.
+def newest(cfg: Config) -> Path | None:
+    """Return and read the newest whole checkpoint of a config's work directory, if any.
 
     The files themselves are read, checksums included, not MMEngine's note `last_checkpoint`.
     Damaged ones are named on stderr; what killed trainings left half-written is deleted.
@@ -69,13 +69,13 @@ def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
     problems = []
     for path in checkpoints(cfg):
         try:
-            content = CheckpointLoader.load_checkpoint(str(path), "cpu", "silent")
+            ALREADY_READ[str(path)] = load_from_file(str(path), "cpu")
         except CheckpointError as error:
             problems.append(str(error))
             continue
         for problem in problems:
             print(f"warning: {problem}. {path} is taken in its place", file=sys.stderr)
-        return path, content
+        return path
     if problems:
         raise CheckpointError(
             f"no checkpoint in {folder(cfg)} can be used: {problems[0]}, or leave out --resume to "
@@ -84,8 +84,8 @@ def newest(cfg: Config) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def read_start(cfg: Config) -> dict[str, Any] | None:
-    """Read the checkpoint that a training begins with or goes on from, if any, once.
+def read_start(cfg: Config) -> None:
+    """Read the checkpoint that a training begins with or goes on from, if any, for MMEngine, too.
 
     Where the config has `resume` and names none, it is set to the newest of the work directory. On
     resume the training's seed is set, too, which MMEngine takes over too late for the order of the
@@ -94,29 +94,23 @@ def read_start(cfg: Config) -> dict[str, Any] | None:
     Raises:
         CheckpointError: there is no such file, it is damaged or hostile, or it can't be resumed.
     """
-    content = None
+    ALREADY_READ.clear()
     if cfg.get("resume") and not cfg.get("load_from"):
-
-        def find() -> str | None:
-            nonlocal content
-            if (found := newest(cfg)) is None:
-                print(f"there is no checkpoint in {folder(cfg)}: the training begins anew")
-                return None
-            path, content = found
-            return str(path)
-
-        cfg.load_from = run_on_main_process(find)
-        cfg.resume = cfg.load_from is not None
+        found = run_on_main_process(lambda: newest(cfg))
+        cfg.resume, cfg.load_from = found is not None, found and str(found)
+        if not cfg.resume and is_main_process():
+            print(f"there is no checkpoint in {folder(cfg)}: the training begins anew")
         if cfg.resume and not Path(cfg.load_from).is_file():
             raise CheckpointError(
                 f"{cfg.load_from} lies on the first machine, and not on this one; have all "
                 "machines share the work directory"
             )
     if not cfg.get("load_from"):
-        return None
-    if content is None:
-        content = CheckpointLoader.load_checkpoint(cfg.load_from, "cpu", "silent")
+        return
+    if cfg.load_from not in ALREADY_READ:
+        ALREADY_READ[cfg.load_from] = load_from_file(cfg.load_from, "cpu")
     if cfg.get("resume"):
+        content = ALREADY_READ[cfg.load_from]
         meta = content.get("meta")
         if not isinstance(meta, dict) or "iter" not in meta or "optimizer" not in content:
             raise CheckpointError(
@@ -129,4 +123,3 @@ def read_start(cfg: Config) -> dict[str, Any] | None:
             if not isinstance(meta.get(key), int | None):
                 raise CheckpointError(f"{cfg.load_from} can't be resumed: meta.{key} is no integer")
         cfg.randomness = dict(cfg.get("randomness") or {}, seed=meta.get("seed"))
-    return content

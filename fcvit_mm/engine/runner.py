@@ -10,7 +10,6 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from ..checkpoint.mmengine_backends import already_read
 from ..utils.config import adapt, drop_pretrained
 from ..utils.errors import (
     CheckpointError,
@@ -53,18 +52,16 @@ def train(cfg: Config, checked: bool = False, remedy: str = "--resume") -> Runne
         SystemExit: Ctrl-C or SIGTERM, see `StopHook`.
     """
     start_distributed(cfg)
-    changes, content = prepare(cfg, training=True, checked=checked)
+    changes = prepare(cfg, training=True, checked=checked)
     runner = _build(cfg, changes)
     stop = StopHook(resume.folder(cfg) / resume.STOPPED, remedy, read_timeout(cfg))
     runner.register_hook(stop)
     with (
-        already_read(cfg.get("load_from"), content),
         naming_lost_processes(),
         stop.listening(runner),
         naming_dead_workers(),
         naming_full_disk(cfg),
     ):
-        del content  # or it would be kept for the whole training
         runner.train()
     runner.logger.info(result(runner))
     return runner
@@ -78,22 +75,18 @@ def test(cfg: Config, checked: bool = False) -> dict[str, float]:
         DeadWorkerError, SampleError: as `train`.
     """
     start_distributed(cfg)
-    changes, content = prepare(cfg, training=False, checked=checked)
+    changes = prepare(cfg, training=False, checked=checked)
     for key in TRAINING:
         cfg.pop(key, None)
     runner = _build(cfg, changes)
-    with already_read(cfg.load_from, content), naming_lost_processes(), naming_dead_workers():
-        del content
+    with naming_lost_processes(), naming_dead_workers():
         return runner.test()
 
 
-def prepare(
-    cfg: Config, training: bool, checked: bool = False
-) -> tuple[list[str], dict[str, Any] | None]:
+def prepare(cfg: Config, training: bool, checked: bool = False) -> list[str]:
     """Adapt a config to this machine, and check weights and data before anything is built.
 
-    Returns:
-        (what was changed, the content of the checkpoint to begin with, if any).
+    The checkpoint to begin with, if any, is read. Returns what was changed.
 
     Raises:
         ConfigError, CheckpointError: something is missing or damaged.
@@ -105,11 +98,11 @@ def prepare(
         loaders = ["train_dataloader", *["val_dataloader"] * bool(cfg.get("val_cfg"))]
     else:
         cfg.resume = False
-    content = resume.read_start(cfg)
-    if content is not None:
+    resume.read_start(cfg)
+    if cfg.get("load_from"):
         drop_pretrained(cfg)
     check_files(cfg, tuple(loaders), checked)
-    return changes, content
+    return changes
 
 
 def build_runner(cfg: Config) -> Runner:
