@@ -131,7 +131,8 @@ def _clean_meta(content: dict[str, Any]) -> None:
     MMEngine runs the config texts of old files on resume, and those of new ones where an inferencer
     gets weights and no model.
     """
-    meta, hub = content.get("meta"), content.get("message_hub")
+    meta: Any = content.get("meta")
+    hub = content.get("message_hub")
     info = hub.get("runtime_info") if isinstance(hub, dict) else None
     has_text = [one.pop("cfg", None) for one in (meta, info) if isinstance(one, dict)]
     if any(has_text):
