@@ -131,8 +131,7 @@ def _clean_meta(content: dict[str, Any]) -> None:
     MMEngine runs the config texts of old files on resume, and those of new ones where an inferencer
     gets weights and no model.
     """
-    meta: Any = content.get("meta")
-    hub = content.get("message_hub")
+    meta, hub = content.get("meta"), content.get("message_hub")
     info = hub.get("runtime_info") if isinstance(hub, dict) else None
     has_text = [one.pop("cfg", None) for one in (meta, info) if isinstance(one, dict)]
     if any(has_text):
@@ -142,10 +141,12 @@ def _clean_meta(content: dict[str, Any]) -> None:
     meta.pop("config", None)
     valid = {"classes": are_class_names, "palette": is_palette}
     for node in (meta, meta.get("dataset_meta")):
-        for key in list(node) if isinstance(node, dict) else ():
+        if isinstance(node, dict):
             # OpenMMLab 1 writes the names in capitals
-            if (is_valid := valid.get(str(key).lower())) and not is_valid(node[key]):
-                del node[key]
+            known = [(key, valid[name]) for key in node if (name := str(key).lower()) in valid]
+            for key, is_valid in known:
+                if not is_valid(node[key]):
+                    del node[key]
 
 
 def are_class_names(names: Any) -> bool:

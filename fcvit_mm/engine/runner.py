@@ -11,14 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..utils.config import adapt, drop_pretrained
-from ..utils.errors import (
-    CheckpointError,
-    ConfigError,
-    DeadWorkerError,
-    SampleError,
-    first_line,
-    name_failure,
-)
+from ..utils.errors import CheckpointError, first_line, name_failure
 from . import resume
 from .dist import read_timeout, start_distributed
 from .failures import naming_dead_workers, naming_full_disk, naming_lost_processes
@@ -177,35 +170,27 @@ def _settings(runner: Runner) -> dict[str, Any]:
     }
 
 
-def _listed(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or ())
-
-
 def _build(cfg: Config, changes: Sequence[str]) -> Runner:
     """Build the Runner of an adapted config, all its parts included, and log what it will do.
 
     MMEngine builds loops and optimizer amid the run; here they are built before, so that an error
     comes at once and as a sentence.
     """
-    try:
-        # MMEngine 0.10.7 starts loading with its loop
-        with naming_dead_workers():
-            runner = _Runner.from_cfg(cfg)
-            # for each dataset pycocotools prints four lines
-            with nullcontext() if cfg.get("verbose") else redirect_stdout(StringIO()):
-                for loop in ("train_loop", "val_loop", "test_loop"):
-                    if getattr(runner, f"_{loop}") is not None:
-                        getattr(runner, loop)
-            # MMEngine asks for these parts amid the run, too
-            for key in ("activation_checkpointing", "efficient_conv_bn_eval"):
-                for part in _listed(cfg.get(key)):
-                    unwrap(runner.model).get_submodule(part)
-            if cfg.get("train_cfg"):
-                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    except (DeadWorkerError, SampleError):
-        raise
-    except Exception as error:  # a config names arbitrary classes, which fail in their own ways
-        raise ConfigError(f"{cfg.filename} can't be built: {first_line(error)}") from error
+    # MMEngine 0.10.7 starts loading with its loop
+    with name_failure(f"{cfg.filename} can't be built"), naming_dead_workers():
+        runner = _Runner.from_cfg(cfg)
+        # for each dataset pycocotools prints four lines
+        with nullcontext() if cfg.get("verbose") else redirect_stdout(StringIO()):
+            for loop in ("train_loop", "val_loop", "test_loop"):
+                if getattr(runner, f"_{loop}") is not None:
+                    getattr(runner, loop)
+        # MMEngine asks for these parts amid the run, too
+        for key in ("activation_checkpointing", "efficient_conv_bn_eval"):
+            parts = cfg.get(key) or ()
+            for part in [parts] if isinstance(parts, str) else parts:
+                unwrap(runner.model).get_submodule(part)
+        if cfg.get("train_cfg"):
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     check_neck(runner.model)
     for line in schedule_mismatch(cfg) if cfg.get("train_cfg") else ():
         runner.logger.warning(line)

@@ -18,7 +18,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from . import mim
-from .errors import ConfigError, first_line
+from .errors import ConfigError, name_failure
 
 # What MMEngine's Runner reads of a config besides its own arguments, and what we read.
 KEYS = {
@@ -98,21 +98,19 @@ def load_config(
     Raises:
         ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
     """
-    try:
-        path = filename
-        if filename.startswith(mim.PREFIX):
+    path = filename
+    if filename.startswith(mim.PREFIX):
+        try:
             path = mim.config_path(filename.removeprefix(mim.PREFIX))
-        elif not Path(filename).is_file():
-            raise FileNotFoundError(
-                f"{filename}: there is no such config; ours lie in configs/ of a clone and are "
-                f"named {mim.PREFIX}detection/... elsewhere"
-            )
-    except FileNotFoundError as error:
-        raise ConfigError(str(error)) from error
-    try:
+        except FileNotFoundError as error:
+            raise ConfigError(str(error)) from error
+    elif not Path(filename).is_file():
+        raise ConfigError(
+            f"{filename}: there is no such config; ours lie in configs/ of a clone and are "
+            f"named {mim.PREFIX}detection/... elsewhere"
+        )
+    with name_failure(f"{filename} can't be read as a config"):
         cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program and may fail in any way
-        raise ConfigError(f"{filename} can't be read as a config: {first_line(error)}") from error
     _merge_options(cfg, options or {})
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}")
     cfg.launcher = launcher
@@ -128,16 +126,17 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
         ConfigError: an option doesn't fit the config, or nothing would read it.
     """
     before = cfg._cfg_dict
-    try:
+    with name_failure(f"--cfg-options does not fit {cfg.filename}"):
         cfg.merge_from_dict(options)
-    except Exception as error:  # MMEngine asserts, or fails in Python's words
-        raise ConfigError(f"--cfg-options does not fit {cfg.filename}: {first_line(error)}") from (
-            error
-        )
+    old, new = (dict(iter_config_dicts(node)) for node in (before, cfg._cfg_dict))
     for key, value in options.items():
         within = [f"{path}.{k}" for path, node in iter_config_dicts(value, key) for k in node]
         for path in (key, *within):
-            _check(path.split("."), before, cfg)
+            words = path.split(".")
+            for depth, word in enumerate(words):
+                where = ".".join(words[:depth])
+                if where in new and word not in old.get(where, {}):
+                    _check_new(where, word, new[where], old.get(where, {}), cfg)
     for name in {key.split(".")[0] for key in options} & {*before} - KEYS:
         _set_variable(name, before[name], cfg)
 
@@ -161,54 +160,29 @@ def classes_named(name: Any, scope: str) -> list[Any]:
     return found
 
 
-def _check(path: list[str], before: Any, cfg: Config) -> None:
-    """Refuse the first key on an option's path that the file doesn't have and nothing reads."""
-    node: Any = cfg._cfg_dict
-    for depth, key in enumerate(path):
-        if isinstance(node, list | tuple):
-            node = node[int(key)]
-            before = before[int(key)] if _has(before, int(key)) else None
-            continue
-        if key == "_delete_" or not isinstance(node, dict):
-            return
-        if not isinstance(before, dict) or key not in before:
-            _check_new(path[:depth], key, node, before, cfg)
-        node, before = node[key], before.get(key) if isinstance(before, dict) else None
-
-
-def _has(items: Any, index: int) -> bool:
-    return isinstance(items, list | tuple) and index < len(items)
-
-
-def _check_new(path: list[str], key: str, node: dict, before: Any, cfg: Config) -> None:
+def _check_new(where: str, key: str, node: dict, before: dict, cfg: Config) -> None:
     """Refuse a new key of a dict if nothing reads it; warn if that can't be known."""
-    where = ".".join(path)
-    if not path:
-        known, reason = {*before, *KEYS}, f"{cfg.filename} has no {key}, and MMEngine reads none"
-    else:
+    dot = f"{where}." if where else ""
+    if where:
         scope = cfg.get("default_scope") or "mmengine"
         built = classes_named(node["type"], scope) if "type" in node else UNTYPED.get(where, [])
-        # mmcv takes settings of its own out of those of PyTorch's layers
-        arguments = [None if _is_layer(one) else _arguments(one) for one in built]
+        arguments = [_arguments(one) for one in built]
         known = set().union(TAKEN_OUT, *filter(None, arguments))
         reason = f"{' or '.join(one.__name__ for one in built)} takes no {key}"
-        if not built or None in arguments:
-            others = {*known, *(before if isinstance(before, dict) else ())}
-            near = [] if key in known else get_close_matches(key, others, 1, ALIKE)
-            if near:
-                print(f"warning: --cfg-options: {where}.{key} is new; if {where}.{near[0]} was "
-                      "meant, nothing reads it", file=sys.stderr)  # fmt: skip
-            return
-    if key not in known:
+        is_certain = built and None not in arguments
+    else:
+        known, reason = {*before, *KEYS}, f"{cfg.filename} has no {key}, and MMEngine reads none"
+        is_certain = True
+    if key in known:
+        return
+    if is_certain:
         (nearest,) = get_close_matches(key, known - TAKEN_OUT or known, n=1, cutoff=0)
         raise ConfigError(
-            f"--cfg-options: unknown key {'.'.join([*path, key])}: {reason}; did you mean "
-            f"{'.'.join([*path, nearest])}?"
+            f"--cfg-options: unknown key {dot}{key}: {reason}; did you mean {dot}{nearest}?"
         )
-
-
-def _is_layer(built: Any) -> bool:
-    return str(getattr(built, "__module__", "")).startswith("torch.nn.")
+    for near in get_close_matches(key, known | before.keys(), 1, ALIKE):
+        print(f"warning: --cfg-options: {dot}{key} is new; if {dot}{near} was meant, nothing "
+              "reads it", file=sys.stderr)  # fmt: skip
 
 
 def _arguments(built: Any) -> set[str] | None:
@@ -216,6 +190,9 @@ def _arguments(built: Any) -> set[str] | None:
 
     None: any.
     """
+    # mmcv takes settings of its own out of those of PyTorch's layers
+    if str(getattr(built, "__module__", "")).startswith("torch.nn."):
+        return None
     names: set[str] = set()
     for one in built.__mro__ if inspect.isclass(built) else [built]:
         function = vars(one).get("__init__") if inspect.isclass(one) else one

@@ -44,8 +44,13 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def name_failure(what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever is raised into a ConfigError that says what failed, and a remedy."""
+    """Turn whatever is raised into a ConfigError that says what failed, and a remedy.
+
+    But not what says itself which file or process it is about.
+    """
     try:
         yield
+    except (DeadWorkerError, SampleError):
+        raise
     except Exception as error:  # a config names arbitrary classes, which fail in their own ways
         raise ConfigError(f"{what}: {first_line(error)}{remedy}") from error

@@ -141,7 +141,7 @@ def test_a_signal_amid_a_checkpoint_lets_it_be_finished_or_leaves_none(
     stop = StopHook(tmp_path / "stopped.pth", "--resume")
     at_once = number == signal.SIGINT and times == 2
     ended = pytest.raises(KeyboardInterrupt) if at_once else nullcontext()
-    with ended, stop.listening(None):  # type: ignore[arg-type]
+    with ended, stop.listening(None):
         save_checkpoint({"a": 1}, str(tmp_path / "a.pth"))
     assert stop.signal == number
     assert [path.name for path in tmp_path.iterdir()] == ([] if at_once else ["a.pth"])

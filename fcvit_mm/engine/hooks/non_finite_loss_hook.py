@@ -25,8 +25,8 @@ from ..preflight import unwrap
 
 # How many names a sentence has.
 SHOWN = 4
-# Iteration, loss terms as the model returns them, path and id of each image.
-Batch = tuple[int, dict[str, Tensor], list[dict[str, Any]]]
+# iteration, rank, losses, images: path and ID of each.
+Batch = dict[str, Any]
 
 
 @HOOKS.register_module()
@@ -67,7 +67,8 @@ class NonFiniteLossHook(Hook):
 
         def noted(losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
             loss, terms = parse_losses(losses)
-            self._batches.append((runner.iter + 1, terms, self._images))
+            about = dict(iteration=runner.iter + 1, rank=runner.rank, images=self._images)
+            self._batches.append(dict(about, losses=terms))
             # 1 if it is finite, else NaN: an infinite loss, or a term without a graph, may have a
             # finite gradient
             value = loss.detach()
@@ -105,12 +106,18 @@ class NonFiniteLossHook(Hook):
         Raises:
             NonFiniteError: there were too many.
         """
-        mine = [_record(runner.rank, *batch) for batch in batches]
-        records = [record for process in all_gather_object(mine) for record in process]
+        for batch in batches:
+            terms = batch["losses"]
+            batch["losses"] = {name: _number(float(v.detach())) for name, v in terms.items()}
+            wrong = [name for name, value in batch["losses"].items() if isinstance(value, str)]
+            batch["non_finite"] = [name for name in wrong if "loss" in name]
+            for name in wrong:  # they would be nan in the means of the log for a whole window
+                del terms[name]
+        batches = [batch for process in all_gather_object(batches) for batch in process]
+        spoiled = [batch for batch in batches if batch["non_finite"]]
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         scale = scaler.get_scale() if scaler is not None else None
-        wrong = [record for record in records if record["non_finite"]]
-        if not wrong and scale is not None and scale > 1:
+        if not spoiled and scale is not None and scale > 1:
             runner.logger.info(
                 f"iteration {runner.iter + 1}: mixed precision: the losses are finite, their "
                 f"gradient overflows at a loss scale of {scale:g}; GradScaler leaves out this step "
@@ -118,11 +125,7 @@ class NonFiniteLossHook(Hook):
             )
             return False
         self.skips += 1
-        for _, terms, _ in batches:
-            # they would be nan in the means of the log for a whole window
-            for name in [name for name, value in terms.items() if not value.isfinite()]:
-                del terms[name]
-        sentence = _write(runner, wrong or records, norm, scale)
+        sentence = _write(runner, spoiled or batches, norm, scale)
         if self.skips > self.max_skips:
             is_half = scaler is not None and runner.optim_wrapper.cast_dtype != torch.bfloat16
             half = "set optim_wrapper.dtype=bfloat16, " if is_half else ""
@@ -146,16 +149,7 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _record(
-    rank: int, iteration: int, terms: dict[str, Tensor], images: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return a batch of one process as it is written down."""
-    losses = {name: _number(float(value.detach())) for name, value in terms.items()}
-    wrong = [name for name, value in losses.items() if "loss" in name and isinstance(value, str)]
-    return dict(iteration=iteration, rank=rank, losses=losses, non_finite=wrong, images=images)
-
-
-def _write(runner: Runner, batches: list[dict], norm: float, scale: float | None) -> str:
+def _write(runner: Runner, batches: list[Batch], norm: float, scale: float | None) -> str:
     """Write what was not finite, and where the training was, as JSON; say it in a sentence."""
     iteration, optim_wrapper = runner.iter + 1, runner.optim_wrapper
     # the sum of the losses says nothing that its terms don't
