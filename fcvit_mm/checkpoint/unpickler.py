@@ -205,7 +205,9 @@ class Unpickler(pickle._Unpickler):
         if id(known) not in self.made:
             raise RefusedError(f"an object of {type(known).__name__}")
         self._spend(size=OBJECT)
-        self.append(known.__new__(known, *arguments))
+        # ours are whole with their defaults, whatever the arguments
+        is_theirs = id(known) in self.built
+        self.append(known.__new__(known, *arguments) if is_theirs else known())
 
     def _build(self) -> None:
         """Give a value its state: of what we know only what it needs, not the rest."""

@@ -460,6 +460,7 @@ def test_what_timm_and_mmengine_write_is_read_as_it_was(tmp_path, core, is_zip):
     assert type(hub["runtime_info"]["n"]) is np.float64
     read, written = hub["log_scalars"]["train/loss"], history
     assert all(map(np.array_equal, read.data, written.data)) and read.mean() == written.mean()
+    assert read.statistics("mean") == written.mean()
     assert read.data[1].dtype == np.int64 and len(found["meta"].pop("empty").data[0]) == 0
     read.update(3.0)
     content["meta"].pop("empty")
