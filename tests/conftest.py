@@ -1,5 +1,6 @@
 """What several test files share: the example data, and the tools as subprocesses."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from helpers.tools import free_port
 os.environ["OMP_NUM_THREADS"] = "1"
 # Triton's kernels run on the CPU, unless a GPU is to be tested.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before a test file imports mmcv, whose operators the package provides.
+import fcvit_mm  # noqa: F401
 
 Tool = Callable[..., subprocess.CompletedProcess]
 
@@ -25,6 +28,16 @@ Tool = Callable[..., subprocess.CompletedProcess]
 def unformatted_configs() -> None:
     """Spare the tests MMEngine's formatting of configs."""
     warm.leave_configs_unformatted()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_uncollected() -> None:
+    """Leave what is imported by now out of garbage collections.
+
+    OpenMMLab's datasets and runners ask for one each, which takes half a second with all of it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

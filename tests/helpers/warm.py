@@ -5,6 +5,7 @@ tests run do little besides. Apart from that, a process of `start` is like one o
 has its own working directory, environment, output and exit status, and can be killed.
 """
 
+import gc
 import multiprocessing
 import os
 import random
@@ -63,6 +64,7 @@ def _run(
     output: tuple[Path, Path],
     largest_file: int,
 ) -> None:
+    gc.freeze()  # or each collection would go through all that is imported, and copy it
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)

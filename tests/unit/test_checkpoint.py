@@ -103,8 +103,9 @@ def test_the_backbone_of_a_detector_loads_with_its_output_norms(tmp_path, option
     path = write(tmp_path / "detector.pth", {"meta": {}, "state_dict": state, "optimizer": {}})
     model = tiny()
     load_pretrained(model, path, **options)
+    expected = source.state_dict()
     for key, value in model.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key]), key
+        assert torch.equal(value, expected[key]), key
 
 
 def test_pretrained_weights_come_after_other_initializers(tmp_path):
