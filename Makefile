@@ -12,6 +12,9 @@ VENV := .venv
 OFFICIAL := .venv-official
 # a virtual environment of Windows has another folder
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+# file by file to two processes, in alphabetical order: the files that take longest come first, and
+# the unit tests, which take little, last
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo check-demo app chain test test-all test-official test-matrix test-long lint format docs clean
 
@@ -42,14 +45,14 @@ chain: $(VENV)/installed
 
 # What every change must pass at once; `slow` marks what is left out.
 test: $(VENV)/installed $(VENV)/browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/$(PYTEST) -m 'not slow'
 
 test-all: $(VENV)/installed $(VENV)/browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/$(PYTEST)
 
 # What must hold with the last official releases of OpenMMLab too, of what is not slow.
 test-official: $(OFFICIAL)/installed
-	$(OFFICIAL)/bin/python -m pytest -n 2 --dist loadfile -m 'official and not slow'
+	$(OFFICIAL)/bin/$(PYTEST) -m 'official and not slow'
 
 # Every installed Python, oldest and newest PyTorch, both sets of packages: see tests/helpers/matrix.py.
 test-matrix:
