@@ -275,8 +275,8 @@ def test_requests_of_other_sites_are_refused(address, files, headers):
     content = (files / "a.png").read_bytes()
     answers = [
         send(address, "a.png", content, **headers),
-        httpx.post(f"{address}gradio_api/queue/join", json={}, headers=headers),
-        httpx.get(f"{address}config", headers=headers),
+        httpx.post(f"{address}gradio_api/queue/join", json={}, headers=headers, timeout=60),
+        httpx.get(f"{address}config", headers=headers, timeout=60),
         httpx.options(
             address, headers={"Access-Control-Request-Method": "POST", **headers}
         ),
@@ -296,7 +296,7 @@ def test_the_page_under_either_name_and_through_a_tunnel_is_answered(address, fi
 @pytest.mark.parametrize("name", ["a.html", "a.svg", "a.xhtml", "a.xml", "a.js", "a.pdf", "a"])
 def test_an_upload_is_no_page(address, name):
     (path,) = send(address, name, b"<svg xmlns='http://www.w3.org/2000/svg'/>").json()
-    answer = httpx.get(f"{address}gradio_api/file={path}")
+    answer = httpx.get(f"{address}gradio_api/file={path}", timeout=60)
     assert answer.headers["content-disposition"].startswith("attachment")
     assert answer.headers["content-type"] == "application/octet-stream"
 
@@ -306,10 +306,10 @@ def test_only_what_was_uploaded_is_read(address, tmp_path):
     cv2.imwrite(str(path), make_image(0, 8, 8))
     _, result = predict_for(address, str(path))
     assert not result["success"]
-    assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+    assert httpx.get(f"{address}gradio_api/file={path}", timeout=60).status_code == 403
     # no way past the queue
     job = {"data": [None, 0.5]}
-    assert httpx.post(f"{address}gradio_api/run/predict", json=job).status_code == 404
+    assert httpx.post(f"{address}gradio_api/run/predict", json=job, timeout=60).status_code == 404
 
 
 def test_twenty_uploads_side_by_side(address):

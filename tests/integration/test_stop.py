@@ -111,7 +111,7 @@ def test_all_processes_stop_with_the_one_that_got_the_signal(example_data, tmp_p
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_named(example_data, tmp_path):
-    options = [*METHODS["segmentation"][1], "env_cfg.dist_cfg.timeout=5"]
+    options = [*METHODS["segmentation"][1], "env_cfg.dist_cfg.timeout=30"]
     for rank in (0, 1):
         statuses, output = together(
             example_data, tmp_path / f"run_{rank}", SEGMENTATION, options,

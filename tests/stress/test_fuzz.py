@@ -28,7 +28,7 @@ from helpers.tools import TASKS
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 NUMBERS = some("FUZZ", 20, 150)
-# of one input, on a machine with much else to do
+# of processor time, of one input
 MOST_SECONDS = 20
 
 JUNK: list[Any] = [
@@ -42,12 +42,12 @@ JUNK: list[Any] = [
 
 def looked_at(cfg: Config) -> Report:
     """The report of the only dataset."""
-    start = time.monotonic()
+    start = time.process_time()
     (report,) = check(cfg, ("val_dataloader",))
     for sentence in report.errors + report.warnings:
         assert "\n" not in sentence and sentence.isprintable()
         sentence.encode()
-    assert time.monotonic() - start < MOST_SECONDS
+    assert time.process_time() - start < MOST_SECONDS
     return report
 
 

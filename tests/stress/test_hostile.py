@@ -54,14 +54,14 @@ def small() -> FCViT:
 
 
 @contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError where something hangs."""
+def without_hanging() -> Iterator[None]:
+    """Raise TimeoutError where something hangs, on however busy a machine."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.alarm(300)
     try:
         yield
     finally:
@@ -98,7 +98,7 @@ def damaged(content: bytes, flips: int) -> Iterator[bytes]:
 def loads(model: FCViT, path: Path) -> bool:
     """Whether a file is loaded, soon, and not refused by a sentence."""
     try:
-        with at_most(20):
+        with without_hanging():
             load_pretrained(model, path)
     except CheckpointError as error:
         assert str(path) in str(error) and "\n" not in str(error)
@@ -225,7 +225,7 @@ def flipped(path: Path) -> None:
 def test_every_route_refuses_a_damaged_file(tmp_path, route):
     path = tmp_path / "a.pth"
     flipped(path)
-    with at_most(60), pytest.raises(CheckpointError, match="CRC-32 for file .a/data/0"):
+    with without_hanging(), pytest.raises(CheckpointError, match="CRC-32 for file .a/data/0"):
         ROUTES[route](str(path))
     assert list(tmp_path.iterdir()) == [path]
 
@@ -392,7 +392,7 @@ def test_a_damaged_onnx_file_is_refused(tmp_path, number):
     assert script.open_model(str(path))[1] == ABOUT
     for changed in damaged(content, number):
         path.write_bytes(changed)
-        with at_most(20), pytest.raises(ValueError, match="SHA-256"):
+        with without_hanging(), pytest.raises(ValueError, match="SHA-256"):
             script.open_model(str(path))
 
 

@@ -88,7 +88,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path):
     reader = threading.Thread(target=lambda: got.append(path.read_bytes()), daemon=True)
     reader.start()
     put(path)
-    reader.join(10)
+    reader.join(300)
     assert got == [b"new"] and stat.S_ISFIFO(path.stat().st_mode)
 
 
