@@ -83,7 +83,7 @@ def test_same_seed_same_images(load, tmp_path, monkeypatch):
     # MMSegmentation takes a second to name the classes of a large image
     monkeypatch.setattr(draw, "READABLE", 64)
     looks = {
-        name: browse_dataset.run(load("segmentation"), "train", 3, tmp_path / name, seed)
+        name: browse_dataset.run(load("segmentation"), "train", 8, tmp_path / name, seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     }
     same = [np.array_equal(a.drawn, b.drawn) for a, b in zip(looks["a"], looks["b"], strict=True)]
