@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,6 +115,18 @@ def _write(folder: Path) -> None:
         write_instances(folder / "annotations" / f"instances_{split}.json", CLASSES, content)
     left, top, right, bottom = REGIONS["test"]
     write_image(folder / "row.png", image[top:bottom, left:right], direct=True)
+
+
+def row_item(dataset: Any, folder: Path) -> Any:
+    """Return the lowest row of coins as an item of the `CocoDataset` of its tiles in `folder`."""
+    left, top, right, bottom = REGIONS["test"]
+    labels = label(photograph())[top:bottom, left:right]
+    info = {"file_name": str((folder / "row.png").resolve()), "img_id": 0,
+            "width": right - left, "height": bottom - top}  # fmt: skip
+    objects = [annotation(labels == coin, 1) for coin in np.unique(labels)[1:]]
+    return dataset.pipeline(
+        dataset.parse_data_info({"raw_img_info": info, "raw_ann_info": objects})
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

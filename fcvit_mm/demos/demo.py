@@ -83,17 +83,19 @@ def run(
         demo.generate(data_folder, images)
 
     runner = run_training(cfg)
-    predictions = predict(runner)
-    _, metrics = evaluations(runner, demo)[-1]
+    dataset = runner.val_dataloader.dataset
+    _, metrics = evaluations(folder, demo)[-1]
     reached = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-    reached += f" on {len(predictions)} held-out {'tiles' if data == 'coins' else 'images'}"
+    reached += f" on {len(dataset)} held-out {'tiles' if data == 'coins' else 'images'}"
     print(f"\n{reached}")
-    visualizer = build_visualizer(cfg, runner.val_dataloader.dataset.metainfo)
+    visualizer = build_visualizer(cfg, dataset.metainfo)
     title = f"{Path(demo.config).stem}: {reached}"
     if data == "coins":
-        print(draw_row(folder / "row.png", visualizer, data_folder, predictions, title))
+        (row,) = predict(runner, [coins.row_item(dataset, data_folder)])
+        print(draw_row(folder / "row.png", visualizer, row, title))
         print(f"  the row:     {folder / 'row.png'}")
     # the first ones, not the best
-    draw_grid(folder / "predictions.png", visualizer, predictions[:8], title)
+    predictions = predict(runner, (dataset[i] for i in range(min(8, len(dataset)))))
+    draw_grid(folder / "predictions.png", visualizer, predictions, title)
     logs.plot([logs.read_run(folder)], ["loss", *demo.metrics], folder / "curves.png")
     print(f"  predictions: {folder / 'predictions.png'}\n  curves:      {folder / 'curves.png'}")

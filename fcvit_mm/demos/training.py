@@ -2,15 +2,17 @@
 
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
 from .. import engine
+from ..analysis import logs
 
 # (iteration, metrics) of each evaluation
 Curve = list[tuple[int, dict[str, float]]]
@@ -56,22 +58,18 @@ def run_training(cfg: Config) -> Runner:
     return engine.train(cfg, remedy=shlex.join(["fcvit", "train", str(config), "--resume"]))
 
 
-def evaluations(runner: Runner, demo: Demo) -> Curve:
-    """Return what a training reached in each of its evaluations."""
-    curve: dict[int, dict[str, float]] = {}
-    for key, name in demo.metrics.items():
-        values, _ = runner.message_hub.get_scalar(f"val/{key}").data
-        for i, value in enumerate(values.tolist(), 1):
-            iteration = min(i * runner.train_loop.val_interval, runner.max_iters)
-            # COCO's metrics are -1 where there is nothing to find
-            curve.setdefault(iteration, {})[name] = max(value, 0.0) / demo.full
-    return [*curve.items()]
+def evaluations(work_dir: Path, demo: Demo) -> Curve:
+    """Return what a training reached in each of its evaluations, from its log."""
+    return [
+        # COCO's metrics are -1 where there is nothing to find
+        (step, {name: max(found[key], 0.0) / demo.full for key, name in demo.metrics.items()})
+        for step, found in sorted(logs.read_run(work_dir).evaluations.items())
+    ]
 
 
 @torch.no_grad()
-def predict(runner: Runner) -> list[Any]:
-    """Predict for the held-out images; returns their data samples."""
+def predict(runner: Runner, items: Iterable[Any]) -> list[Any]:
+    """Predict for items of the held-out dataset; returns their data samples."""
     runner.model.eval()
-    return [
-        sample.cpu() for batch in runner.val_dataloader for sample in runner.model.val_step(batch)
-    ]
+    batches = (pseudo_collate([item]) for item in items)
+    return [sample.cpu() for batch in batches for sample in runner.model.val_step(batch)]

@@ -97,7 +97,8 @@ def train(training: Training) -> tuple[Training, Curve]:
         redirect_stdout(file),
         redirect_stderr(file),
     ):
-        return training, evaluations(run_training(cfg), demo)
+        run_training(cfg)
+    return training, evaluations(training.folder, demo)
 
 
 def _spread(values: Sequence[float]) -> str:

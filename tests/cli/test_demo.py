@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.registry import DATASETS, init_default_scope
 
 from fcvit_mm.datasets import coins
 from fcvit_mm.demos import demo, drawing, training
@@ -114,47 +114,29 @@ def disc(width: int, height: int, x: float, y: float, radius: float) -> np.ndarr
     return np.hypot(columns - x, rows - y) < radius
 
 
-def objects_in_tiles(
-    region: coins.Box, discs: list[tuple[float, float, float]]
-) -> list[BaseDataElement]:
-    """Tiles of a region with what is visible of the discs, cut at the tile's sides."""
-    samples = []
-    for left, top, right, bottom in coins.tiles(region):
-        boxes, masks = [], []
-        for x, y, radius in discs:
-            mask = disc(right - left, bottom - top, x - left, y - top, radius)
-            if mask.sum() > 20:
-                rows, columns = np.nonzero(mask)
-                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-                boxes.append(box)
-                masks.append(mask)
-        path = f"tiles/{left:03}-{top:03}.png"
-        size = bottom - top, right - left
-        sample = BaseDataElement(metainfo=dict(img_path=path, ori_shape=size))
-        sample.pred_instances = InstanceData(
-            bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            masks=torch.from_numpy(np.array(masks, bool).reshape(-1, *size)),
-            labels=torch.zeros(len(boxes), dtype=torch.int64),
-            scores=torch.full((len(boxes),), 0.9),
-        )
-        samples.append(sample)
-    return samples
+def test_the_row_of_coins_is_an_item_of_their_dataset(tmp_path: Path) -> None:
+    coins.generate(tmp_path)
+    cfg = load_config(demo.DEMOS["detection", "coins"].config)
+    training.move_data(cfg, tmp_path)
+    init_default_scope("mmdet")
+    item = coins.row_item(DATASETS.build(cfg.val_dataloader.dataset), tmp_path)
+    row = cv2.imread(str(tmp_path / "row.png")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(item["inputs"].numpy(), row)
+    objects = item["data_samples"].gt_instances
+    masks = torch.from_numpy(objects.masks.to_ndarray()).bool()
+    assert len(masks) == 6 and not objects.labels.any() and not (masks.sum(0) > 1).any()
+    for box, mask in zip(objects.bboxes.tensor.tolist(), masks, strict=True):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_tiles_are_stitched_into_whole_objects() -> None:
-    region = (0, 225, 384, 303)
-    # the first one is cut off by the left side of the region
-    discs = [(4.0, 292.0, 9.0), (30.0, 260.0, 22.0), (120.0, 265.0, 20.0)]
-    discs += [(250.0, 262.0, 25.0), (372.0, 264.0, 11.0)]
-    stitched = drawing.stitch(objects_in_tiles(region, discs), region, "pred_instances")
-    assert len(stitched) == len(discs) and (stitched.scores == 0.9).all()
-    order = stitched.bboxes[:, 0].argsort()
-    for (x, y, radius), mask in zip(discs, stitched.masks[order], strict=True):
-        np.testing.assert_array_equal(mask.numpy(), disc(384, 78, x, y - 225, radius))
-    assert drawing.count_found(stitched, stitched) == 5
-    assert drawing.count_found(stitched, stitched[1:]) == 4
-    nothing = drawing.stitch(objects_in_tiles(region, []), region, "pred_instances")
-    assert len(nothing) == 0 and drawing.count_found(stitched, nothing) == 0
+def test_what_is_found_of_the_coins() -> None:
+    discs = [(9.0, 60.0, 9.0), (30.0, 40.0, 22.0), (120.0, 40.0, 20.0)]
+    objects = torch.from_numpy(np.array([disc(384, 78, *one) for one in discs]))
+    smaller = torch.from_numpy(np.array([disc(384, 78, x, y, r * 0.6) for x, y, r in discs]))
+    assert drawing.count_found(objects, objects.flip(0)) == 3
+    assert drawing.count_found(objects, objects[1:]) == 2
+    assert drawing.count_found(objects, objects[:0]) == drawing.count_found(objects, smaller) == 0
 
 
 def test_a_stopped_demo_names_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
