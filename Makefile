@@ -29,7 +29,7 @@ check-demo:
 	esac
 
 # A page for the demo's model, which is trained if it is not there, or for any other.
-DEMO_ITERATIONS := $(if $(filter detection-shapes,$(TASK)-$(DATA)),350,500)
+DEMO_ITERATIONS := $(if $(filter detection-shapes,$(TASK)-$(DATA)),330,500)
 DEMO_WEIGHTS := work_dirs/demo_$(TASK)_$(DATA)/iter_$(DEMO_ITERATIONS).pth
 METHOD := $(if $(filter segmentation,$(TASK)),semantic_fpn,mask_rcnn)
 DEMO_CONFIG := configs/$(TASK)/$(METHOD)_fcvit_tiny_$(DATA).py

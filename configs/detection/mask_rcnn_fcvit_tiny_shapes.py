@@ -10,10 +10,10 @@ _base_ = [
 model = dict(roi_head=dict(bbox_head=dict(num_classes=4), mask_head=dict(num_classes=4)))
 
 # shorter than the other examples: the demonstration ends within 5 minutes on two CPU cores
-max_iters = 350
+max_iters = 330
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=17),
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=17, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=175)
-default_hooks = dict(checkpoint=dict(interval=175))
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -223,8 +223,8 @@ def test_a_folder_that_can_not_be_written_to_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "options", "says"),
     [
-        (SHAPES, {"train_cfg.max_iters": 4}, "ends at 350, .*max_iters=4: it is cut off"),
-        (SHAPES, {"param_scheduler.1.end": 100}, "ends at 100, .*=350: its last value is kept"),
+        (SHAPES, {"train_cfg.max_iters": 4}, "ends at 330, .*max_iters=4: it is cut off"),
+        (SHAPES, {"param_scheduler.1.end": 100}, "ends at 100, .*=330: its last value is kept"),
         (DETECTION, {"train_cfg.max_epochs": 24}, r"ends at 12, .*set param_scheduler\.1\.end=24"),
         (DETECTION, {"param_scheduler.1.end": 10**9}, None),
         (DETECTION, {"param_scheduler": None}, None),
