@@ -9,6 +9,7 @@ lists.
 import sys
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 
 __version__ = "0.1.0"
 
@@ -61,7 +62,10 @@ def register_all() -> None:
 
 
 register_all()
-sys.excepthook = _excepthook
+# a tool imports more after this
+_script = getattr(sys.modules.get("__main__"), "__file__", None)
+if not _script or not Path(_script).resolve().is_relative_to((mim.MIM / "tools").resolve()):
+    sys.excepthook = _excepthook
 
 __all__ = [
     "CheckpointError",

@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmengine.dist import is_main_process
-
 from fcvit_mm import engine
 from fcvit_mm.utils.cli import add_common_arguments, add_config, check_writable, ending, run_tool
 from fcvit_mm.utils.config import draw_predictions, dump_predictions, enable_tta, load_config
+
+from mmengine.dist import is_main_process
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

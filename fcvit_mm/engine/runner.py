@@ -17,10 +17,9 @@ from .dist import read_timeout, start_distributed
 from .failures import naming_dead_workers, naming_full_disk, naming_lost_processes
 from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
-from .hooks.seed_hook import SeedHook
 from .hooks.stop_hook import StopHook
 from .preflight import check_files, check_neck, check_settings, schedule_mismatch, unwrap
-from .seeding import RepeatableRunner
+from .seeding import RepeatableRunner, SeedHook
 from .summary import overview, result, shorten
 
 # What belongs to training, which a test must neither need nor build.

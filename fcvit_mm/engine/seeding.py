@@ -7,6 +7,7 @@ the order of the whole training alone, and each step of the model on seed, itera
 
 import ctypes
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,16 +15,36 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from mmengine.dist import get_dist_info, sync_random_seed
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info, get_rank, sync_random_seed
+from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Sampler
 
-from ..utils.seeding import seed_all
 from .failures import naming_sample
 
 # PR_SET_PDEATHSIG of Linux's prctl
 SET_PARENT_DEATH_SIGNAL = 1
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch by whole numbers from 0 on."""
+    python, numpy, pytorch = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(pytorch)
+
+
+class SeedHook(Hook):
+    """Seed each training iteration by the training's seed, the iteration and the process."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """As MMEngine calls it."""
+        seed_all(runner.seed, runner.iter, get_rank())
 
 
 class SampleIndex(int):

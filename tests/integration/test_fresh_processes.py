@@ -191,3 +191,10 @@ import fcvit_mm.models.triton_layers
 assert all(f"fcvit_mm.{{name}}" in sys.modules for name in {heavy})  # those are their names
 """
     assert run_python(code).splitlines()[-1] == "found:"
+
+
+@pytest.mark.parametrize("script", ["tools/train.py", "mine.py"])
+def test_ctrl_c_prints_no_traceback_of_a_tool_that_still_imports(script: str) -> None:
+    """Of other programs it prints one as ever."""
+    code = f"__file__ = {str(ROOT / script)!r}; import fcvit_mm, sys; print(sys.excepthook)"
+    assert ("built-in function excepthook" in run_python(code)) == (script == "mine.py")

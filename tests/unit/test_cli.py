@@ -42,16 +42,18 @@ def test_a_signal_amid_writing_is_a_word_and_leaves_what_was_there(
     assert signal.getsignal(number) is handler
 
 
-def test_ctrl_c_amid_imports_prints_no_traceback(tmp_path, monkeypatch) -> None:
-    """Those of the package, in a process of its own; and those of a tool."""
+@pytest.mark.parametrize("tool", ["train.py", "test.py", "deployment/export.py"])
+def test_ctrl_c_amid_imports_prints_no_traceback(tmp_path, tool) -> None:
     (tmp_path / "torch.py").write_text("import os\nos.kill(os.getpid(), 2)\n")
     result = subprocess.run(
-        [sys.executable, ROOT / "tools/train.py"], capture_output=True, text=True,
+        [sys.executable, ROOT / "tools" / tool], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )  # fmt: skip
     # what a shell calls 130
     assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
 
+
+def test_ctrl_c_amid_the_imports_of_a_tool_is_status_130(monkeypatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

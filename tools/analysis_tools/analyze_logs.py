@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
-
 from fcvit_mm.analysis import logs
 from fcvit_mm.utils.cli import PLOTS, ending, run_tool, writing
 from fcvit_mm.utils.files import write_json
+
+from rich.console import Console
+from rich.table import Column, Table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

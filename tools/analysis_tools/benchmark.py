@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from fcvit_mm.analysis import benchmark
 from fcvit_mm.analysis.workload import default_size
 from fcvit_mm.apis.model import find_device
@@ -18,6 +13,11 @@ from fcvit_mm.utils.cli import PLOTS, check_writable, ending, run_tool, whole_nu
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.files import write_json
 from fcvit_mm.visualization.figures import save_figure
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from fcvit_mm.analysis import browse_dataset
 from fcvit_mm.utils.cli import add_config, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
+
+from rich.console import Console
+from rich.table import Table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -4,15 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from fcvit_mm.datasets import checks
 from fcvit_mm.engine.preflight import check_data_exist
 from fcvit_mm.utils.cli import add_config, run_tool
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 

@@ -6,11 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from fcvit_mm.analysis import complexity
 from fcvit_mm.analysis.workload import build, default_size
 from fcvit_mm.apis.model import find_device
@@ -26,6 +21,11 @@ from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import name_failure
 from fcvit_mm.utils.files import write_json
 from fcvit_mm.visualization.figures import save_figure
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -8,10 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
 from fcvit_mm.analysis import similarity
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
@@ -22,6 +18,10 @@ from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.utils.files import make_folder, write_json
 from fcvit_mm.visualization.figures import save_figure
 from fcvit_mm.visualization.images import read_image, write_image
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.utils.cli import add_config, fraction, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
+
+from rich.console import Console
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from fcvit_mm.apis import export
 from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.utils.cli import add_config, ending, run_tool
 from fcvit_mm.utils.config import load_config
+
+import torch
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
