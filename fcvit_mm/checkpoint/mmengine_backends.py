@@ -1,6 +1,7 @@
 """MMEngine's loading and writing of checkpoints, made safe and atomic."""
 
 import os
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,11 @@ def find_address(filename: str) -> str:
 
 def register_safe_loaders() -> None:
     """Put `load_from_file` under everything in MMEngine that reads a checkpoint."""
-    schemes = CheckpointLoader._schemes.items()
-    theirs = [scheme for scheme, loader in schemes if loader.__module__ == checkpoint.__name__]
-    CheckpointLoader.register_scheme(theirs, load_from_file, force=True)
+    for scheme, loader in list(CheckpointLoader._schemes.items()):
+        if loader.__module__ == checkpoint.__name__:
+            # under the name of MMEngine's own, by which its log says where a checkpoint comes from
+            named = update_wrapper(partial(load_from_file), loader, assigned=["__name__"])
+            CheckpointLoader.register_scheme(scheme, named, force=True)
 
 
 class AtomicLocalBackend(LocalBackend):

@@ -278,5 +278,7 @@ def test_register_all_a_second_time_changes_nothing():
     register_all()
     assert changed() == before
     assert backends["local"] is LocalBackend
-    assert {*CheckpointLoader._schemes.values()} == {mmengine_backends.load_from_file}
-    assert {"", "http://", "mmcls://", "pavi://"} < CheckpointLoader._schemes.keys()
+    loaders = CheckpointLoader._schemes
+    assert {loader.func for loader in loaders.values()} == {mmengine_backends.load_from_file}
+    names = {"": "local", "http://": "http", "mmcls://": "mmcls", "pavi://": "pavi"}
+    assert {scheme: loaders[scheme].__name__.split("_")[-1] for scheme in names} == names
