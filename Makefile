@@ -35,7 +35,8 @@ METHOD := $(if $(filter segmentation,$(TASK)),semantic_fpn,mask_rcnn)
 DEMO_CONFIG := configs/$(TASK)/$(METHOD)_fcvit_tiny_$(DATA).py
 
 app: check-demo $(VENV)/installed $(if $(CHECKPOINT),,$(DEMO_WEIGHTS))
-	$(BIN)/python tools/demos/app.py $(or $(CONFIG),$(DEMO_CONFIG)) $(or $(CHECKPOINT),$(DEMO_WEIGHTS))
+	$(BIN)/python tools/demos/app.py $(or $(CONFIG),$(DEMO_CONFIG)) $(or $(CHECKPOINT),$(DEMO_WEIGHTS)) \
+		$(if $(CONFIG),,--scale 4)
 
 $(DEMO_WEIGHTS): | $(VENV)/installed
 	$(BIN)/python tools/demos/demo.py --task $(TASK) --data $(DATA)

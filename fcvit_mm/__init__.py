@@ -23,6 +23,7 @@ if find_spec("mmengine") is None:
         "(the maintained packages) or 'fcvit-mm[openmmlab-official]' (the last official releases)"
     )
 
+from .apis import load
 from .checkpoint.mmengine_backends import register_safe_loaders, write_checkpoints_atomically
 from .checkpoint.reader import read_checkpoint
 from .engine.hooks.non_finite_loss_hook import NonFiniteLossHook
@@ -76,6 +77,7 @@ __all__ = [
     "__version__",
     "config_path",
     "fuse",
+    "load",
     "load_pretrained",
     "read_checkpoint",
     "register_all",

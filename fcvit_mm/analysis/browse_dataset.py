@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 
 from ..apis.model import with_palette
+from ..apis.result import Result
 from ..engine.preflight import check_data_exist
 from ..utils.cli import writing
 from ..utils.config import task_of
 from ..utils.errors import ConfigError, name_failure
 from ..utils.files import make_folder
-from ..visualization.draw import build_visualizer, draw, enlarge, visible
+from ..visualization.draw import enlargement, visible
 from ..visualization.figures import Figure, make_panels, save_figure
 from ..visualization.images import read_image, write_image
 
@@ -55,26 +55,20 @@ def build_dataset(cfg: Config, split: str) -> Any:
         return DATASETS.build(cfg[loader].dataset)
 
 
-def look(cfg: Config, dataset: Any, index: int, visualizer: Any) -> Look:
+def look(cfg: Config, dataset: Any, index: int, palette: Sequence[tuple[int, ...]]) -> Look:
     """Send an item through the pipeline and draw it; a ConfigError if the pipeline fails."""
     with name_failure(f"{cfg.filename}: the pipeline fails on item {index}"):
         item = dataset[index]
-    sample, image = item["data_samples"], visible(item["inputs"])
-    names = visualizer.dataset_meta["classes"]
-    if "gt_label" in sample:
-        contents = {names[label]: 1 for label in sample.gt_label.tolist()}
-        enlarged = enlarge(image)[..., ::-1]
-        drawn = visualizer.visualize_cls(enlarged, sample, draw_pred=False)[..., ::-1]
-    else:
-        drawn = draw(visualizer, image, sample, ground_truth=True)
-        if "gt_instances" in sample:
-            labels = sample.gt_instances.labels
-        else:
-            labels = sample.gt_sem_seg.data.flatten().long()
-        counts = torch.bincount(labels[labels < len(names)], minlength=len(names)).tolist()
-        contents = {name: n for name, n in zip(names, counts, strict=True) if n}
-    path = sample.metainfo.get("img_path")
-    return Look(index, path, image.shape[1::-1], drawn, contents)
+    sample, image = item["data_samples"], visible(item["inputs"])[..., ::-1]
+    names = tuple(dataset.metainfo["classes"])
+    found = Result.from_sample(image, sample, names, palette, "gt")
+    labels = found.labels if found.semantic is None else found.semantic
+    counts = [int(np.sum(labels == label)) for label in range(len(names))]
+    contents = {name: n for name, n in zip(names, counts, strict=True) if n}
+    drawn = found.draw(scale=enlargement(image))[..., ::-1]
+    return Look(
+        index, sample.metainfo.get("img_path"), (image.shape[1], image.shape[0]), drawn, contents
+    )
 
 
 def draw_grid(looks: Sequence[Look]) -> Figure:
@@ -110,10 +104,10 @@ def run(cfg: Config, split: str, number: int, out: Path, seed: int = 0) -> list[
     if not len(dataset):
         raise ConfigError(f"{cfg.filename}: {split}_dataloader.dataset has no items")
     meta = dataset.metainfo
-    visualizer = build_visualizer(cfg, with_palette(tuple(meta["classes"]), meta.get("palette")))
+    palette = with_palette(tuple(meta["classes"]), meta.get("palette"))["palette"]
     with writing(f"--out {out}"):
         make_folder(out)
-        looks = [look(cfg, dataset, i, visualizer) for i in range(min(number, len(dataset)))]
+        looks = [look(cfg, dataset, i, palette) for i in range(min(number, len(dataset)))]
         for found in looks:
             name = Path(found.path).stem if found.path is not None else "mixed"
             write_image(out / f"{found.index:05}_{name}.png", found.drawn)

@@ -23,7 +23,7 @@ from ..visualization.figures import make_panels, save_figure
 MAIN = re.compile(r"(mAP|mIoU|mAcc|aAcc|top1|top5)$")
 LOG = "vis_data/scalars.json"
 # of lines that share a panel and a color
-STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
+STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (10, 2)), (0, (4, 4)))
 Record = dict[str, float]
 
 
@@ -162,7 +162,11 @@ def summary(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
-    """Plot losses, learning rate and metrics of evaluations over iterations, one panel each."""
+    """Plot losses, learning rate and metrics of evaluations over iterations, one panel each.
+
+    Each run has its color in all panels, each key of a panel its style; of a single run each key
+    has a color.
+    """
     evaluated = {key for run in runs for key, late in run.known_keys().items() if late}
     panels: dict[str, list[str]] = {}
     for key in keys:
@@ -179,15 +183,15 @@ def plot(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     for axes, (title, wanted) in zip(grid[0], panels.items(), strict=True):
         for (i, key), (j, run) in product(enumerate(wanted), enumerate(runs)):
             if points := run.series(key):
-                # there are more colors than styles: they go to keys or runs, whichever are more
-                color, style = (i, j) if len(wanted) > len(runs) else (j, i)
+                color, style = (j, i) if len(runs) > 1 else (i, 0)
                 axes.plot(
                     *zip(*points, strict=True),
                     label=key if len(runs) == 1 else f"{key}, {names[j]}",
-                    color=f"C{color % 10}", linestyle=STYLES[style % len(STYLES)], linewidth=1.2,
+                    color=f"C{color % 10}", linestyle=STYLES[style % len(STYLES)],
+                    linewidth=1.2 + style // len(STYLES),
                     marker="o" if key in evaluated or len(points) == 1 else "", markersize=3,
                 )  # fmt: skip
         axes.set(xlabel="iteration", title=title)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=6.5, frameon=False)
+        axes.legend(fontsize=6.5, frameon=False, handlelength=4)
     save_figure(figure, path)

@@ -21,7 +21,7 @@ from ..models.layers import GlobalContext
 from ..ops import split_heads
 from ..utils.errors import ConfigError
 from ..visualization import figures
-from ..visualization.draw import enlarge, visible
+from ..visualization.draw import enlargement, visible
 from ..visualization.figures import Figure, make_panels
 
 Array = np.ndarray
@@ -129,7 +129,8 @@ def overlay(image: Array, values: Array, limit: float) -> Array:
 
     Red where the context is added, blue where it is taken away; limit: of the strongest color.
     """
-    image = enlarge(image)
+    k = enlargement(image)
+    image = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC)
     values = cv2.resize(values.astype(np.float32), image.shape[1::-1])
     shade = figures.colormaps[COLORS](np.clip(values / limit, -1, 1) / 2 + 0.5)[..., 2::-1] * 255
     gray = image.mean(2, keepdims=True)

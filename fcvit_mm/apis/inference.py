@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -21,83 +20,80 @@ from ..utils.errors import ConfigError
 from ..utils.files import make_folder, write_json
 from ..visualization.images import write_image
 from .predictor import Predictor
+from .result import Result, coco_content, labels_of
 from .sources import Frame, Source, count_frames, read_frames, video_file
 
+# Classes of an image that are noted.
+BEST = 5
 INTERRUPTED = "interrupted: what was predicted before is written"
 
 
 class Results:
     """Write everything below one folder, see `run`; `stack` holds the video that is open."""
 
-    def __init__(self, predictor: Predictor, out: Path, stack: ExitStack) -> None:
-        self.predictor, self.out, self.stack = predictor, out, stack
+    def __init__(
+        self, predictor: Predictor, out: Path, stack: ExitStack, color_by: str, scale: float
+    ) -> None:
+        self.task, self.classes = predictor.task, predictor.classes
+        self.out, self.stack = out, stack
+        self.color_by, self.scale = color_by, scale
         self.images: list[dict] = []
         self.annotations: list[dict] = []
-        self.frames = 0
         self.source: Source | None = None
 
-    def add(self, frame: Frame, sample: Any) -> None:
-        """Write one image or frame; `sample` holds what is to be shown."""
-        self.frames += 1
-        source, drawn = frame.source, self.predictor.draw(frame.image, sample)
+    def add(self, frame: Frame, result: Result) -> None:
+        """Write one image or frame; `result` holds what is to be shown."""
+        source = frame.source
+        drawn = result.draw(self.color_by, self.scale)[..., ::-1]
         path = self.out / "drawn" / source.name
         if not source.moving:
             write_image(path, drawn)
         else:
             if source is not self.source:
                 self.stack.close()
-                video = video_file(path.with_suffix(".mp4"), frame.rate, drawn.shape[1::-1])
+                size = (drawn.shape[1], drawn.shape[0])
+                video = video_file(path.with_suffix(".mp4"), frame.rate, size)
                 self.video = self.stack.enter_context(video)
                 self.source = source
             self.video.write(np.ascontiguousarray(drawn))
-        if self.predictor.task == "detection":
-            self._add_detections(frame, sample.pred_instances)
-            return
-        labels = sample.pred_sem_seg.data[0].numpy()
-        # 255 is no class, so a byte holds 255 of them
-        kind = np.uint8 if len(self.predictor.classes) < 256 else np.uint16
-        name = source.name.with_suffix("" if source.moving else ".png")
-        if source.moving:
-            name /= f"{frame.number:06}.png"
-        write_image(self.out / "labels" / name, labels.astype(kind))
-
-    def _add_detections(self, frame: Frame, found: Any) -> None:
-        """Note an image and its detections in COCO's format."""
         height, width = frame.image.shape[:2]
-        image = {"id": self.frames, "file_name": str(frame.source.path),
-                 "width": width, "height": height}  # fmt: skip
-        self.images.append(image if frame.number is None else image | {"frame": frame.number})
-        for i in range(len(found)):
-            left, top, right, bottom = found.bboxes[i].double().tolist()
-            annotation = {
-                "id": len(self.annotations) + 1,
-                "image_id": self.frames,
-                "category_id": int(found.labels[i]) + 1,
-                "score": float(found.scores[i]),
-                "bbox": [left, top, right - left, bottom - top],
-                "area": (right - left) * (bottom - top),
-                "iscrowd": 0,
-            }
-            if "masks" in found:
-                code = coco_mask.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
-                annotation["area"] = int(coco_mask.area(code))
-                annotation["segmentation"] = {**code, "counts": code["counts"].decode()}
-            self.annotations.append(annotation)
+        noted: dict[str, Any] = {
+            "id": len(self.images) + 1, "file_name": str(source.path),
+            "width": width, "height": height,
+        }  # fmt: skip
+        if frame.number is not None:
+            noted["frame"] = frame.number
+        self.images.append(noted)
+        if self.task == "detection":
+            self.annotations += result.to_coco(noted["id"], len(self.annotations) + 1)
+        elif self.task == "classification":
+            noted["classes"] = result.to_table()[:BEST]
+        else:
+            self._write_labels(frame, result)
+
+    def _write_labels(self, frame: Frame, result: Result) -> None:
+        """Write a label map."""
+        # 255 is no class, so a byte holds 255 of them
+        kind = np.uint8 if len(result.classes) < 256 else np.uint16
+        name = frame.source.name.with_suffix("" if frame.source.moving else ".png")
+        if frame.source.moving:
+            name /= f"{frame.number:06}.png"
+        write_image(self.out / "labels" / name, np.asarray(result.semantic).astype(kind))
 
     def close(self) -> list[str]:
         """Finish what is open; return lines that say where results lie."""
         self.stack.close()
         lines = [f"images: {self.out / 'drawn'}"]
-        if self.predictor.task != "detection":
-            return [*lines, f"label maps of {self.frames} images: {self.out / 'labels'}"]
+        if self.task == "segmentation":
+            return [*lines, f"label maps of {len(self.images)} images: {self.out / 'labels'}"]
+        if self.task == "classification":
+            path = self.out / "classes.json"
+            write_json(path, {"images": self.images}, None)
+            return [*lines, f"classes of {len(self.images)} images: {path}"]
         path = self.out / "detections.json"
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.predictor.classes, 1)]
-        content = {
-            "images": self.images, "categories": categories, "annotations": self.annotations
-        }  # fmt: skip
-        write_json(path, content, None)
+        write_json(path, coco_content(self.classes, self.images, self.annotations), None)
         n = len(self.annotations)
-        return [*lines, f"{n} detections in {self.frames} images: {path}"]
+        return [*lines, f"{n} detections in {len(self.images)} images: {path}"]
 
 
 def run(
@@ -108,49 +104,49 @@ def run(
     threshold: float = 0.3,
     classes: Sequence[str] | None = None,
     max_frames: int | None = None,
+    color_by: str = "class",
+    scale: float = 1.0,
     console: Console | None = None,
 ) -> tuple[list[str], list[str]]:
     """Predict for all images and frames and write what was found below `out`.
 
-    drawn/ has annotated copies, enlarged where they are small, videos as .mp4; a detector writes
-    detections.json, a segmentor labels/. An image that can't be read does not stop the others;
+    drawn/ has annotated copies, videos as .mp4; a detector writes detections.json, a segmentor
+    labels/, a classifier classes.json. An image that can't be read does not stop the others;
     Ctrl-C ends the reading, and what was predicted until then is written.
 
     Args:
-        predictor: a detector or segmentor.
+        predictor: of any task.
         batch_size: images that the model gets at once, if they have the same size.
         threshold: least score of a detection, 0 to 1.
         classes: names of those to show (default: all).
         max_frames: of each video.
+        color_by, scale: see `Result.draw`.
         console: for a progress bar.
 
     Returns:
         (lines that say where results lie, a sentence for each source that could not be read).
 
     Raises:
-        ConfigError: a classifier, an unknown class, or `out` can't be written.
+        ConfigError: an unknown class, or `out` can't be written.
     """
-    if predictor.task == "classification":
-        raise ConfigError(
-            f"{predictor.cfg.filename} is a classifier, without boxes or masks to draw; "
-            "similarity_map shows where it looks"
-        )
-    labels = predictor.labels_of(classes)
+    if predictor.task != "detection":
+        threshold = 0.0
+    labels_of(predictor.classes, classes)
     counts = [count_frames(source, max_frames) for source in sources]
     problems: list[str] = []
     columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, disable=console is None)
     with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
-        results = Results(predictor, out, stack)
+        results = Results(predictor, out, stack, color_by, scale)
         total = None if None in counts else sum(filter(None, counts))
         bar = progress.add_task("images", total=total)
         stream = _read_all(sources, max_frames, problems)
         try:
             while batch := list(islice(stream, batch_size)):
-                samples = predictor([frame.image for frame in batch])
-                for frame, sample in zip(batch, samples, strict=True):
-                    results.add(frame, predictor.select(sample, threshold, labels))
+                found = predictor([frame.image for frame in batch], batch_size)
+                for frame, result in zip(batch, found, strict=True):
+                    results.add(frame, result.select(threshold, classes))
                     progress.advance(bar)
         except KeyboardInterrupt:
             problems.append(INTERRUPTED)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -21,6 +20,7 @@ from ..utils.config import (
     task_of,
 )
 from ..utils.errors import CheckpointError, ConfigError, name_failure
+from ..visualization.draw import distinct_colors
 
 
 def find_device(name: str | None = None) -> torch.device:
@@ -105,19 +105,15 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_palette(classes: tuple[str, ...], palette: Any) -> dict[str, Any]:
-    """Return classes and palette; distinct colors unless the given ones, RGB, suffice and fit."""
+    """Return classes and palette; distinct colors unless one RGB color is given per class.
+
+    Datasets of one's own inherit the palette of the dataset class, which has colors for others.
+    """
     try:
         colors = np.asarray(palette, np.float64)
     except (TypeError, ValueError, OverflowError):
         colors = np.zeros(0)
-    fits = colors.ndim == 2 and colors.shape[1] == 3 and len(colors) >= len(classes)
+    fits = colors.ndim == 2 and colors.shape[1] == 3 and len(colors) == len(classes)
     if not fits or not ((colors >= 0) & (colors <= 255)).all():
         colors = distinct_colors(len(classes))
     return {"classes": classes, "palette": [tuple(map(int, color)) for color in colors]}
-
-
-def distinct_colors(n: int) -> np.ndarray:
-    """Return n colors (n, 3), RGB, 0 to 255, whose hues lie a golden ratio apart."""
-    hues = (np.arange(n) * 0.618034 * 180 % 180).astype(np.uint8)
-    hsv = np.stack([hues, np.full(n, 190, np.uint8), np.full(n, 230, np.uint8)], 1)[None]
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]

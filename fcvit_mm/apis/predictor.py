@@ -2,23 +2,28 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS
+from PIL import Image
 
-from ..utils.config import IGNORED, iter_leaf_datasets, task_of
-from ..utils.errors import ConfigError, name_failure
-from ..visualization.draw import build_visualizer, draw
+from ..utils.config import iter_leaf_datasets, task_of
+from ..utils.errors import name_failure
+from ..visualization.images import convert_image
 from .model import load_model
+from .result import Result
+
+# What a prediction is made for: an array (H, W, 3), RGB, uint8, a PIL image, or a path.
+ImageLike = np.ndarray | Image.Image | str | Path
 
 
 class Predictor:
-    """A model with the test pipeline of its config, for images in memory.
+    """A model with the test pipeline of its config; `fcvit_mm.load` makes one.
 
     Args:
         cfg, checkpoint, device: see `apis.model.load_model`.
@@ -35,11 +40,46 @@ class Predictor:
         self.model = load_model(cfg, checkpoint, device)
         self.classes: tuple[str, ...] = self.model.dataset_meta["classes"]
         self.palette: list[tuple[int, ...]] = self.model.dataset_meta["palette"]
-        self.visualizer = build_visualizer(cfg, self.model.dataset_meta)
         _, dataset = next(iter_leaf_datasets(cfg.test_dataloader.dataset, ""))
         readers = ("LoadImageFromFile", "LoadAnnotations")
         steps = [step for step in dataset["pipeline"] if not step["type"].endswith(readers)]
         self.pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+
+    @overload
+    def __call__(self, images: ImageLike, batch_size: int = 8) -> Result: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, images: Sequence[ImageLike], batch_size: int = 8) -> list[Result]: ...
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 8
+    ) -> Result | list[Result]:
+        """Predict for an image, or for a list of images of any sizes.
+
+        Args:
+            images: each an array (H, W, 3), RGB, uint8, a PIL image, or the path of a file.
+            batch_size: most images of a list that the model gets at once; those that the pipeline
+                brings to different sizes are never in one batch, so that none is padded for
+                another and each is predicted as if alone.
+
+        Returns:
+            A `Result`, or a list with one per image.
+
+        Raises:
+            ConfigError: what is given is no such image, or the pipeline does not take it.
+        """
+        if not isinstance(images, (list, tuple)):
+            (result,) = self._predict([images])
+            return result
+        starts = range(0, len(images), batch_size)
+        batches = [self._predict(images[start : start + batch_size]) for start in starts]
+        return [result for batch in batches for result in batch]
+
+    def _predict(self, images: Sequence[Any]) -> list[Result]:
+        arrays = [convert_image(image) for image in images]
+        samples = self.predict_samples([array[..., ::-1] for array in arrays])
+        return [
+            Result.from_sample(array, sample, self.classes, self.palette)
+            for array, sample in zip(arrays, samples, strict=True)
+        ]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
         """Send an image (H, W, 3), BGR, through the pipeline: inputs (3, h, w), data_samples.
@@ -51,15 +91,13 @@ class Predictor:
         what = f"the pipeline of {self.cfg.filename} does not take an image of {width}x{height}"
         with name_failure(what):
             # as OpenMMLab's step that reads a file would hand it on
+            image = np.ascontiguousarray(image)
             given = dict(img=image, img_id=0, img_path=None, img_shape=size, ori_shape=size)
             return self.pipeline(given)
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:
-        """Predict for images (H, W, 3), BGR, 0 to 255, of any sizes.
-
-        Those that the pipeline brings to one size are a batch, so that none is padded for another
-        and each is predicted as if alone.
+    def predict_samples(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Predict for images (H, W, 3), BGR, 0 to 255, in one batch per size after the pipeline.
 
         Returns:
             One data sample per image, on the CPU, at the image's size: pred_instances, pred_sem_seg
@@ -75,37 +113,3 @@ class Predictor:
             for (i, _), sample in zip(group, self.model.test_step(batch), strict=True):
                 samples[i] = sample.cpu()
         return samples
-
-    def labels_of(self, names: Sequence[str] | None) -> list[int]:
-        """Return the labels of some classes, or of all; a ConfigError for an unknown one."""
-        if names is None:
-            # names may occur twice
-            return list(range(len(self.classes)))
-        for name in names:
-            if name not in self.classes:
-                (nearest,) = get_close_matches(name, self.classes, n=1, cutoff=0)
-                raise ConfigError(f"the model has no class {name!r}; did you mean {nearest!r}?")
-        return [self.classes.index(name) for name in names]
-
-    def select(self, sample: Any, threshold: float, labels: Sequence[int]) -> Any:
-        """Return a copy of a data sample that holds only what is to be shown.
-
-        Args:
-            sample: of this model, left as it is.
-            threshold: least score of a detection, 0 to 1.
-            labels: classes to keep; other pixels of a label map become `IGNORED`.
-        """
-        sample, wanted = sample.clone(), torch.tensor(list(labels))
-        if "pred_instances" in sample:
-            found = sample.pred_instances
-            shown = (found.scores >= threshold) & torch.isin(found.labels, wanted)
-            sample.pred_instances = found[shown]
-        if "pred_sem_seg" in sample:
-            found = sample.pred_sem_seg.data
-            kept = found.where(torch.isin(found, wanted), IGNORED)
-            sample.pred_sem_seg = type(sample.pred_sem_seg)(data=kept)
-        return sample
-
-    def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw the result of `select` over its image (H, W, 3), BGR; see `visualization.draw`."""
-        return draw(self.visualizer, image, sample)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
-from ..visualization.images import IMAGES, read_image
+from ..visualization.images import IMAGES, convert_image
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -27,7 +27,10 @@ class Source:
 
 @dataclass
 class Frame:
-    """An image, or one of a video with its number from 0 on and the video's frames per second."""
+    """An image, or one of a video with its number from 0 on and the video's frames per second.
+
+    image: (H, W, 3), RGB, 0 to 255.
+    """
 
     source: Source
     image: np.ndarray
@@ -105,7 +108,7 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
         ConfigError: it can't be read, or a video not to its end, after the frames before.
     """
     if not source.moving:
-        yield Frame(source, read_image(str(source.path)))
+        yield Frame(source, convert_image(str(source.path)))
         return
     number, video = 0, cv2.VideoCapture(source.path)
     try:
@@ -117,7 +120,7 @@ def read_frames(source: Source, most: int | None = None) -> Iterator[Frame]:
             there, image = video.read()
             if not there:
                 break
-            yield Frame(source, image, number, rate)
+            yield Frame(source, image[..., ::-1], number, rate)
             number += 1
     finally:
         video.release()

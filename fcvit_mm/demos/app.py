@@ -6,8 +6,10 @@ What is uploaded may come from a stranger, and other pages in the same browser m
 
 import html
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 import skimage
-import torch
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,10 +26,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr  # noqa: E402
 
+from ..analysis.browse_dataset import build_dataset  # noqa: E402
 from ..analysis.similarity import choose, contexts_of, draw_grid  # noqa: E402
 from ..apis.predictor import Predictor  # noqa: E402
-from ..datasets import shapes  # noqa: E402
+from ..apis.result import Result, coco_content  # noqa: E402
 from ..utils.errors import ConfigError  # noqa: E402
+from ..utils.files import write_json  # noqa: E402
 from ..visualization.figures import render_figure  # noqa: E402
 from ..visualization.images import check_size, read_image, write_image  # noqa: E402
 
@@ -43,6 +46,16 @@ MAX_WAITING, MAX_TABS = 100, 100
 # One prediction at a time: there is one model.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 TITLES = {"detection": "objects", "segmentation": "classes", "classification": "best classes"}
+# of `Result.to_table`, boxes in pixels
+COLUMNS = {
+    "detection": ("class", "score", "left", "top", "right", "bottom"),
+    "segmentation": ("class", "percent"),
+    "classification": ("class", "score"),
+}
+EXAMPLES = 6
+# What a prediction fills: the drawn image, the rows of the table, the path of a file to download.
+Shown = tuple[Array | None, list[list[Any]], str | None]
+NOTHING: Shown = (None, [], None)
 
 
 def _path_of(component: gr.Image, upload: Any) -> str | None:
@@ -55,41 +68,45 @@ def _path_of(component: gr.Image, upload: Any) -> str | None:
 gr.Image.preprocess = _path_of  # type: ignore[assignment, method-assign]
 
 
-def example_images(folder: Path) -> list[str]:
-    """Write four generated images and two photographs; return their paths."""
-    images = {f"shapes_{i}.png": shapes.make_sample(0, "val", i).image for i in range(4)}
-    images |= {"cat.jpg": skimage.data.cat(), "coffee.jpg": skimage.data.coffee()}
-    for name, image in images.items():
-        write_image(folder / name, image[..., ::-1])
-    return [str(folder / name) for name in images]
+def example_images(predictor: Predictor, folder: Path) -> list[str]:
+    """Copy the first images of the config's test dataset, or write photographs; return their paths.
 
-
-def rows_of(predictor: Predictor, sample: Any) -> list[list[Any]]:
-    """Return (class, value) of what was found, the best or largest first.
-
-    The value is an object's or class's score, or the percentage of an image.
+    The photographs are scikit-image's, where the dataset is not there or browsers can't show it.
     """
-    names = predictor.classes
-    if predictor.task == "detection":
-        values, labels = sample.pred_instances.scores, sample.pred_instances.labels
-    elif predictor.task == "segmentation":
-        found = sample.pred_sem_seg.data
-        counts = torch.bincount(found.flatten(), minlength=len(names))
-        values, labels = (100 * counts / found.numel()).sort(descending=True)
-    else:
-        values, labels = sample.pred_score.topk(min(5, len(names)))
+    paths: list[str] = []
+    with suppress(ConfigError):
+        dataset = build_dataset(predictor.cfg, "test")
+        for i in range(len(dataset)):
+            source = Path(dataset.get_data_info(i)["img_path"])
+            with suppress(ConfigError):
+                check_size(source, MAX_PIXELS, MAX_RATIO)
+                (folder / str(i)).mkdir()
+                paths.append(str(shutil.copy(source, folder / str(i))))
+            if len(paths) == EXAMPLES:
+                break
+    if not paths:
+        for name in ("cat", "coffee", "astronaut"):
+            path = folder / f"{name}.jpg"
+            write_image(path, getattr(skimage.data, name)()[..., ::-1])
+            paths.append(str(path))
+    return paths
+
+
+def rows_of(result: Result) -> list[list[Any]]:
+    """Return the rows of the table, the best or largest first; of a classifier the best five."""
+    table = result.to_table()
     return [
-        [names[label], round(value, 3)]
-        for label, value in zip(labels.tolist(), values.tolist(), strict=True)
-        if value > 0
-    ]
+        [round(value, 3) if isinstance(value, float) else value
+         for key, value in row.items() if key in COLUMNS[result.task]]
+        for row in (table[:5] if result.task == "classification" else table)
+    ]  # fmt: skip
 
 
 class _Actions:
     """What the page calls when something on it changes. `path` is of the uploaded image."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    def __init__(self, predictor: Predictor, scale: float = 1.0) -> None:
+        self.predictor, self.scale = predictor, scale
         # of the last images alone, for all tabs: a tab that kept its own would never let it go
         self.find = lru_cache(4)(self._find)
         blank = np.full((224, 224, 3), 128, np.uint8)
@@ -97,36 +114,42 @@ class _Actions:
         # the blocks with maps, by the name that the page shows
         self.blocks = {f"stage {c.stage}, block {c.block}": (c.stage, c.block) for c in contexts}
 
-    def _find(self, path: str) -> tuple[Array, Any]:
-        """Return the image, shrunk where it is large, and the data sample predicted for it."""
+    def _find(self, path: str) -> Result:
+        """Predict for an image, shrunk where it is large."""
         check_size(path, MAX_PIXELS, MAX_RATIO)
         image = read_image(path)
         scale = (WORK_PIXELS / (image.shape[0] * image.shape[1])) ** 0.5
         if scale < 1:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return image, *self.predictor([image])
+        return self.predictor(image[..., ::-1])
 
-    def show(self, path: str | None, threshold: float) -> tuple[Array | None, list[list[Any]]]:
-        """Draw what scores at least the threshold, and list it."""
+    def show(self, path: str | None, threshold: float, say: bool = True) -> Shown:
+        """Draw what scores at least the threshold, list it, and write it to a file."""
         if path is None:
-            return None, []
+            return NOTHING
         try:
-            image, sample = self.find(path)
+            result = self.find(path)
         except ConfigError as error:
-            # the folder is Gradio's own
-            gr.Warning(html.escape(str(error).replace(path, Path(path).name)), duration=None)
-            return None, []
-        predictor = self.predictor
-        sample = predictor.select(sample, threshold, predictor.labels_of(None))
-        drawn = image if predictor.task == "classification" else predictor.draw(image, sample)
-        return drawn[..., ::-1], rows_of(predictor, sample)
+            if say:
+                # the folder is Gradio's own
+                message = str(error).replace(path, Path(path).name)
+                gr.Warning(html.escape(message), duration=None)
+            return NOTHING
+        if result.task == "detection":
+            result = result.select(threshold)
+        file = None if result.task == "classification" else save(result, Path(path))
+        return result.draw(scale=self.scale), rows_of(result), file
+
+    def move(self, path: str | None, threshold: float) -> Shown:
+        """Do as `show` for another threshold, without saying again what is wrong with an image."""
+        return self.show(path, threshold, say=False)
 
     def look(self, path: str | None, name: str) -> Array | None:
         """Draw the similarity maps of a block."""
         if path is None:
             return None
         try:
-            image, _ = self.find(path)
+            image = self.find(path).image[..., ::-1]
         except ConfigError:  # `show` has said so
             return None
         try:
@@ -137,11 +160,27 @@ class _Actions:
         return render_figure(draw_grid(image, choose(contexts, *self.blocks[name])))
 
 
-def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Blocks:
-    """Lay out the page for a model with an FCViT of weighted contexts; examples: paths."""
-    actions = _Actions(predictor)
+def save(result: Result, path: Path) -> str:
+    """Write what was found in an image in COCO's format where Gradio serves it; return the path."""
+    height, width = result.image.shape[:2]
+    image = {"id": 1, "file_name": path.name, "width": width, "height": height}
+    folder = tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))
+    file = Path(folder, f"{path.stem}.json")
+    write_json(file, coco_content(result.classes, [image], result.to_coco()), None)
+    return str(file)
+
+
+def build(
+    predictor: Predictor, title: str, examples: Sequence[str], scale: float = 1.0
+) -> gr.Blocks:
+    """Lay out the page for a model with an FCViT of weighted contexts.
+
+    Args:
+        examples: paths.
+        scale: of the drawn image.
+    """
+    actions = _Actions(predictor, scale)
     names = list(actions.blocks)
-    value = "percent of the image" if predictor.task == "segmentation" else "score"
     with gr.Blocks(title="FCViT", analytics_enabled=False) as page:
         gr.Markdown(f"# What FCViT finds, and where it looks\n{title}")
         with gr.Row():
@@ -155,8 +194,12 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             with gr.Column():
                 drawn = gr.Image(label="prediction", interactive=False, elem_id="drawn")
                 table = gr.Dataframe(
-                    headers=["class", value], label=TITLES[predictor.task],
+                    headers=list(COLUMNS[predictor.task]), label=TITLES[predictor.task],
                     interactive=False, elem_id="table",
+                )  # fmt: skip
+                file = gr.DownloadButton(
+                    "download as COCO JSON", elem_id="download",
+                    visible=predictor.task != "classification",
                 )  # fmt: skip
         block = gr.Dropdown(names, value=names[-1], label="similarity maps of", elem_id="block")
         gr.Markdown(
@@ -164,11 +207,11 @@ def build(predictor: Predictor, title: str, examples: Sequence[str]) -> gr.Block
             "and subtracted at blue ones."
         )
         maps = gr.Image(show_label=False, interactive=False, elem_id="maps")
-        inputs, outputs = [image, threshold], [drawn, table]
+        inputs, outputs = [image, threshold], [drawn, table, file]
         shown = image.change(actions.show, inputs, outputs, api_name="predict", **ALONE)
         shown.then(actions.look, [image, block], maps, **ALONE)
         block.change(actions.look, [image, block], maps, **ALONE)
-        threshold.change(actions.show, inputs, outputs, **ALONE, show_progress="hidden")
+        threshold.change(actions.move, inputs, outputs, **ALONE, show_progress="hidden")
     return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
@@ -207,7 +250,13 @@ def guard(app: ASGIApp, uploads: Path) -> ASGIApp:
     return guarded
 
 
-def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None]) -> None:
+def run(
+    predictor: Predictor,
+    title: str,
+    port: int,
+    ready: Callable[[str], None],
+    scale: float = 1.0,
+) -> None:
     """Serve the page of `build` to this machine alone until Ctrl-C; `ready` gets its address.
 
     Raises:
@@ -219,7 +268,8 @@ def run(predictor: Predictor, title: str, port: int, ready: Callable[[str], None
         gr.set_static_paths([examples])  # or they are copied to the uploads, and deleted with them
         # where Gradio keeps what is sent to it and what it shows, until the end at most
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        page = build(predictor, title, example_images(examples))
+        uploads.mkdir()
+        page = build(predictor, title, example_images(predictor, examples), scale)
         # fonts of the machine: Gradio's own come from another server
         theme = gr.themes.Default(font="sans-serif", font_mono="monospace")
         try:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from ..analysis import logs
+from ..apis.model import with_palette
 from ..datasets import coins, shapes
 from ..utils.cli import writing
 from ..utils.config import load_config
 from ..utils.errors import ConfigError, DatasetError
 from ..utils.files import make_folder
-from ..visualization.draw import build_visualizer
 from .drawing import draw_grid, draw_row
 from .training import Demo, evaluations, move_data, predict, run_training, shorten
 
@@ -88,14 +88,14 @@ def run(
     reached = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     reached += f" on {len(dataset)} held-out {'tiles' if data == 'coins' else 'images'}"
     print(f"\n{reached}")
-    visualizer = build_visualizer(cfg, dataset.metainfo)
+    meta = with_palette(tuple(dataset.metainfo["classes"]), dataset.metainfo.get("palette"))
     title = f"{Path(demo.config).stem}: {reached}"
     if data == "coins":
         (row,) = predict(runner, [coins.row_item(dataset, data_folder)])
-        print(draw_row(folder / "row.png", visualizer, row, title))
+        print(draw_row(folder / "row.png", meta, row, title))
         print(f"  the row:     {folder / 'row.png'}")
     # the first ones, not the best
     predictions = predict(runner, (dataset[i] for i in range(min(8, len(dataset)))))
-    draw_grid(folder / "predictions.png", visualizer, predictions, title)
+    draw_grid(folder / "predictions.png", meta, predictions, title)
     logs.plot([logs.read_run(folder)], ["loss", *demo.metrics], folder / "curves.png")
     print(f"  predictions: {folder / 'predictions.png'}\n  curves:      {folder / 'curves.png'}")

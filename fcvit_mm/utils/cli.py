@@ -148,7 +148,12 @@ def whole_number(least: int) -> Callable[[str], int]:
     return _number(int, least, math.inf, f"a whole number of at least {least}")
 
 
-fraction = _number(float, 0, 1, "a number from 0 to 1")
+def number_between(least: float, most: float) -> Callable[[str], float]:
+    """Make a type for argparse: numbers from `least` to `most`."""
+    return _number(float, least, most, f"a number from {least} to {most}")
+
+
+fraction = number_between(0, 1)
 
 
 def ending(*allowed: str) -> Callable[[str], Path]:

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps as colormaps
-from matplotlib import rc_context as rc_context
+from matplotlib import get_data_path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable as ScalarMappable
 from matplotlib.colors import Normalize as Normalize
 from matplotlib.figure import Figure as Figure
 
 from ..utils.files import atomic_write
+
+# DejaVu Sans, which comes with matplotlib and has letters of many languages
+FONT = str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 
 
 def make_panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
@@ -33,6 +34,46 @@ def read_image(path: str | Path) -> np.ndarray:
     if image is None:
         raise ConfigError(f"{path} is not an image that OpenCV can read, or is damaged")
     return image
+
+
+def convert_image(image: Any) -> np.ndarray:
+    """Convert an image in memory, or read one from a path, to (H, W, 3), RGB, uint8.
+
+    The rotation that EXIF asks for is applied to files and to PIL images.
+
+    Raises:
+        ConfigError: neither a path, a PIL image nor an array (H, W, 3) of uint8.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)[..., ::-1]
+    if isinstance(image, Image.Image):
+        if image.mode in ("F", "I") or image.mode.startswith("I;"):
+            raise ConfigError(
+                f"a PIL image of mode {image.mode} has no colors from 0 to 255; scale it to them "
+                'and .convert("RGB") it'
+            )
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise ConfigError(
+            f"an image is an array (H, W, 3), a PIL image or a path, not a {type(image).__name__}"
+        )
+    remedy = ""
+    if image.ndim == 2:
+        remedy = "; np.stack([image] * 3, axis=-1) makes a gray image one"
+    elif image.ndim == 4:
+        remedy = "; give several images as a list"
+    elif image.ndim == 3 and image.shape[2] == 4:
+        remedy = "; image[:, :, :3] leaves out the opacity"
+    elif image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
+        remedy = "; image.transpose(1, 2, 0) puts the channels last"
+    elif image.dtype.kind == "f":
+        remedy = "; (255 * image).round().astype(np.uint8) converts values from 0 to 1"
+    elif image.dtype == np.uint8 and image.size and image.shape[2:] == (3,):
+        return image
+    raise ConfigError(
+        "an image in an array is (H, W, 3), RGB, uint8 from 0 to 255, not "
+        f"{tuple(image.shape)}, {image.dtype}{remedy}"
+    )
 
 
 def check_size(path: str | Path, max_pixels: int, max_ratio: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from pycocotools.coco import COCO
 
 from helpers import ROOT
 from helpers.images import make_image
@@ -54,14 +55,16 @@ def obey_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(config: Path, checkpoint: str, *options: str) -> tuple[subprocess.Popen, str]:
+def start(
+    config: Path, checkpoint: str, *options: str, cwd: Path | None = None
+) -> tuple[subprocess.Popen, str]:
     """Serve a page; returns the process and the address."""
     log = Path(checkpoint).with_suffix(".log")
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, ROOT / "tools/demos/app.py", config, checkpoint, "--device", "cpu",
              "--port", str(free_port()), *options],
-            stdout=file, stderr=subprocess.STDOUT, preexec_fn=obey_interrupts,
+            stdout=file, stderr=subprocess.STDOUT, preexec_fn=obey_interrupts, cwd=cwd,
         )  # fmt: skip
     end = time.monotonic() + SLOW / 1000
     while not (found := re.search(r"^page: (\S+)", log.read_text(), re.M)):
@@ -79,8 +82,8 @@ def stop(process: subprocess.Popen) -> int:
 
 
 @pytest.fixture(scope="module")
-def server(weights) -> Iterator[tuple[subprocess.Popen, str]]:
-    process, address = start(CONFIGS["mmdet"], weights["mmdet"], *OPTIONS)
+def server(weights, example_data) -> Iterator[tuple[subprocess.Popen, str]]:
+    process, address = start(CONFIGS["mmdet"], weights["mmdet"], *OPTIONS, cwd=example_data)
     yield process, address
     assert stop(process) == 0
 
@@ -138,8 +141,8 @@ def test_upload_threshold_and_a_text(page, files):
     set_threshold(page, 0)
     expect(page.locator("#table [role=gridcell]").nth(20)).to_be_visible()
     many, all_rows = shown(page, "#drawn"), page.locator("#table").inner_text()
-    assert many.shape == (512, 512, 3)
-    assert np.abs(many - cv2.resize(make_image(0, 64, 64), (512, 512)).astype(float)).mean() > 5
+    assert many.shape == (64, 64, 3)
+    assert np.abs(many - make_image(0, 64, 64).astype(float)).mean() > 5
     maps = shown(page, "#maps")
     assert maps.shape[1] > 1000 and maps.std() > 10
 
@@ -148,7 +151,7 @@ def test_upload_threshold_and_a_text(page, files):
     set_threshold(page, 1)
     expect(page.locator("#drawn img")).not_to_have_attribute("src", before)
     none = shown(page, "#drawn")
-    assert np.abs(none - cv2.resize(make_image(0, 64, 64), (512, 512)).astype(float)).mean() < 5
+    assert np.abs(none - make_image(0, 64, 64).astype(float)).mean() < 5
     assert page.locator("#table").inner_text() != all_rows
 
     # a text gives a message, the old prediction does not stay, and the page lives on
@@ -159,6 +162,12 @@ def test_upload_threshold_and_a_text(page, files):
     expect(message).to_contain_text("text.jpg is not an image that OpenCV can read")
     assert "/" not in message.inner_text()
     expect(page.locator("#drawn img")).to_have_count(0)
+    # one message per error, however often the page is asked again
+    set_threshold(page, 0.3)
+    page.locator("#block input").click()
+    page.get_by_role("option", name="stage 1, block 1").click()
+    page.wait_for_timeout(2000)
+    expect(message).to_have_count(1)
     page.locator("#image button[aria-label='Remove Image']").click()
     upload(page, files / "a.png")
     expect(page.locator("#drawn img")).to_be_visible()
@@ -166,7 +175,33 @@ def test_upload_threshold_and_a_text(page, files):
     assert page.requests and all("//127.0.0.1:" in url for url in page.requests)
 
 
-def test_examples_and_the_choice_of_a_block(page):
+def test_what_was_found_is_downloaded_as_coco_json(page, files, tmp_path):
+    upload(page, files / "a.png")
+    expect(page.locator("#drawn img")).to_be_visible()
+    set_threshold(page, 0)
+    expect(page.locator("#table [role=gridcell]").nth(20)).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.suggested_filename == "a.json"
+    download.value.save_as(tmp_path / "a.json")
+    found = COCO(str(tmp_path / "a.json"))
+    assert list(found.imgs.values()) == [
+        {"id": 1, "file_name": "a.png", "width": 64, "height": 64}
+    ]  # fmt: skip
+    best = max(found.anns.values(), key=lambda annotation: annotation["score"])
+    row = [cell.inner_text() for cell in page.locator("#table [role=gridcell]").all()[:6]]
+    assert row[0] == found.cats[best["category_id"]]["name"]
+    left, top, width, height = best["bbox"]
+    expected = [best["score"], left, top, left + width, top + height]
+    assert [float(text) for text in row[1:]] == pytest.approx(expected, abs=1e-3)
+
+
+def test_examples_of_the_models_dataset_and_the_choice_of_a_block(page, example_data):
+    examples = page.locator("[data-testid=dataset] img, .gallery img")
+    files = sorted((example_data / "data/shapes/images/val").iterdir())
+    assert examples.count() == len(files) == 4
+    content = urllib.request.urlopen(examples.first.get_attribute("src")).read()
+    assert content == files[0].read_bytes()
     page.locator("[data-testid=dataset] img, .gallery img").first.click()
     expect(page.locator("#drawn img")).to_be_visible()
     expect(page.locator("#maps img")).to_be_visible()
@@ -319,11 +354,11 @@ def test_twenty_uploads_side_by_side(address):
         found = list(pool.map(lambda upload: predict(address, *upload), sent))
     assert not any(messages for messages, _ in found)
     # everybody gets his own image
-    enlarged = np.stack([cv2.resize(image, (512, 512)) for image in images]).astype(float)
-    for i, (_, (drawn, _)) in enumerate(found):
+    expected = np.stack(images).astype(float)
+    for i, (_, (drawn, *_)) in enumerate(found):
         content = httpx.get(drawn["url"], timeout=60).content
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        assert np.abs(enlarged - image).mean((1, 2, 3)).argmin() == i % 4
+        assert np.abs(expected - image).mean((1, 2, 3)).argmin() == i % 4
 
 
 @pytest.mark.slow

@@ -7,21 +7,28 @@ import re
 import runpy
 import shlex
 import subprocess
+from collections.abc import Callable, Sequence
 from configparser import ConfigParser
 from pathlib import Path
 from typing import NamedTuple
 
+import jupytext
 import mmengine
+import pandas
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 
+import fcvit_mm
 from fcvit_mm import FCViT, config_path
 from fcvit_mm.__main__ import find_tools
 from fcvit_mm.engine.preflight import RELEASED_WEIGHTS
 from fcvit_mm.models.arch import ARCHS
+from fcvit_mm.utils.config import load_config
 from helpers import ROOT, warm
+from helpers.images import make_image, read
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in
          (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
@@ -44,8 +51,8 @@ BLOCKS = [
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 ]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
-CONFIGS = [block for block in PYTHON if "import torch" not in block.text
-           and not block.text.startswith("from ")]  # fmt: skip
+PROGRAM = re.compile(r"^(import|from) |predictor|result", re.MULTILINE)
+CONFIGS = [block for block in PYTHON if not PROGRAM.search(block.text)]
 # Everything that a page tells its reader to type. The tutorial is run from its first command to
 # its last by test_custom_data.py.
 COMMANDS = sorted(
@@ -145,6 +152,77 @@ def test_the_example_of_the_backbone_prints_what_it_says(block, capsys):
     assert f"# {printed}\n" in block.text
     assert [tuple(f.shape) for f in scope["features"]] == [
         (1, 64, 56, 56), (1, 128, 28, 28), (1, 320, 14, 14), (1, 512, 7, 7)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> Callable[[Path, str, Sequence[str]], None]:
+    """Write what a training leaves in a work directory, in an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(config: Path, work_dir: str, classes: Sequence[str]) -> None:
+        cfg = load_config(str(config))
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        content = {"state_dict": MODELS.build(cfg.model).state_dict(),
+                   "meta": {"dataset_meta": {"classes": classes}}}  # fmt: skip
+        Path(work_dir).mkdir(parents=True)
+        cfg.dump(f"{work_dir}/{config.name}")
+        for name in ("epoch_12", "best_coco_bbox_mAP_epoch_12"):
+            torch.save(content, f"{work_dir}/{name}.pth")
+
+    return write
+
+
+def test_the_page_on_python_is_true(trained):
+    """Its blocks are one program, from the first to the last."""
+    config = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
+    trained(config, "work_dirs/parts", ("bolt", "nut", "washer", "pin"))
+    Path("parts.py").write_text(f"_base_ = 'fcvit_mm::detection/{config.name}'\n")
+    Image.fromarray(make_image(0)).save("photograph.jpg")
+    scope: dict = {}
+    for block in PYTHON:
+        if block.page == "docs/python.md":
+            exec(block.text, scope)
+    assert scope["predictor"].classes == ("bolt", "nut", "washer", "pin")
+    assert [result.image.shape for result in scope["results"]] == [(48, 64, 3)] * 3
+    assert read("drawn.png").shape == (48, 64, 3)
+    assert set(scope["result"].classes[label] for label in scope["result"].labels) <= {
+        "bolt",
+        "nut",
+    }
+
+
+def test_the_two_lines_of_readme_predict(trained):
+    (text,) = [b.text for b in PYTHON if b.page == "README.md" and "fcvit_mm.load" in b.text]
+    config = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_shapes.py"
+    trained(config, "work_dirs/demo_detection_shapes", ("a", "b", "c", "d"))
+    Path("data/shapes/images/val").mkdir(parents=True)
+    Image.fromarray(make_image(0)).save("data/shapes/images/val/00000.png")
+    scope: dict = {"fcvit_mm": fcvit_mm}
+    exec(text, scope)
+    for name in re.findall(r"\.(\w+)\b(?=[,(])", text.partition("#")[2]):
+        assert hasattr(scope["result"], name)
+    assert scope["result"].boxes.shape[1] == 4
+
+
+def test_the_notebook_makes_a_table_of_a_photograph(trained, capsys):
+    """It is read as Jupyter reads it, and its cells are run in order."""
+    config = ROOT / "configs/detection/mask_rcnn_fcvit_tiny_coins.py"
+    trained(config, "work_dirs/demo_detection_coins", ("coin",))
+    notebook = jupytext.read(ROOT / "docs/notebooks/photograph_to_table.py")
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(cells) == 5 == len(notebook.cells) - 4
+    scope: dict = {}
+    for cell in cells:
+        exec(cell, scope)
+    rows = len(scope["result"])
+    assert f"{rows} coins" in capsys.readouterr().out
+    table = pandas.read_csv("coins.csv")
+    assert len(table) == rows == len(scope["table"]) and rows > 0
+    assert table.diameter.is_monotonic_decreasing
+    assert table.columns.tolist() == [
+        "class", "score", "left", "top", "right", "bottom", "pixels", "diameter"
     ]  # fmt: skip
 
 

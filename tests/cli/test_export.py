@@ -135,7 +135,7 @@ def test_normalize_takes_rgb(predictors):
 def test_mask_rcnn_in_one_graph_predicts_what_mmdetection_does(predictors, size):
     predictor, (height, width) = predictors["mask_rcnn"], size
     image = make_image(0, width, height)
-    (sample,) = predictor([image])
+    (sample,) = predictor.predict_samples([image])
     expected = sample.pred_instances
     module = export.MaskRCNN(predictor.model).eval()
     rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].float()
@@ -170,9 +170,9 @@ def test_proposals_without_extent_are_none(predictors):
     with torch.no_grad():
         bias += torch.tensor([50.0, 0, 0, 0]).repeat(len(bias) // 4)
         outputs = export.MaskRCNN(predictor.model).eval()(torch.full((1, 3, 64, 64), 99.0))
-        (sample,) = predictor([np.full((64, 64, 3), 99, np.uint8)])
+        result = predictor(np.full((64, 64, 3), 99, np.uint8))
         bias.copy_(before)
-    assert len(sample.pred_instances) == len(outputs[1]) == 0
+    assert len(result) == len(outputs[1]) == 0
 
 
 @pytest.mark.parametrize(

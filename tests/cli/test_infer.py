@@ -1,5 +1,6 @@
 """Images and videos through models: Predictor, and tools/demos/infer.py as a user runs it."""
 
+import functools
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.apis.result import Result
 from fcvit_mm.datasets import shapes
 from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import IGNORED, load_config
@@ -43,11 +44,9 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-def values_of(sample) -> list[torch.Tensor]:
-    if "pred_instances" in sample:
-        found = sample.pred_instances
-        return [found.bboxes, found.scores, found.labels, found.masks]
-    return [sample.pred_sem_seg.data if "pred_sem_seg" in sample else sample.pred_score]
+def values_of(result: Result) -> list[np.ndarray]:
+    names = ("boxes", "scores", "labels", "masks", "semantic")
+    return [value for name in names if (value := getattr(result, name)) is not None]
 
 
 def assert_alike(a: np.ndarray, b: np.ndarray) -> None:
@@ -66,22 +65,23 @@ def test_what_openmmlabs_inferencer_predicts(predictors, weights, scope):
     if scope == "mmdet":
         theirs.model.roi_head.test_cfg.score_thr = 0.0
     image = make_image(0)
-    (sample,) = predictors[scope]([image])
+    found = predictors[scope](image[..., ::-1])
     result = theirs(image)
     if scope == "mmdet":
         (expected,) = result["predictions"]
-        found = sample.pred_instances
         assert len(found) > 0
         assert found.labels.tolist() == expected["labels"]
         np.testing.assert_allclose(found.scores, expected["scores"], rtol=1e-5)
-        np.testing.assert_allclose(found.bboxes, expected["bboxes"], rtol=1e-5, atol=1e-4)
-        for mask, code in zip(found.masks.numpy(), expected["masks"], strict=True):
+        np.testing.assert_allclose(found.boxes, expected["bboxes"], rtol=1e-5, atol=1e-4)
+        for mask, code in zip(found.masks, expected["masks"], strict=True):
             assert_alike(mask, coco_mask.decode(code))
     elif scope == "mmseg":
-        assert sample.pred_sem_seg.data.shape == (1, 48, 64)
-        assert_alike(sample.pred_sem_seg.data[0].numpy(), result["predictions"])
+        assert found.semantic.shape == (48, 64)
+        assert_alike(found.semantic, result["predictions"])
     else:
-        np.testing.assert_allclose(sample.pred_score, result[0]["pred_scores"], rtol=1e-5)
+        expected = result[0]["pred_scores"]
+        assert found.labels.tolist() == np.argsort(-expected).tolist()
+        np.testing.assert_allclose(found.scores, np.sort(expected)[::-1], rtol=1e-5)
 
 
 @pytest.mark.official
@@ -89,57 +89,13 @@ def test_what_openmmlabs_inferencer_predicts(predictors, weights, scope):
 def test_a_prediction_does_not_depend_on_the_batch(predictors, scope):
     images = [make_image(0), make_image(1, 40, 56), make_image(2), make_image(3, 90, 33)]
     together = predictors[scope](images)
-    for image, sample in zip(images, together, strict=True):
-        (alone,) = predictors[scope]([image])
-        for a, b in zip(values_of(sample), values_of(alone), strict=True):
-            if a.is_floating_point():
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for image, result in zip(images, together, strict=True):
+        alone = predictors[scope](image)
+        for a, b in zip(values_of(result), values_of(alone), strict=True):
+            if a.dtype.kind == "f":
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
             else:
-                assert_alike(a.numpy(), b.numpy())
-
-
-@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
-def test_selecting_and_drawing_leave_the_prediction_as_it_is(predictors, scope):
-    predictor, image = predictors[scope], make_image(0)
-    (sample,) = predictor([image])
-    before = [value.clone() for value in values_of(sample)]
-    selected = predictor.select(sample, 0.0, [1, 2])
-    predictor.draw(image, sample)
-    drawn = predictor.draw(image, selected)
-    # the longer side of 64 is brought to 512
-    assert drawn.shape == (384, 512, 3)
-    assert np.abs(drawn.astype(int) - cv2.resize(image, (512, 384))).mean() > 5
-    for now, then in zip(values_of(sample), before, strict=True):
-        assert torch.equal(now, then)
-    if scope == "mmdet":
-        assert 0 < len(selected.pred_instances) < len(sample.pred_instances)
-        assert set(selected.pred_instances.labels.tolist()) <= {1, 2}
-        threshold = float(sample.pred_instances.scores[3])
-        kept = predictor.select(sample, threshold, range(4)).pred_instances
-        assert kept.scores.min() >= threshold and len(kept) >= 4
-    else:
-        labels = sample.pred_sem_seg.data
-        expected = torch.where((labels == 1) | (labels == 2), labels, IGNORED)
-        assert torch.equal(selected.pred_sem_seg.data, expected)
-
-
-def test_boxes_and_masks_are_drawn_where_they_are(predictors):
-    """A mask over the left half, enlarged eight times, colors the left half alone."""
-    predictor, image = predictors["mmdet"], np.full((48, 64, 3), 128, np.uint8)
-    (sample,) = predictor([image])
-    found = sample.pred_instances[:1]
-    found.bboxes = torch.tensor([[0.0, 0, 32, 48]])
-    found.masks = torch.zeros(1, 48, 64, dtype=torch.bool)
-    found.masks[:, :, :32] = True
-    found.scores = torch.tensor([0.01])  # what is selected is drawn, however low its score
-    sample.pred_instances = found
-    changed = np.abs(predictor.draw(image, sample).astype(int) - 128).max(2) > 20
-    assert changed[:, :250].mean() > 0.95 and changed[:, 270:].mean() < 0.01
-    # the right and the lower side of a box
-    found.bboxes = torch.tensor([[16.0, 8, 40, 24]])
-    found.masks[:] = False
-    rows, columns = np.nonzero(np.abs(predictor.draw(image, sample).astype(int) - 128).max(2) > 20)
-    assert abs(columns.max() - 40 * 8) < 6 and abs(rows.max() - 24 * 8) < 6
+                assert_alike(a, b)
 
 
 def test_rotation_by_exif_is_applied(tmp_path):
@@ -205,11 +161,11 @@ class Interrupted:
     def __getattr__(self, name: str):
         return getattr(self.predictor, name)
 
-    def __call__(self, images):
+    def __call__(self, images, batch_size):
         self.calls += 1
         if self.calls == 2:
             raise self.error
-        return self.predictor(images)
+        return self.predictor(images, batch_size)
 
 
 class Camera:
@@ -274,11 +230,10 @@ def test_names_of_results_without_an_ending_of_an_image(tmp_path):
 def test_one_video_is_open_at_a_time(predictors, images, tmp_path):
     twice = sources.find_sources([str(images / "clip.avi")] * 2, tmp_path)
     with ExitStack() as stack:
-        results = inference.Results(predictors["mmseg"], tmp_path, stack)
+        results = inference.Results(predictors["mmseg"], tmp_path, stack, "class", 1.0)
         for source in twice:
             for frame in sources.read_frames(source):
-                (sample,) = predictors["mmseg"]([frame.image])
-                results.add(frame, sample)
+                results.add(frame, predictors["mmseg"](frame.image))
         results.close()
     for name in ("clip", "clip_2"):
         assert cv2.VideoCapture(str(tmp_path / f"drawn/{name}.mp4")).isOpened()
@@ -302,21 +257,20 @@ def test_detections(tool, predictors, weights, images, tmp_path):
     ]  # fmt: skip
     predictor = predictors["mmdet"]
     for image_id, path in ((1, "a.png"), (2, "below/a.jpg")):
-        (sample,) = predictor([read_image(images / path)])
-        expected = predictor.select(sample, 0.0, predictor.labels_of(["star", "circle"]))
-        expected = expected.pred_instances
+        expected = predictor(images / path).select(classes=["star", "circle"])
         annotations = found.imgToAnns[image_id]
         assert len(annotations) == len(expected) > 0
         names = [found.cats[a["category_id"]]["name"] for a in annotations]
         assert names == [shapes.CLASSES[label] for label in expected.labels]
         boxes = np.array([a["bbox"] for a in annotations])
         boxes[:, 2:] += boxes[:, :2]
-        np.testing.assert_allclose(boxes, expected.bboxes, atol=1e-3)
+        np.testing.assert_allclose(boxes, expected.boxes, atol=1e-3)
         np.testing.assert_allclose([a["score"] for a in annotations], expected.scores, atol=1e-5)
-        for annotation, mask in zip(annotations, expected.masks.numpy(), strict=True):
+        for annotation, mask in zip(annotations, expected.masks, strict=True):
             decoded = coco_mask.decode(annotation["segmentation"])
             assert_alike(decoded, mask)
             assert annotation["area"] == decoded.sum()
+    assert read_image(tmp_path / "drawn/below/a.jpg").shape == (56, 40, 3)
     drawn = {str(p.relative_to(tmp_path / "drawn")) for p in (tmp_path / "drawn").rglob("*.*")}
     assert drawn == {"a.png", "below/a.jpg", "clip.mp4"}
 
@@ -329,8 +283,7 @@ def test_label_maps(tool, predictors, weights, images, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     labels = read(tmp_path / "labels/a.png", cv2.IMREAD_UNCHANGED)
-    (sample,) = predictors["mmseg"]([read_image(images / "a.png")])
-    expected = sample.pred_sem_seg.data[0].numpy()
+    expected = predictors["mmseg"](images / "a.png").semantic
     expected = np.where(np.isin(expected, [0, 2, 4]), expected, IGNORED)
     assert labels.dtype == np.uint8
     assert_alike(labels, expected)
@@ -372,13 +325,39 @@ def test_an_image_of_one_pixel(predictors, tmp_path):
         found = sources.find_sources([str(tmp_path / "one.png")], tmp_path / scope)
         lines, problems = inference.run(predictors[scope], found, tmp_path / scope)
         assert problems == [] and "1 image" in lines[1]
-        assert read_image(tmp_path / scope / "drawn/one.png").shape == (512, 512, 3)
+        assert read_image(tmp_path / scope / "drawn/one.png").shape == (1, 1, 3)
     assert cv2.imread(str(tmp_path / "mmseg/labels/one.png"), cv2.IMREAD_UNCHANGED).shape == (1, 1)
 
 
-def test_a_checkpoint_of_another_arch_and_a_classifier(tool, weights, images):
+def test_a_checkpoint_of_another_arch(tool, weights, images):
     config = ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py"
     result = tool("infer.py", config, weights["mmdet"], images / "a.png")
     assert_sentence(result, "mmdet.pth does not fit the model", "arch='tiny'")
-    result = tool("infer.py", CONFIGS["mmpretrain"], weights["mmpretrain"], images / "a.png")
-    assert_sentence(result, "is a classifier", "similarity_map")
+
+
+def test_classes_of_images(predictors, images, tmp_path):
+    found = sources.find_sources([str(images / "a.png"), str(images / "clip.avi")], tmp_path)
+    lines, _ = inference.run(predictors["mmpretrain"], found, tmp_path, classes=["star", "circle"])
+    path = tmp_path / "classes.json"
+    assert lines[1] == f"classes of 4 images: {path}"
+    content = json.loads(path.read_text())["images"]
+    assert [entry.get("frame") for entry in content] == [None, 0, 1, 2]
+    expected = predictors["mmpretrain"](images / "a.png").select(classes=["star", "circle"])
+    assert content[0]["classes"] == expected.to_table() and len(expected) == 2
+    drawn = read_image(tmp_path / "drawn/a.png")
+    assert not np.array_equal(drawn, read_image(images / "a.png"))
+
+
+def test_scale_and_color_by(predictors, images, tmp_path):
+    found = sources.find_sources([str(images / "a.png"), str(images / "clip.avi")], tmp_path)
+    run = functools.partial(inference.run, predictors["mmdet"], found, threshold=0.0)
+    drawn = {}
+    for color_by in ("class", "instance"):
+        run(tmp_path / color_by, color_by=color_by, scale=2.5)
+        drawn[color_by] = read_image(tmp_path / color_by / "drawn/a.png")
+        video = cv2.VideoCapture(str(tmp_path / color_by / "drawn/clip.mp4"))
+        assert video.read()[1].shape == (120, 160, 3)
+    assert drawn["class"].shape == (120, 160, 3)
+    assert not np.array_equal(drawn["class"], drawn["instance"])
+    expected = predictors["mmdet"](images / "a.png").draw("instance", 2.5)
+    assert np.array_equal(drawn["instance"], expected[..., ::-1])

@@ -11,10 +11,10 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-import torch
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
+from fcvit_mm.apis.result import Result
 from fcvit_mm.demos import app
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import check_size
@@ -66,15 +66,10 @@ class Fake:
 
     task, classes, calls = "classification", ("all",), 0
 
-    def __call__(self, images: list[np.ndarray]) -> list[Any]:
+    def __call__(self, image: np.ndarray) -> Result:
         self.calls += 1
-        return [SimpleNamespace(pred_score=torch.ones(1))]
-
-    def select(self, sample: Any, *_: Any) -> Any:
-        return sample
-
-    def labels_of(self, _: None) -> list[int]:
-        return [0]
+        scores, labels = np.ones(1, np.float32), np.zeros(1, int)
+        return Result(image, self.classes, [(255, 0, 0)], scores=scores, labels=labels)
 
 
 def test_a_large_image_is_shrunk_and_few_are_kept(tmp_path):
@@ -82,9 +77,9 @@ def test_a_large_image_is_shrunk_and_few_are_kept(tmp_path):
     actions = app._Actions(predictor)
     cv2.imwrite(str(tmp_path / "large.png"), np.zeros((1500, 6000), np.uint8))
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((15, 60), np.uint8))
-    image, rows = actions.show(str(tmp_path / "large.png"), 0.5)
-    assert image.shape == (707, 2828, 3) and rows == [["all", 1]]
-    image, _ = actions.show(str(tmp_path / "small.png"), 0.5)
+    image, rows, file = actions.show(str(tmp_path / "large.png"), 0.5)
+    assert image.shape == (707, 2828, 3) and rows == [["all", 1]] and file is None
+    image, *_ = actions.show(str(tmp_path / "small.png"), 0.5)
     assert image.shape == (15, 60, 3)
     actions.show(str(tmp_path / "large.png"), 0.7)
     assert predictor.calls == 2
@@ -94,13 +89,13 @@ def test_a_large_image_is_shrunk_and_few_are_kept(tmp_path):
 def test_one_prediction_at_a_time_and_a_bounded_queue(monkeypatch):
     running, most, go_on = 0, 0, threading.Event()
 
-    def predict(actions: Any, path: str, threshold: float) -> tuple[None, list]:
+    def predict(actions: Any, path: str, threshold: float) -> app.Shown:
         nonlocal running, most
         running += 1
         most = max(most, running)
         go_on.wait(600)
         running -= 1
-        return None, []
+        return app.NOTHING
 
     monkeypatch.setattr(app._Actions, "show", predict)
     monkeypatch.setattr(app, "MAX_WAITING", 10)

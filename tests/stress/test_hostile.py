@@ -29,6 +29,7 @@ from PIL import Image
 from fcvit_mm import CheckpointError, FCViT, engine, load_pretrained, read_checkpoint
 from fcvit_mm.apis.model import build_model, load_model
 from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.apis.result import Result
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.models.weights import convert_checkpoint
 from fcvit_mm.utils import files
@@ -309,10 +310,9 @@ def test_a_class_name_with_a_formula_is_drawn(tmp_path):
         bboxes=torch.tensor([[5.0, 5.0, 40.0, 40.0]]), labels=torch.tensor([3]),
         scores=torch.tensor([0.9]), masks=torch.zeros(1, 64, 64, dtype=torch.bool),
     )  # fmt: skip
-    image = np.zeros((64, 64, 3), np.uint8)
-    sample = predictor.select(DetDataSample(pred_instances=found), 0.5, predictor.labels_of(None))
-    assert len(sample.pred_instances) == 1
-    assert predictor.draw(image, sample).any()
+    image, sample = np.zeros((64, 64, 3), np.uint8), DetDataSample(pred_instances=found)
+    result = Result.from_sample(image, sample, predictor.classes, predictor.palette)
+    assert result.select(0.5).draw().any()
 
 
 @pytest.mark.official

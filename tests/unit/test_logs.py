@@ -145,12 +145,33 @@ def test_lines_of_a_plot_differ(tmp_path, monkeypatch):
     logs.plot(runs, logs.choose(runs, None), tmp_path / "plot.png")
     axes = figures[-1].axes[0]
     assert len(axes.lines) == 20
-    looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
+    looks = {
+        (line.get_color(), str(line._dash_pattern), line.get_linewidth()) for line in axes.lines
+    }
     assert len(looks) == 20
     # a line through one point would be invisible
     assert {line.get_marker() for line in axes.lines} == {"o"}
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert len(set(names)) == 20 and f"loss, {tmp_path}/a/run" in names
+
+
+def test_a_run_has_one_color_in_all_panels(tmp_path, monkeypatch):
+    """Whether a panel has more keys than there are runs, or fewer."""
+    runs = []
+    for folder in ("a", "b"):
+        record = training(1, 1.0, loss_a=1.0, loss_b=2.0)
+        write_log(tmp_path / folder, "1", [record, {"mIoU": 0.5, "step": 1}])
+        runs.append(logs.read_run(tmp_path / folder))
+    figures = []
+    monkeypatch.setattr(logs, "save_figure", lambda figure, path: figures.append(figure))
+    logs.plot(runs, logs.choose(runs, None), tmp_path / "plot.png")
+    panels = figures[-1].axes
+    assert [len(axes.lines) for axes in panels] == [6, 2, 2]
+    for name, color in (("a", "C0"), ("b", "C1")):
+        lines = [
+            line for axes in panels for line in axes.lines if line.get_label().endswith(f", {name}")
+        ]
+        assert len(lines) == 5 and {line.get_color() for line in lines} == {color}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_config, require, run_tool, whole_number
+from fcvit_mm.utils.cli import add_config, number_between, require, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
 
 
@@ -15,6 +15,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_config(parser, checkpoint=True)
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU if there is one)")
     parser.add_argument("--port", type=whole_number(1), default=7860)
+    parser.add_argument(
+        "--scale",
+        type=number_between(0.1, 16),
+        default=1.0,
+        help="size of the drawn image relative to the input's (default: 1)",
+    )
     return parser.parse_args(argv)
 
 
@@ -30,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{args.config}, {args.checkpoint}",
         args.port,
         lambda address: print(f"page: {address} (Ctrl-C ends it)", flush=True),
+        args.scale,
     )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_config, fraction, run_tool, whole_number
+from fcvit_mm.utils.cli import add_config, fraction, number_between, run_tool, whole_number
 from fcvit_mm.utils.config import load_config
+from fcvit_mm.visualization.draw import COLOR_BY
 
 from rich.console import Console
 
@@ -35,6 +36,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="show these alone")
     parser.add_argument("--max-frames", type=whole_number(1), metavar="N", help="of each video")
+    parser.add_argument(
+        "--color-by",
+        choices=COLOR_BY,
+        default=COLOR_BY[0],
+        help="one color per class (the default) or per instance",
+    )
+    parser.add_argument(
+        "--scale",
+        type=number_between(0.1, 16),
+        default=1.0,
+        help="size of the drawn images relative to the input's (default: 1)",
+    )
     return parser.parse_args(argv)
 
 
@@ -52,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.score_threshold,
         args.classes,
         args.max_frames,
+        args.color_by,
+        args.scale,
         Console(),
     )
     print("\n".join(lines))
