@@ -26,12 +26,11 @@ def load(
         CheckpointError: the checkpoint can't be read, or does not fit the model.
     """
     # `import fcvit_mm` loads neither matplotlib nor a toolbox
+    from ..utils import work_dir
     from ..utils.config import load_config
     from .model import find_device
     from .predictor import Predictor
 
     if checkpoint is None:
-        from ..utils import work_dir
-
         path, checkpoint = work_dir.find(path)
     return Predictor(load_config(str(path)), str(checkpoint), find_device(device))

@@ -80,10 +80,8 @@ def test_classes_of_folders(load, tmp_path):
         assert list(found.contents) == [found.path.split("/")[-2]]
 
 
-def test_same_seed_same_images(load, tmp_path, monkeypatch):
+def test_same_seed_same_images(load, tmp_path):
     """The training pipeline crops and flips."""
-    # MMSegmentation takes a second to name the classes of a large image
-    monkeypatch.setattr(draw, "READABLE", 64)
     looks = {
         name: browse_dataset.run(load("segmentation"), "train", 8, tmp_path / name, seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))

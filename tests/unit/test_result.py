@@ -129,9 +129,11 @@ def test_pil_images_are_turned_and_converted():
         assert convert_image(Image.new(mode, (6, 4))).shape == (4, 6, 3)
 
 
-def test_load_takes_a_config_and_a_checkpoint(weights, tmp_path):
+def test_load_takes_a_config_and_a_checkpoint(weights):
     predictor = fcvit_mm.load(CONFIGS["mmdet"], weights["mmdet"], device="cpu")
     assert isinstance(predictor, Predictor) and predictor.classes[0] == "circle"
+    with pytest.raises(ConfigError, match="give a checkpoint"):
+        fcvit_mm.load(CONFIGS["mmdet"])
     with pytest.raises(ConfigError, match="--device nonsense can't be used"):
         fcvit_mm.load(CONFIGS["mmdet"], weights["mmdet"], device="nonsense")
 
