@@ -45,10 +45,10 @@ chain: $(VENV)/installed
 	$(BIN)/python tools/demos/chain.py
 
 # What every change must pass at once; `slow` marks what is left out.
-test: $(VENV)/installed $(VENV)/browser
+test: $(VENV)/dev $(VENV)/browser
 	$(BIN)/$(PYTEST) -m 'not slow'
 
-test-all: $(VENV)/installed $(VENV)/browser
+test-all: $(VENV)/dev $(VENV)/browser
 	$(BIN)/$(PYTEST)
 
 # What must hold with the last official releases of OpenMMLab too, of what is not slow.
@@ -63,7 +63,7 @@ test-matrix:
 test-long: $(VENV)/installed
 	$(BIN)/python benchmarks/memory.py
 
-lint: $(VENV)/installed
+lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -75,23 +75,27 @@ lint: $(VENV)/installed
 		fcvit_mm.egg-info/requires.txt > $(VENV)/requirements.txt
 	$(BIN)/deptry fcvit_mm tools --requirements-files $(VENV)/requirements.txt
 
-format: $(VENV)/installed
+format: $(VENV)/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 # The documentation site, in site/. A broken link or a name that has no docstring is an error.
-docs: $(VENV)/installed
+docs: $(VENV)/dev
 	$(BIN)/python -m mkdocs build --strict
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or later is needed; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[openmmlab,app]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --editable '.[openmmlab,dev]'
 	touch $@
 
 # The page is tested in a real browser: the system's Chromium or Chrome, or Debian's, or else the
 # one that Playwright downloads.
-$(VENV)/browser: $(VENV)/installed
+$(VENV)/browser: $(VENV)/dev
 	command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| { test $$(id -u) = 0 && apt-get update && apt-get install -y --no-install-recommends chromium; } \
 	|| $(BIN)/playwright install chromium

@@ -19,10 +19,11 @@ from helpers.tools import free_port
 os.environ["OMP_NUM_THREADS"] = "1"
 # Triton's kernels run on the CPU, unless a GPU is to be tested.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-# In the background a shell has Ctrl-C ignored, and processes that tests interrupt inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before a test file imports mmcv, whose operators the package provides.
 import fcvit_mm  # noqa: F401
+
+# In the background a shell has Ctrl-C ignored, and processes that tests interrupt inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Tool = Callable[..., subprocess.CompletedProcess]
 

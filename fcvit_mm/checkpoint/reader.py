@@ -57,7 +57,10 @@ def fetch(filename: str, again: bool = False) -> Path:
     if os.path.isfile(path):  # False, too, for a name that is too long
         return path
     if not is_url(filename):
-        raise CheckpointError(f"{filename}: there is no such checkpoint file")
+        raise CheckpointError(
+            f"{filename}: there is no such checkpoint file; training writes some to its work "
+            "directory, and docs/weights.md says where the authors' are"
+        )
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     name = Path(urlparse(filename).path).name
     # Two URLs may end in the same name.

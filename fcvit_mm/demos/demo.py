@@ -79,15 +79,17 @@ def run(
         shorten(cfg, iterations)
     with writing(f"--work-dir {folder}"):
         make_folder(folder)
+    print("1. data", flush=True)
     with writing(data_folder):
         demo.generate(data_folder, images)
 
+    print("2. training, some minutes on two CPU cores", flush=True)
     runner = run_training(cfg)
     dataset = runner.val_dataloader.dataset
     _, metrics = evaluations(folder, demo)[-1]
     reached = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     reached += f" on {len(dataset)} held-out {'tiles' if data == 'coins' else 'images'}"
-    print(f"\n{reached}")
+    print(f"\n{reached}\n\n3. predictions", flush=True)
     meta = with_palette(tuple(dataset.metainfo["classes"]), dataset.metainfo.get("palette"))
     title = f"{Path(demo.config).stem}: {reached}"
     if data == "coins":

@@ -69,8 +69,8 @@ class _ExtensionLoader(Loader):
         rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
         if rank == "0" and parent_process() is None:
             message = (
-                f"{reason}. {__package__}, built on torchvision's, stands in for them. To compile "
-                f"them: {build_command()}"
+                f"{reason}. {__package__}, built on torchvision's, is used instead; there is "
+                f"nothing to do. To compile mmcv's own: {build_command()}"
             )
             print_log(message, logger="current", level=level)
         return None

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if n:
         kinds = "kind of error" if n == 1 else "kinds of errors"
         raise ConfigError(f"{cfg.filename}: {n} {kinds} in its data, listed above")
+    print("no errors")
 
 
 if __name__ == "__main__":

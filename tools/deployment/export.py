@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config, args.cfg_options)
     export.kind_of(cfg, args.part)
     predictor = Predictor(cfg, args.checkpoint, torch.device("cpu"))
+    print("exporting, then comparing with PyTorch on several images ...", flush=True)
     worst = export.run(predictor, args.out, args.part)
-    print(f"{args.out}: largest difference from PyTorch {worst:.1e} of the largest value")
+    print(f"saved {args.out}: largest difference from PyTorch {worst:.1e} of the largest value")
 
 
 if __name__ == "__main__":

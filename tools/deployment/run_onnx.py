@@ -104,6 +104,7 @@ def draw(
             print(f"{about['classes'][label]}: {(labels == label).mean():.1%} of the image")
     elif about["kind"] == "mask_rcnn":
         scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2)
+        print(f"{(outputs[1] >= threshold).sum()} objects that score at least {threshold}")
         for box, score, label, mask in reversed(list(zip(*outputs, strict=True))):
             if score < threshold:
                 continue
@@ -143,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(f"{args.model} can't be run as a model of fcvit export: {first_line(error)}")
     if not (cv2.haveImageWriter(args.out) and cv2.imwrite(args.out, image)):
         fail(f"{args.out} can't be written")
+    print(f"drawn: {args.out}")
 
 
 if __name__ == "__main__":
