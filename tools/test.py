@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fcvit_mm import engine
 from fcvit_mm.utils.cli import add_common_arguments, add_config, check_writable, ending, run_tool
-from fcvit_mm.utils.config import draw_predictions, dump_predictions, enable_tta, load_config
+from fcvit_mm.utils.config import dump_predictions, enable_tta, load_config
 
 from mmengine.dist import is_main_process
 
@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="write the predictions to this .pkl file",
     )
     parser.add_argument(
-        "--show-dir", metavar="DIR", help="draw the predictions into this directory"
+        "--show-dir", metavar="DIR", help="draw ground truth and predictions into this directory"
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_common_arguments(parser)
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
+        # with matplotlib and supervision, which other tests need not import
+        from fcvit_mm.apis.drawing_hook import draw_predictions
+
         draw_predictions(cfg, args.show_dir)
     engine.test(cfg, checked=args.checked)
     if args.show_dir and is_main_process():

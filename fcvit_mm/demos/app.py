@@ -95,11 +95,15 @@ def example_images(predictor: Predictor, folder: Path) -> list[str]:
 def rows_of(result: Result) -> list[list[Any]]:
     """Return the rows of the table, the best or largest first; of a classifier the best five."""
     table = result.to_table()
-    return [
-        [round(value, 3) if isinstance(value, float) else value
-         for key, value in row.items() if key in COLUMNS[result.task]]
-        for row in (table[:5] if result.task == "classification" else table)
-    ]  # fmt: skip
+    if result.task == "classification":
+        table = table[:5]
+    return [[_rounded(key, row[key]) for key in COLUMNS[result.task]] for row in table]
+
+
+def _rounded(key: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    return round(value, 3) if key in ("score", "percent") else round(value)
 
 
 class _Actions:

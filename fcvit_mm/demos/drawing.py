@@ -31,8 +31,7 @@ def draw_grid(path: Path, meta: dict[str, Any], samples: Sequence[Any], title: s
         image = convert_image(sample.img_path)
         for axes, kind in zip(pair, ("gt", "pred"), strict=True):
             result = Result.from_sample(image, sample, **meta, kind=kind)
-            # at about the size of the panel, so that labels can be read
-            axes.imshow(result.select(MIN_SCORE).draw(scale=enlargement(image, 300)))
+            axes.imshow(result.select(MIN_SCORE).draw(scale=enlargement(image)))
     figure.suptitle(title, fontsize=16)
     save_figure(figure, path)
 

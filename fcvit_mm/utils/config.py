@@ -265,20 +265,6 @@ def dump_predictions(cfg: Config, filename: Path) -> None:
     cfg.test_evaluator = [*evaluators, dict(type=metric, out_file_path=str(filename))]
 
 
-def draw_predictions(cfg: Config, directory: str) -> None:
-    """Have a test draw every image's prediction into a directory (`--show-dir`)."""
-    hook = (cfg.get("default_hooks") or {}).get("visualization")
-    if hook is None:
-        raise ConfigError(f"--show-dir: {cfg.filename} has no default_hooks.visualization; add it")
-    hook.interval = 1
-    if (scope := cfg.get("default_scope")) == "mmpretrain":
-        hook.enable, hook.out_dir = True, directory
-    elif scope == "mmdet":
-        hook.draw, hook.test_out_dir = True, str(Path(directory).absolute())
-    else:
-        hook.draw, cfg.visualizer.save_dir = True, directory
-
-
 def adapt(cfg: Config) -> list[str]:
     """Change in a config, in place, what this machine or launcher can't run; return the changes.
 

@@ -27,7 +27,7 @@ SMALL, LARGE = 300, 800
 # Of a label, in pixels, in small images and in others; less can't be read and is left out.
 SMALL_FONT, FONT_SIZE, MIN_FONT = 8, 11, 6
 # The longer side that plots of small images are brought to.
-READABLE = 512
+READABLE = 384
 
 
 def draw(
@@ -157,9 +157,9 @@ def distinct_colors(n: int) -> Array:
     return grid[np.resize(chosen, n)]
 
 
-def enlargement(image: Array, side: int = READABLE) -> int:
-    """Return the least whole factor that brings an image's longer side to `side` pixels."""
-    return max(1, math.ceil(side / max(image.shape[:2])))
+def enlargement(image: Array) -> int:
+    """Return the least whole factor that brings an image's longer side to `READABLE` pixels."""
+    return max(1, math.ceil(READABLE / max(image.shape[:2])))
 
 
 def visible(inputs: Tensor) -> Array:

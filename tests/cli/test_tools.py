@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 
-import cv2
+import numpy as np
 import pytest
 import torch
 
 from fcvit_mm import read_checkpoint
 from helpers import ROOT, processes, warm
 from helpers.hostile import hostile
+from helpers.images import read
 from helpers.tools import CONFIGS as ALL
 from helpers.tools import SHORT, TEST, assert_sentence
 
@@ -64,7 +65,9 @@ def test_training_evaluates_and_writes_checkpoints(trained, method):
 
 @pytest.mark.official
 @pytest.mark.parametrize("method", CONFIGS)
-def test_test_prints_the_metrics_of_the_last_evaluation(tool, trained, tmp_path, method):
+def test_test_prints_the_metrics_of_the_last_evaluation(
+    tool, trained, example_data, tmp_path, method
+):
     work_dir, output = trained[method]
     drawn, dumped = tmp_path / "drawn", tmp_path / "predictions.pkl"
     result = tool(
@@ -75,8 +78,12 @@ def test_test_prints_the_metrics_of_the_last_evaluation(tool, trained, tmp_path,
     for metric in METRICS[method]:
         last = re.findall(rf"Iter\(val\).*{metric}: (\d+\.\d+)", output)[-1]
         assert re.findall(rf"Iter\(test\).*{metric}: (\d+\.\d+)", result.stdout) == [last]
-    images = [cv2.imread(str(path)) for path in drawn.rglob("*.[jp][pn]g")]
-    assert len(images) == 4 and all(image.std() > 0 for image in images)
+    # ground truth and prediction side by side, under the file's name
+    images = [read(drawn / f"val/{i:05}.png") for i in range(4)]
+    assert {image.shape for image in images} == {(64, 128, 3)}
+    photograph = read(example_data / "data/shapes/images/val/00000.png").astype(float)
+    truth, predicted = np.split(images[0], 2, axis=1)
+    assert 3 < np.abs(truth - photograph).mean() < 60 > np.abs(predicted - photograph).mean()
     with dumped.open("rb") as file:
         assert len(pickle.load(file)) == 4
 

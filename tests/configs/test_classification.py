@@ -310,7 +310,7 @@ def test_training_and_testing_with_the_tools(tool, example_data, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert re.findall(TOP1.format("test"), result.stdout) == [measured]
-    assert len(list(drawn.glob("*.png"))) == 4 and dumped.stat().st_size > 0
+    assert len(list(drawn.rglob("*.png"))) == 4 and dumped.stat().st_size > 0
 
     result = tool("test.py", *arguments, "--tta", "--cfg-options", *TEST)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -54,8 +54,8 @@ def test_objects_are_those_of_the_annotations(load, example_data, tmp_path):
         }
         file = read(found.path)
         # boxes and masks are drawn over the image
-        assert found.drawn.shape == (512, 512, 3)
-        assert np.abs(found.drawn - cv2.resize(file, (512, 512)).astype(float)).mean() > 3
+        assert found.drawn.shape == (384, 384, 3)
+        assert np.abs(found.drawn - cv2.resize(file, (384, 384)).astype(float)).mean() > 3
     assert {path.name for path in tmp_path.iterdir()} == {
         "00000_00000.png", "00001_00001.png", "00002_00002.png", "grid.png"
     }  # fmt: skip
