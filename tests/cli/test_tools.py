@@ -82,8 +82,8 @@ def test_test_prints_the_metrics_of_the_last_evaluation(
     images = [read(drawn / f"val/{i:05}.png") for i in range(4)]
     assert {image.shape for image in images} == {(64, 128, 3)}
     photograph = read(example_data / "data/shapes/images/val/00000.png").astype(float)
-    truth, predicted = np.split(images[0], 2, axis=1)
-    assert 3 < np.abs(truth - photograph).mean() < 60 > np.abs(predicted - photograph).mean()
+    annotated, predicted = np.split(images[0], 2, axis=1)
+    assert 3 < np.abs(annotated - photograph).mean() < 60 > np.abs(predicted - photograph).mean()
     with dumped.open("rb") as file:
         assert len(pickle.load(file)) == 4
 
