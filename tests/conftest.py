@@ -24,14 +24,11 @@ import fcvit_mm  # noqa: F401
 
 # In the background a shell has Ctrl-C ignored, and processes that tests interrupt inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Spare the tests MMEngine's formatting of configs. Before xdist starts its processes: at the first
+# import yapf writes a cache, which another process may read half-written.
+warm.leave_configs_unformatted()
 
 Tool = Callable[..., subprocess.CompletedProcess]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def unformatted_configs() -> None:
-    """Spare the tests MMEngine's formatting of configs."""
-    warm.leave_configs_unformatted()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -209,7 +209,7 @@ def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), image)
     result = run_script(exported("mask_rcnn"), tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
-    (sample,) = predictors["mask_rcnn"]([image])
+    (sample,) = predictors["mask_rcnn"].predict_samples([image])
     found = sample.pred_instances[sample.pred_instances.scores >= 0.5]
     lines = result.stdout.splitlines()[::-1]
     assert len(lines) == len(found) > 0
@@ -226,7 +226,7 @@ def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method
     cv2.imwrite(str(tmp_path / "a.png"), make_image(1, 72, 56))
     result = run_script(exported(method), tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
-    (sample,) = predictors[method]([make_image(1, 72, 56)])
+    (sample,) = predictors[method].predict_samples([make_image(1, 72, 56)])
     labels = sample.pred_sem_seg.data.numpy()
     expected = [
         f"{name}: {(labels == i).mean():.1%} of the image"
