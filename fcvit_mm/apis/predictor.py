@@ -13,7 +13,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ..utils.config import iter_leaf_datasets, task_of
-from ..utils.errors import name_failure
+from ..utils.errors import ConfigError, name_failure
 from ..visualization.images import convert_image
 from .model import load_model
 from .result import Result
@@ -69,6 +69,8 @@ class Predictor:
         if not isinstance(images, (list, tuple)):
             (result,) = self._predict([images])
             return result
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, not at least 1")
         starts = range(0, len(images), batch_size)
         batches = [self._predict(images[start : start + batch_size]) for start in starts]
         return [result for batch in batches for result in batch]

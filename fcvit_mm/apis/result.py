@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import supervision as sv
 import torch
-from pycocotools import mask as coco_mask
 
 from ..utils.config import IGNORED
 from ..utils.errors import ConfigError
@@ -233,9 +232,10 @@ class Result:
             if found.confidence is not None:
                 annotation["score"] = float(found.confidence[i])
             if found.mask is not None:
-                code = coco_mask.encode(np.asfortranarray(found.mask[i].astype(np.uint8)))
-                annotation["area"] = int(coco_mask.area(code))
-                annotation["segmentation"] = {**code, "counts": code["counts"].decode()}
+                mask = np.asarray(found.mask[i])
+                annotation["area"] = int(mask.sum())
+                code = sv.mask_to_rle(mask, compressed=True)
+                annotation["segmentation"] = {"size": list(mask.shape), "counts": code}
             if found.tracker_id is not None:
                 annotation["track_id"] = int(found.tracker_id[i])
             annotations.append(annotation)

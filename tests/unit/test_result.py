@@ -96,6 +96,8 @@ def test_images_are_left_as_they_are(predictors):
     result.draw()
     assert np.array_equal(image, before)
     assert predictors["mmdet"]([]) == []
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        predictors["mmdet"]([image], batch_size=0)
 
 
 @pytest.mark.parametrize(
