@@ -142,7 +142,10 @@ class _Actions:
         if result.task == "detection":
             result = result.select(threshold)
         file = None if result.task == "classification" else save(result, Path(path))
-        return result.draw(scale=self.scale), rows_of(result), file
+        # a small image is drawn larger, a large one no larger than is predicted for
+        room = (WORK_PIXELS / result.image[..., 0].size) ** 0.5
+        drawn = result.draw(scale=min(self.scale, max(1.0, room)))
+        return drawn, rows_of(result), file
 
     def move(self, path: str | None, threshold: float) -> Shown:
         """Do as `show` for another threshold, without saying again what is wrong with an image."""

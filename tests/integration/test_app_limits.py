@@ -84,6 +84,9 @@ def test_a_large_image_is_shrunk_and_few_are_kept(tmp_path):
     actions.show(str(tmp_path / "large.png"), 0.7)
     assert predictor.calls == 2
     assert actions.find.cache_info().maxsize == 4
+    actions.scale = 4.0
+    assert actions.show(str(tmp_path / "large.png"), 0.5)[0].shape == (707, 2828, 3)
+    assert actions.show(str(tmp_path / "small.png"), 0.5)[0].shape == (60, 240, 3)
 
 
 def test_one_prediction_at_a_time_and_a_bounded_queue(monkeypatch):
