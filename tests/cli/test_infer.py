@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+import fcvit_mm
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.apis.result import Result
@@ -98,9 +100,62 @@ def test_a_prediction_does_not_depend_on_the_batch(predictors, scope):
                 assert_alike(a, b)
 
 
-def test_rotation_by_exif_is_applied(tmp_path):
-    from PIL import Image
+def test_arrays_pil_images_and_paths_give_the_same(predictors, tmp_path):
+    rgb = make_image(0)[..., ::-1]
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    images = [rgb, Image.fromarray(rgb), tmp_path / "a.png", str(tmp_path / "a.png")]
+    expected = predictors["mmdet"](rgb)
+    assert len(expected) > 0 and np.array_equal(expected.image, rgb)
+    for result in predictors["mmdet"](images, batch_size=3):
+        assert np.array_equal(result.image, rgb)
+        np.testing.assert_allclose(result.boxes, expected.boxes, atol=1e-3)
+    # red and blue are not taken for each other
+    other = predictors["mmdet"](rgb[..., ::-1])
+    assert other.boxes.shape != expected.boxes.shape or not np.allclose(other.boxes, expected.boxes)
 
+
+def test_types_and_shapes_of_every_task(predictors):
+    image = make_image(0)
+    found = predictors["mmdet"](image)
+    n = len(found)
+    assert found.boxes.shape == (n, 4) and found.boxes.dtype == np.float32
+    assert found.scores.shape == (n,) and found.scores.dtype == np.float32
+    assert found.labels.shape == (n,) and found.labels.dtype == np.int64
+    assert found.masks.shape == (n, 48, 64) and found.masks.dtype == bool
+    assert found.semantic is found.track_ids is None
+    assert (np.diff(found.scores) <= 0).all()
+    found = predictors["mmseg"](image)
+    assert found.semantic.shape == (48, 64) and found.semantic.dtype == np.int64
+    assert found.boxes is found.scores is found.labels is found.masks is None
+    found = predictors["mmpretrain"](image)
+    assert sorted(found.labels) == list(range(len(found.classes))) == list(range(len(found)))
+    assert (np.diff(found.scores) <= 0).all() and found.scores.sum() == pytest.approx(1)
+    assert found.boxes is found.masks is found.semantic is None
+    for scope, task in (("mmdet", "detection"), ("mmseg", "segmentation")):
+        assert predictors[scope](image).task == predictors[scope].task == task
+
+
+def test_images_are_left_as_they_are(predictors):
+    image = make_image(0)
+    before = image.copy()
+    result = predictors["mmdet"](image)
+    result.draw()
+    assert np.array_equal(image, before)
+    assert predictors["mmdet"]([]) == []
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        predictors["mmdet"]([image], batch_size=0)
+
+
+def test_load_takes_a_config_and_a_checkpoint(weights):
+    predictor = fcvit_mm.load(CONFIGS["mmdet"], weights["mmdet"], device="cpu")
+    assert isinstance(predictor, Predictor) and predictor.classes[0] == "circle"
+    with pytest.raises(ConfigError, match="give a checkpoint"):
+        fcvit_mm.load(CONFIGS["mmdet"])
+    with pytest.raises(ConfigError, match="--device nonsense can't be used"):
+        fcvit_mm.load(CONFIGS["mmdet"], weights["mmdet"], device="nonsense")
+
+
+def test_rotation_by_exif_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(make_image(0)).save(tmp_path / "turned.jpg", exif=exif)

@@ -1,4 +1,4 @@
-"""The two lines of Python: what a predictor takes, and what its results hold and draw."""
+"""What images may be given as, and what results hold, return and draw; without a model."""
 
 import cv2
 import numpy as np
@@ -7,15 +7,12 @@ import supervision as sv
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-import fcvit_mm
 from fcvit_mm.apis.model import with_palette
-from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.apis.result import Result, coco_content
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.draw import distinct_colors
 from fcvit_mm.visualization.images import convert_image
 from helpers.images import make_image
-from helpers.models import CONFIGS
 
 CLASSES = ("a", "b", "c")
 RED, GREEN, BLUE = PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -54,52 +51,6 @@ def classification() -> Result:
 # ---------------------------------------------------------------------------- what goes in
 
 
-def test_arrays_pil_images_and_paths_give_the_same(predictors, tmp_path):
-    rgb = make_image(0)[..., ::-1]
-    Image.fromarray(rgb).save(tmp_path / "a.png")
-    images = [rgb, Image.fromarray(rgb), tmp_path / "a.png", str(tmp_path / "a.png")]
-    expected = predictors["mmdet"](rgb)
-    assert len(expected) > 0 and np.array_equal(expected.image, rgb)
-    for result in predictors["mmdet"](images, batch_size=3):
-        assert np.array_equal(result.image, rgb)
-        np.testing.assert_allclose(result.boxes, expected.boxes, atol=1e-3)
-    # red and blue are not taken for each other
-    other = predictors["mmdet"](rgb[..., ::-1])
-    assert other.boxes.shape != expected.boxes.shape or not np.allclose(other.boxes, expected.boxes)
-
-
-def test_types_and_shapes_of_every_task(predictors):
-    image = make_image(0)
-    found = predictors["mmdet"](image)
-    n = len(found)
-    assert found.boxes.shape == (n, 4) and found.boxes.dtype == np.float32
-    assert found.scores.shape == (n,) and found.scores.dtype == np.float32
-    assert found.labels.shape == (n,) and found.labels.dtype == np.int64
-    assert found.masks.shape == (n, 48, 64) and found.masks.dtype == bool
-    assert found.semantic is found.track_ids is None
-    assert (np.diff(found.scores) <= 0).all()
-    found = predictors["mmseg"](image)
-    assert found.semantic.shape == (48, 64) and found.semantic.dtype == np.int64
-    assert found.boxes is found.scores is found.labels is found.masks is None
-    found = predictors["mmpretrain"](image)
-    assert sorted(found.labels) == list(range(len(found.classes))) == list(range(len(found)))
-    assert (np.diff(found.scores) <= 0).all() and found.scores.sum() == pytest.approx(1)
-    assert found.boxes is found.masks is found.semantic is None
-    for scope, task in (("mmdet", "detection"), ("mmseg", "segmentation")):
-        assert predictors[scope](image).task == predictors[scope].task == task
-
-
-def test_images_are_left_as_they_are(predictors):
-    image = make_image(0)
-    before = image.copy()
-    result = predictors["mmdet"](image)
-    result.draw()
-    assert np.array_equal(image, before)
-    assert predictors["mmdet"]([]) == []
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        predictors["mmdet"]([image], batch_size=0)
-
-
 @pytest.mark.parametrize(
     ("image", "words"),
     [
@@ -129,15 +80,6 @@ def test_pil_images_are_turned_and_converted():
     assert convert_image(image).shape == (64, 48, 3)
     for mode in ("L", "P", "RGBA", "CMYK"):
         assert convert_image(Image.new(mode, (6, 4))).shape == (4, 6, 3)
-
-
-def test_load_takes_a_config_and_a_checkpoint(weights):
-    predictor = fcvit_mm.load(CONFIGS["mmdet"], weights["mmdet"], device="cpu")
-    assert isinstance(predictor, Predictor) and predictor.classes[0] == "circle"
-    with pytest.raises(ConfigError, match="give a checkpoint"):
-        fcvit_mm.load(CONFIGS["mmdet"])
-    with pytest.raises(ConfigError, match="--device nonsense can't be used"):
-        fcvit_mm.load(CONFIGS["mmdet"], weights["mmdet"], device="nonsense")
 
 
 # --------------------------------------------------------------------------- what comes out
