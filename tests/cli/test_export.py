@@ -211,7 +211,10 @@ def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
     assert result.returncode == 0, result.stderr
     (sample,) = predictors["mask_rcnn"].predict_samples([image])
     found = sample.pred_instances[sample.pred_instances.scores >= 0.5]
-    lines = result.stdout.splitlines()[::-1]
+    first, *lines, last = result.stdout.splitlines()
+    assert first == f"{len(found)} objects that score at least 0.5"
+    assert last == f"drawn: {tmp_path / 'out.png'}"
+    lines.reverse()
     assert len(lines) == len(found) > 0
     for line, label, score in zip(lines, found.labels, found.scores, strict=True):
         assert line.startswith(f"{shapes.CLASSES[label]} {score:.2f}"[:-1])
@@ -233,7 +236,7 @@ def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method
         for i, name in enumerate(shapes.SEMANTIC_CLASSES)
         if (labels == i).any()
     ]
-    assert result.stdout.splitlines() == expected
+    assert result.stdout.splitlines() == [*expected, f"drawn: {tmp_path / 'out.png'}"]
     assert not np.array_equal(read(tmp_path / "out.png"), make_image(1, 72, 56))
 
 
