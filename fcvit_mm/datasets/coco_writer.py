@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,28 @@ def write_instances(
     path.write_text(json.dumps(content, separators=(",", ":")))
 
 
+@contextmanager
+def write_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; at the end it becomes `out`, and after an error it is gone.
+
+    Raises:
+        DatasetError: `out` is a file, or a folder that is not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"{out} is a file: name a folder to write the dataset to")
+    if out.is_dir() and any(out.iterdir()):
+        raise DatasetError(f"{out} is not empty: name a folder that is new or empty")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, because renaming is atomic only within one file system.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        fresh = Path(scratch, "new")
+        fresh.mkdir()
+        yield fresh
+        if out.exists():
+            out.rmdir()
+        fresh.rename(out)
+
+
 def write_whole(out: Path, parameters: dict[str, Any], write: Callable[[Path], None]) -> bool:
     """Write a folder whole or not at all; return whether: False where it is already there.
 
@@ -86,8 +109,6 @@ def write_whole(out: Path, parameters: dict[str, Any], write: Callable[[Path], N
     """
     stamp = json.dumps(parameters, indent=1, sort_keys=True) + "\n"
     held = out / STAMP
-    if out.exists() and not out.is_dir():
-        raise DatasetError(f"{out} is a file: name a folder to write the dataset to")
     if held.is_file():
         if held.read_text() != stamp:
             raise DatasetError(
@@ -95,19 +116,7 @@ def write_whole(out: Path, parameters: dict[str, Any], write: Callable[[Path], N
                 "another folder"
             )
         return False
-    if out.is_dir() and any(out.iterdir()):
-        raise DatasetError(
-            f"{out} holds something other than a generated dataset (it has no {STAMP}): "
-            "name a folder that is new or empty"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, because renaming is atomic only within one file system.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        fresh = Path(scratch, "new")
-        fresh.mkdir()
+    with write_folder(out) as fresh:
         write(fresh)
         (fresh / STAMP).write_text(stamp)
-        if out.exists():
-            out.rmdir()
-        fresh.rename(out)
     return True

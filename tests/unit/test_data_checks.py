@@ -22,7 +22,7 @@ from fcvit_mm.engine.failures import naming_sample
 from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils.config import iter_leaf_datasets, load_config
 from fcvit_mm.utils.errors import ConfigError
-from helpers import ROOT
+from helpers import ROOT, photographs
 from helpers.images import read
 from helpers.tools import TASKS, load_tool
 
@@ -385,6 +385,29 @@ def test_what_is_no_annotation_file_is_named(data, text):
     assert error.startswith(f"{TRAIN}: ") and ("not JSON" in error or "no list of" in error)
 
 
+FORMATS = {
+    "voc/coffee.xml": "is Pascal VOC XML; fcvit convert_data makes COCO's JSON of it",
+    "voc": "is Pascal VOC XML; fcvit convert_data makes",
+    "yolo_boxes/coffee.txt": "is YOLO txt; fcvit convert_data makes",
+    "yolo_polygons": "is YOLO txt; fcvit convert_data makes",
+    "labelme/coffee.json": "is LabelMe JSON; fcvit convert_data makes",
+    "images": "is not JSON (",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_of_labeling_tools_are_recognized(data, name):
+    path = str(photographs.FOLDER / name)
+    found = reports(train_dataloader__dataset__ann_file=path)
+    assert found[0].errors[0].startswith(f"{path}: {FORMATS[name]}") and len(found[0].errors) == 1
+
+
+def test_cvats_own_file_is_recognized(data):
+    (data / "annotations.xml").write_text("<?xml version='1.0'?>\n<!-- <a> -->\n<annotations/>")
+    error = reports(train_dataloader__dataset__ann_file="annotations.xml")[0].errors[0]
+    assert "annotations.xml: is CVAT's own XML" in error and "export COCO 1.0" in error
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
 @pytest.mark.parametrize("key", ["ann_file", "data_prefix.img"])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
@@ -608,6 +631,55 @@ def test_classes_that_count_from_1(data):
     found = reports("segmentation", **dict.fromkeys(keys, True))
     assert [report.errors for report in found] == [[], []]
     assert found[0].labeled == 8 * 64 * 64
+
+
+def binary(data: Path, value: int) -> dict[str, Any]:
+    """Make label maps of nothing but 0 and a value; the options of two classes."""
+    for path in (data / "label_maps").rglob("*.png"):
+        write_map(path, np.where(read(path, cv2.IMREAD_UNCHANGED) > 0, value, 0).astype(np.uint8))
+    keys = [f"{loader}__dataset__metainfo" for loader in LOADERS]
+    classes = dict(classes=("background", "shape"), palette=[(0, 0, 0), (255, 0, 0)])
+    return dict.fromkeys(keys, classes) | {"model__decode_head__num_classes": 2}
+
+
+def test_two_classes_of_label_maps_pass(data):
+    options = binary(data, 1)
+    assert [report.errors for report in reports("segmentation", **options)] == [[], []]
+    single = {
+        "model__decode_head__out_channels": 1,
+        "model__decode_head__loss_decode": dict(type="CrossEntropyLoss", use_sigmoid=True),
+    }
+    assert [one.errors for one in reports("segmentation", **options, **single)] == [[], []]
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_one_class_of_label_maps_is_an_error(data, reduce):
+    """With and without the option that leaves nothing but the class."""
+    options = binary(data, 1)
+    for loader in LOADERS:
+        options[f"{loader}__dataset__metainfo"] = dict(classes=("shape",), palette=[(0, 0, 0)])
+        options[f"{loader}__dataset__reduce_zero_label"] = reduce
+    options["model__decode_head__num_classes"] = 1
+    for report in reports("segmentation", **options):
+        (error,) = report.errors
+        assert "a single class, 'shape'" in error and "nothing is learned" in error
+        assert "classes=('background', 'shape')" in error and "out_channels=1" in error
+        assert "reduce_zero_label=True" not in error
+
+
+def test_objects_stored_as_255_are_an_error(data):
+    for report in reports("segmentation", **binary(data, 255)):
+        share = [np.mean(read(path, cv2.IMREAD_UNCHANGED) == 255)
+                 for path in data.glob(f"label_maps/{report.name.split(',')[0]}/*")]  # fmt: skip
+        (error,) = report.errors
+        assert f"255 is ignored and is {np.mean(share):.0%} of the pixels" in error
+        assert "store 1 in its place" in error
+
+
+def test_one_output_with_a_softmax_is_an_error(data):
+    options = binary(data, 1) | {"model__decode_head__out_channels": 1}
+    error = reports("segmentation", **options)[0].errors[0]
+    assert "model.decode_head" in error and "use_sigmoid=True" in error
 
 
 @pytest.mark.official

@@ -197,7 +197,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="something other than a generated dataset"):
+    with pytest.raises(DatasetError, match="is not empty"):
         shapes.generate(tmp_path, 1, 1, SIZE)
     with pytest.raises(DatasetError, match="is a file"):
         shapes.generate(tmp_path / "notes.txt", 1, 1, SIZE)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...utils.errors import first_line
+from ..formats import FOREIGN, NAMES, recognize
 from .images import File, Pixels
 from .label_maps import check_counts
 from .report import SHOWN, Problem, Report, listed
@@ -96,16 +97,33 @@ def _read(path: str, report: Report, wanted: Sequence[str]) -> dict[str, list] |
     try:
         content = json.loads(Path(path).read_text("utf-8"), object_hook=_shorten)
     except (OSError, ValueError, RecursionError) as error:
-        report.error(path, f"is not JSON ({first_line(error)})", "write or download it anew")
+        if not _report_format(path, report):
+            report.error(path, f"is not JSON ({first_line(error)})", "write or download it anew")
         return None
     content = content if isinstance(content, dict) else {}
     missing = [key for key in wanted if not isinstance(content.get(key), list)]
-    if missing:
+    if missing and not _report_format(path, report):
         keys = ", ".join(map(repr, content)) or "none"
         what = f"no list of {' and of '.join(missing)} (its keys: {keys})"
         report.error(path, what, f"COCO's instances format is needed; {LAYOUT}")
+    if missing:
         return None
     return {key: content[key] if key in wanted else [] for key in LISTS}
+
+
+def _report_format(path: str, report: Report) -> bool:
+    """Report an annotation file, or a folder of some, in the format of a labeling tool."""
+    try:
+        kind = recognize(Path(path))
+    except OSError:
+        return False
+    if kind in FOREIGN:
+        report.error(path, "is " + FOREIGN[kind], "then name its JSON file")
+    elif kind in NAMES and kind != "coco":
+        report.error(path, f"is {NAMES[kind]}", "fcvit convert_data makes COCO's JSON of it")
+    else:
+        return False
+    return True
 
 
 def _sound_entries(
@@ -241,6 +259,12 @@ def _segmentation_flaw(segmentation: Any, size: Pixels, is_evaluated: bool) -> F
         what = "annotations whose polygons have less than three points"
         return what, "they are ignored", False
     return None
+
+
+def outline_flaw(segmentation: Any, size: Pixels) -> Flaw | None:
+    """Return what is wrong with an annotation's mask, of which pycocotools would make noise."""
+    node = json.loads(json.dumps({"segmentation": segmentation}), object_hook=_shorten)
+    return _segmentation_flaw(node["segmentation"], size, True)
 
 
 def _shorten(node: dict) -> dict:

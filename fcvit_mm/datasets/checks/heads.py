@@ -27,6 +27,12 @@ def check_heads(model: dict, where: str, classes: int, report: Report) -> None:
             what = f"heads with another number of classes than the {classes} of {where}"
             held = ", ".join(f"{path}.{key} is {n}" for key, n in counts.items())
             report.error("model", what, f"set them to {classes}", held)
+        loss = node.get("loss_decode") if node.get("out_channels") == 1 else None
+        loss = loss if isinstance(loss, dict) else {}
+        if "CrossEntropy" in str(loss.get("type")) and not loss.get("use_sigmoid"):
+            what = "heads of one output with a softmax, which is 1 everywhere"
+            remedy = "set loss_decode.use_sigmoid=True, or out_channels=2"
+            report.error("model", what, remedy, path)
         weights = node.get("class_weight")
         # some losses have a weight for the background, too
         if isinstance(weights, list | tuple) and len(weights) - classes not in (0, 1):

@@ -9,6 +9,13 @@ import numpy as np
 
 from .report import Report, listed
 
+ONE_CLASS = (
+    "with 0 for the background and 1 for the object in the label maps, set "
+    "{where}.metainfo=dict(classes=('background', {name!r})), {where}.reduce_zero_label=False and "
+    "num_classes=2 in the heads, and, for one output, out_channels=1 with a sigmoid: "
+    "docs/custom_data.md, Binary segmentation"
+)
+
 
 def check_counts(
     where: str,
@@ -67,6 +74,13 @@ class MapCounter:
         self.classes = dataset.metainfo["classes"]
         self.folder = dataset.data_prefix.get("seg_map_path") or where
         self.table = label_table(dataset)
+        self.is_alone = len(self.classes) == 1
+        if self.is_alone:
+            what = (
+                f"a single class, {self.classes[0]!r}: a softmax over one class is 1 everywhere, "
+                "so that nothing is learned, with loss 0 and mIoU 100"
+            )
+            report.error(where, what, ONE_CLASS.format(where=where, name=self.classes[0]))
         self.total = np.zeros(257, np.int64)
 
     def add(self, path: str, counts: np.ndarray) -> None:
@@ -76,7 +90,8 @@ class MapCounter:
             f"{'above 255' if value == 256 else value} in {counts[value]} pixels"
             for value in np.flatnonzero((self.table == -2) & (counts > 0)).tolist()
         ]
-        if wrong:
+        # of one class alone, what else there is will be the background
+        if wrong and not self.is_alone:
             allowed = np.flatnonzero(self.table >= 0)
             self.report.error(
                 self.folder,
@@ -94,4 +109,10 @@ class MapCounter:
             self.table[known], weights=self.total[known], minlength=len(self.classes)
         )
         self.report.labeled, self.report.unit = int(counts.sum()), "pixels"
+        if self.ignored == 255 and np.flatnonzero(self.total).tolist() == [0, 255]:
+            share = self.total[255] / self.total.sum()
+            what = f"255 is ignored and is {share:.0%} of the pixels, while all others are 0"
+            remedy = "where 255 is the object, store 1 in its place: labels[labels == 255] = 1"
+            self.report.error(self.folder, what, remedy)
+            return
         check_counts(self.folder, self.classes, counts, self.report)

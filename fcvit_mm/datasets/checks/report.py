@@ -4,6 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ...utils.errors import ConfigError
+
 SHOWN = 3  # examples of a problem in its sentence
 
 
@@ -76,3 +82,33 @@ def listed(words: Sequence[str], shown: int = SHOWN) -> str:
     """Join the first words by commas, and count the rest."""
     more = f" and {len(words) - shown} more" if len(words) > shown else ""
     return ", ".join(words[:shown]) + more
+
+
+def print_reports(reports: Sequence[Report], console: Console) -> int:
+    """Print a line per problem and a table of the datasets; return the number of errors."""
+    for report in reports:
+        for kind, sentences in (("error", report.errors), ("warning", report.warnings)):
+            for sentence in sentences:
+                print(f"{report.name}: {kind}: {sentence}")
+    console.print(_summary(reports))
+    return sum(len(report.errors) for report in reports)
+
+
+def _summary(reports: Sequence[Report]) -> Table:
+    """Tabulate what each dataset holds and how much is wrong with it, one row per dataset."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("dataset")
+    for column in ("images", "labeled", "classes", "errors", "warnings"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        labeled = f"{report.labeled:,} {report.unit}" if report.unit else ""
+        numbers = report.classes, len(report.errors), len(report.warnings)
+        table.add_row(report.name, f"{report.images:,}", labeled, *(f"{n:,}" for n in numbers))
+    return table
+
+
+def raise_errors(what: object, errors: int) -> None:
+    """Raise a ConfigError that counts the errors that `print_reports` has printed, if any."""
+    if errors:
+        kinds = "kind of error" if errors == 1 else "kinds of errors"
+        raise ConfigError(f"{what}: {errors} {kinds} in its data, listed above")
