@@ -174,3 +174,11 @@ def test_initialization():
     linear = block.token_mixer.gc1.fc1
     assert abs(linear.weight.std().item() / 0.02 - 1) < 0.03 and not linear.bias.any()
     assert (block.norm1.weight == 1).all() and (block.layer_scale_1 == 1e-6).all()
+
+
+def test_drop_path_drops_a_branch_image_by_image():
+    block = Block(16, 2, (3, 3), drop_path_rate=0.5, layer_scale_init=1.0).train()
+    image = torch.randn(16, 5, 5)
+    changed = (block(image.expand(64, -1, -1, -1)) - image).abs().amax((1, 2, 3)) > 1e-6
+    # by chance all 64 are alike once in 1e8 runs
+    assert changed.any() and not changed.all()
