@@ -1,5 +1,6 @@
 """Build the models of configs, and run them on noise at a chosen size."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +9,83 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..apis.model import build_model
-from ..utils.config import task_of
+from ..utils.config import iter_leaf_datasets, task_of
+from ..utils.errors import ConfigError
+from ..visualization.images import IMAGES
 
 Size = tuple[int, int]  # height, width
 
-# The size of an image, by the end of a config's name ...
-SIZES: dict[str, Size] = {
-    "ade20k": (512, 512),
-    "cityscapes": (512, 1024),
-    "coco": (800, 1280),
-    "coins": (128, 128),
-    "in1k": (224, 224),
-    "shapes": (128, 128),
-}
-# ... and for other names by the toolbox.
-SCOPE_SIZES = {"mmdet": "coco", "mmseg": "ade20k", "mmpretrain": "in1k"}
+# Width to height of an image that keeps its ratio when it is resized. With COCO's (1333, 800) it
+# has the 1280x800 pixels at which papers count.
+RATIO = (8, 5)
+# Detectors pad images to multiples of it.
+DIVISOR = 32
+# The steps of a pipeline that decide on the size, with the key of theirs that has it.
+RESIZING = {"Resize": "scale", "ResizeEdge": "scale", "Pad": "size", "CenterCrop": "crop_size"}
 
 
 def default_size(cfg: Config) -> Size:
-    """Return the size of a config's images; a ConfigError for an unknown default_scope."""
+    """Return the size of the images that a config's test pipeline makes.
+
+    Where images keep their ratio, for a segmentor that of the crops that it is trained on, else of
+    an image of `RATIO`; where they keep their size, that of the dataset's first image.
+
+    Raises:
+        ConfigError: an unknown default_scope, or neither pipeline nor dataset tells the size.
+    """
     task_of(cfg)  # or there is no such scope
-    name = Path(cfg.filename).stem.split("_")[-1]
-    return SIZES[name if name in SIZES else SCOPE_SIZES[cfg.default_scope]]
+    loader = cfg.get("test_dataloader") or {}
+    datasets = [node for _, node in iter_leaf_datasets(loader.get("dataset"), "")]
+    size = None
+    for step in datasets[0].get("pipeline") or () if datasets else ():
+        given = step.get(RESIZING.get(step["type"]))
+        if given is None:
+            continue
+        width, height = (given, given) if isinstance(given, int) else given
+        size = (height, width)
+        if step.get("keep_ratio"):
+            size = _crop_size(cfg) or _fit(*size)
+    size = size or _crop_size(cfg) or _first_size(datasets)
+    if size is None:
+        raise ConfigError(
+            f"{cfg.filename}: its test pipeline does not resize images, and its dataset is not "
+            "there: give their --size HEIGHT WIDTH"
+        )
+    return size
+
+
+def _fit(height: int, width: int) -> Size:
+    """Return the size, padded, of an image of `RATIO` that is resized to a scale."""
+    ratio = min(max(height, width) / RATIO[0], min(height, width) / RATIO[1])
+    width, height = (-(-int(side * ratio) // DIVISOR) * DIVISOR for side in RATIO)
+    return height, width
+
+
+def _crop_size(cfg: Config) -> Size | None:
+    """Return the size of a segmentor's crops; None for other models."""
+    model = cfg.get("model")
+    preprocessor = (model.get("data_preprocessor") if isinstance(model, dict) else None) or {}
+    size = preprocessor.get("size")
+    return tuple(size) if size else None
+
+
+def _first_size(datasets: list[dict[str, Any]]) -> Size | None:
+    """Return the size of the first image file of datasets; None if there is none."""
+    for dataset in datasets:
+        prefix = dataset.get("data_prefix") or ""
+        if isinstance(prefix, dict):
+            prefix = prefix.get("img") or prefix.get("img_path") or ""
+        folder = Path(dataset.get("data_root") or "", prefix)
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+        if path := min(found, default=None):
+            with suppress(OSError), Image.open(path) as image:
+                return image.height, image.width
+    return None
 
 
 def build(cfg: Config) -> Any:

@@ -16,8 +16,8 @@ import yaml
 from mmengine.config import Config
 
 from fcvit_mm.analysis.complexity import multiply_adds
-from fcvit_mm.analysis.workload import SIZES, build
-from fcvit_mm.engine.preflight import DRIVE, RELEASED_WEIGHTS
+from fcvit_mm.analysis.workload import build
+from fcvit_mm.models.weights import DRIVE, RELEASED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 ARXIV = "https://arxiv.org/abs/"
@@ -83,14 +83,14 @@ METHODS = {
     ),
 }
 
-# Datasets by the end of a config's name, as SIZES has the height and width to count FLOPs at.
+# Datasets by the end of a config's name, with the height and width to count FLOPs at.
 DATA = {
-    "ade20k": "ADE20K",
-    "cityscapes": "Cityscapes",
-    "coco": "COCO",
-    "coins": "fcvit_mm.datasets.coins",
-    "in1k": "ImageNet-1k",
-    "shapes": "fcvit_mm.datasets.shapes",
+    "ade20k": ("ADE20K", (512, 512)),
+    "cityscapes": ("Cityscapes", (512, 1024)),
+    "coco": ("COCO", (800, 1280)),
+    "coins": ("fcvit_mm.datasets.coins", (128, 128)),
+    "in1k": ("ImageNet-1k", (224, 224)),
+    "shapes": ("fcvit_mm.datasets.shapes", (128, 128)),
 }
 
 
@@ -164,7 +164,7 @@ def entry(config: Path, flops: int | None = None) -> dict:
     """A config's entry in its metafile; FLOPs are counted if they are not given."""
     cfg = Config.fromfile(config)
     key, arch, data = parse(config)
-    method, dataset, size = METHODS[key], DATA[data], SIZES[data]
+    method, (dataset, size) = METHODS[key], DATA[data]
     model = build(cfg)
     if flops is None:
         flops = multiply_adds(model, cfg.default_scope, size)

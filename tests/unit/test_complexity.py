@@ -340,16 +340,45 @@ def test_sizes_of_a_sweep(size, sizes):
     [
         ("detection/retinanet_fcvit_s12_1x_coco", (800, 1280)),
         ("segmentation/semantic_fpn_fcvit_s12_80k_cityscapes", (512, 1024)),
+        ("detection/mask2former_fcvit_s12_50e_coco", (800, 1280)),
+        ("segmentation/upernet_fcvit_s12_ade20k", (512, 512)),
         ("classification/fcvit_tiny_in1k", (224, 224)),
         ("segmentation/upernet_fcvit_tiny_shapes", (128, 128)),
     ],
 )
-def test_the_size_is_that_of_the_dataset(name, size, tmp_path):
+def test_the_size_is_that_of_the_test_pipeline_whatever_the_file_is_called(name, size, tmp_path):
     cfg = load_config(str(ROOT / f"configs/{name}.py"))
     assert workload.default_size(cfg) == size
-    cfg.dump(tmp_path / "mine.py")
-    other = Config.fromfile(tmp_path / "mine.py")
-    assert workload.default_size(other) == workload.SIZES[workload.SCOPE_SIZES[other.default_scope]]
+    cfg.dump(tmp_path / "mine_cityscapes.py")
+    assert workload.default_size(Config.fromfile(tmp_path / "mine_cityscapes.py")) == size
+
+
+@pytest.mark.parametrize(
+    ("steps", "size"),
+    [
+        ([dict(type="Resize", scale=(640, 480))], (480, 640)),
+        ([dict(type="Resize", scale=640)], (640, 640)),
+        ([dict(type="Resize", scale=(640, 640), keep_ratio=True)], (416, 640)),
+        ([dict(type="Resize", scale=(640, 640), keep_ratio=True),
+          dict(type="Pad", size=(640, 640))], (640, 640)),
+        ([dict(type="ResizeEdge", scale=256), dict(type="CenterCrop", crop_size=224)], (224, 224)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_size_of_a_pipeline_of_ones_own(steps, size):
+    cfg = load_config(str(CONFIGS["mmdet"]))
+    cfg.test_dataloader.dataset.pipeline = [dict(type="LoadImageFromFile"), *steps]
+    assert workload.default_size(cfg) == size
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmpretrain"])
+def test_images_that_keep_their_size_have_that_of_the_first(scope, example_data, monkeypatch):
+    cfg = load_config(str(CONFIGS[scope]))
+    monkeypatch.chdir(example_data / "data")
+    with pytest.raises(ConfigError, match="its dataset is not there: give their --size"):
+        workload.default_size(cfg)
+    monkeypatch.chdir(example_data)
+    assert workload.default_size(cfg) == {"mmdet": (64, 64), "mmpretrain": (32, 32)}[scope]
 
 
 # ---------------------------------------------------------------------------------- the tool

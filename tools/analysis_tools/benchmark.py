@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=2,
         type=positive,
         metavar=("HEIGHT", "WIDTH"),
-        help="of the images (default: as the first config's dataset needs)",
+        help="of the images (default: as the first config's test pipeline makes them)",
     )
     parser.add_argument("--batch", type=positive, default=1, help="images (default: 1)")
     parser.add_argument("--repeats", type=positive, default=7, help="rounds (default: 7)")

@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=2,
         type=whole_number(1),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the image (default: as the config's dataset needs)",
+        help="of the image (default: as the config's test pipeline makes it)",
     )
     parser.add_argument(
         "--json", type=ending(".json"), metavar="FILE", help="write the values to this .json file"
