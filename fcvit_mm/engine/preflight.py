@@ -12,22 +12,15 @@ from rich.console import Console
 
 from ..checkpoint.reader import is_url
 from ..datasets import checks
-from ..models.arch import ALIASES, get_arch
+from ..models.arch import get_arch
 from ..models.fcvit import FCViT
-from ..utils.cli import writing
+from ..models.weights import check_exists
+from ..utils.cli import require, writing
 from ..utils.config import classes_named, iter_config_dicts, iter_leaf_datasets
-from ..utils.errors import ConfigError
+from ..utils.errors import CheckpointError, ConfigError
 from .checked_data import CheckedData
 from .dist import run_on_main_process
 
-# The authors' shared drive, one folder per model; there is no direct link to the files.
-DRIVE = "https://drive.google.com/drive/folders/"
-RELEASED_WEIGHTS = {
-    "tiny": DRIVE + "1YSa8tkXkUQT94mgo-L7q4pv5KiHRTAaR",
-    "s12": DRIVE + "1QuyalIGhJeD2pxcVxR0_gJNrk2mZ8WEb",
-    "s24": DRIVE + "1II2v1rhNe9sgLJtoSR-cgSh2mpPQMt4t",
-    "s48": DRIVE + "16joP1cQwbx4oICL-WbPC1SqGNoc4-NZm",
-}
 # Where each dataset of our configs comes from, by its data_root.
 DATA_SOURCES = {
     "data/coco": "Download train2017, val2017 and the annotations from https://cocodataset.org "
@@ -79,6 +72,12 @@ def check_settings(cfg: Config, split: str) -> None:
             raise ConfigError(
                 f"{name}: train_cfg.{key} is {value!r}; it must be a whole number from 1 to 10^9"
             )
+    evaluators = iter_config_dicts(
+        cfg.get("val_evaluator" if split == "train" else "test_evaluator")
+    )
+    if any(node.get("type") == "FasterCocoMetric" for _, node in evaluators):
+        # MMDetection would find out after the whole evaluation
+        require("faster_coco_eval", "faster-eval")
     models = classes_named(cfg.model.get("type"), cfg.get("default_scope") or "mmengine")
     if models and not any(hasattr(model, f"{split}_step") for model in models):
         raise ConfigError(
@@ -150,14 +149,13 @@ def _check_weights(checkpoint: str, arch: Any, path: str) -> None:
         get_arch(arch)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if is_url(checkpoint) or Path(checkpoint).expanduser().is_file():
-        return
-    source = RELEASED_WEIGHTS.get(ALIASES.get(arch, arch)) if isinstance(arch, str) else None
-    where = f" Download FCViT-{arch} from {source} and save the file there." if source else ""
-    raise ConfigError(
-        f"{path}.init_cfg: the pretrained weights {checkpoint} do not exist.{where} To start from "
-        f"random weights instead, add --cfg-options {path}.init_cfg=None."
-    )
+    try:
+        check_exists(checkpoint, arch)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"{path}.init_cfg: {error} To start from random weights instead, add --cfg-options "
+            f"{path}.init_cfg=None."
+        ) from error
 
 
 def _check_dataset(dataset: dict, path: str) -> None:

@@ -44,10 +44,12 @@ def get_arch(arch: str | dict) -> Arch:
         name = ALIASES.get(arch, arch)
         if name not in ARCHS:
             names = [*ARCHS, *ALIASES]
-            (nearest,) = get_close_matches(arch, names, n=1, cutoff=0)
+            nearest = "".join(
+                f". The nearest name is {near!r}" for near in get_close_matches(arch, names, n=1)
+            )
             raise ValueError(
                 f"arch={arch!r} is unknown; allowed are {', '.join(names)} or a dict of layers, "
-                f"dims and mlp_ratios. The nearest name is {nearest!r}."
+                f"dims and mlp_ratios{nearest}."
             )
         return ARCHS[name]
     if not isinstance(arch, dict):

@@ -4,9 +4,10 @@ Paper: "A Close Look at Spatial Modeling: From Attention to Convolution", arXiv 
 The network computes what the authors' released models compute (Apache-2.0, see NOTICE).
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from mmengine.model import BaseModule, initialize
@@ -15,9 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
+from ..checkpoint.reader import read_weights
 from .arch import NUM_STAGES, get_arch, is_int
 from .layers import Block, Norm, PatchEmbed, init_layer
-from .weights import classifier_weights, load_pretrained
+from .weights import (
+    backbone_weights,
+    check_exists,
+    classifier_weights,
+    infer_arguments,
+    load_pretrained,
+)
+
+AnyFCViT = TypeVar("AnyFCViT", bound="FCViT")
 
 
 def _check_rate(name: str, value: float) -> float:
@@ -92,8 +102,10 @@ class FCViT(BaseModule):
         with_cp: True recomputes each block in the backward pass to save memory.
         triton: True runs Triton kernels on a GPU where they are faster than PyTorch's operators,
             see `fcvit_mm.models.triton_layers.use_triton`.
-        init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads pretrained weights completely
-            or raises, see `fcvit_mm.models.weights.load_pretrained` for its further keys.
+        init_cfg: `dict(type='Pretrained', checkpoint=PATH)` has `init_weights()` load pretrained
+            weights completely or raise, see `fcvit_mm.models.weights.load_pretrained` for its
+            further keys. OpenMMLab's runners call `init_weights()`; until then the weights are
+            random. `FCViT.from_pretrained` loads at once.
 
     Raises:
         TypeError: an unknown argument, or an arch that is neither a name nor a dict.
@@ -165,6 +177,31 @@ class FCViT(BaseModule):
 
             use_triton(self)
 
+    @classmethod
+    def from_pretrained(
+        cls: type[AnyFCViT],
+        checkpoint: str | os.PathLike,
+        prefix: str | None = None,
+        ema: bool = True,
+        **arguments: Any,
+    ) -> AnyFCViT:
+        """Build an FCViT and load its pretrained weights at once, completely, or raise.
+
+        Args:
+            checkpoint: path or URL, see `fcvit_mm.load_pretrained`, as for prefix and ema.
+            arguments: of `FCViT`. arch, kernel_size, global_context and weighted_context are the
+                file's unless they are given.
+
+        Raises:
+            fcvit_mm.CheckpointError: the file does not exist, can't be read or does not fit.
+        """
+        check_exists(checkpoint, arguments.get("arch"))
+        _, weights = read_weights(checkpoint, ema)
+        found = infer_arguments(backbone_weights(weights, prefix)) or {}
+        backbone = cls(**{**found, **arguments})
+        load_pretrained(backbone, checkpoint, prefix, ema)
+        return backbone
+
     def init_weights(self) -> None:
         """Load pretrained weights if `init_cfg` says so; all else is initialized by `__init__`.
 
@@ -196,6 +233,9 @@ class FCViT(BaseModule):
 
         Returns:
             One (B, out_channels[i], ceil(H / strides[i]), ceil(W / strides[i])) per out index.
+
+        Raises:
+            ValueError: x has not four dimensions.
         """
         x = self.patch_embed(ops.for_layers(x, triton=self.triton))
         outs = {}

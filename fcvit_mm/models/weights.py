@@ -12,11 +12,19 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint.reader import fetch, find_weights, listing, read_weights, sha256
+from ..checkpoint.reader import fetch, find_weights, is_url, listing, read_weights, sha256
 from ..utils.errors import CheckpointError
 from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
-from .arch import ARCHS, Arch
+from .arch import ALIASES, ARCHS, Arch
 
+# The authors' shared drive, one folder per model; there is no direct link to the files.
+DRIVE = "https://drive.google.com/drive/folders/"
+RELEASED_WEIGHTS = {
+    "tiny": DRIVE + "1YSa8tkXkUQT94mgo-L7q4pv5KiHRTAaR",
+    "s12": DRIVE + "1QuyalIGhJeD2pxcVxR0_gJNrk2mZ8WEb",
+    "s24": DRIVE + "1II2v1rhNe9sgLJtoSR-cgSh2mpPQMt4t",
+    "s48": DRIVE + "16joP1cQwbx4oICL-WbPC1SqGNoc4-NZm",
+}
 # What the backbone may lack in a file, and what a file may hold beyond the backbone: norms of other
 # outputs than this backbone has, a classifier's norm and head.
 OUTPUT_NORM = re.compile(r"norm[0246]\.")
@@ -57,6 +65,30 @@ def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[
     if prefix is None:
         prefix = "backbone." if any(key.startswith("backbone.") for key in weights) else ""
     return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def check_exists(checkpoint: str | os.PathLike, arch: Any = None) -> None:
+    """Make sure that a file of pretrained weights is there, unless it is named by a URL.
+
+    Args:
+        checkpoint: path or URL.
+        arch: of the backbone; None: as the name of the file says.
+
+    Raises:
+        CheckpointError: it is not; says where to get the released weights.
+    """
+    if is_url(str(checkpoint)) or Path(checkpoint).expanduser().is_file():
+        return
+    if arch is None:
+        names = "|".join([*ARCHS, *ALIASES])
+        arch = "".join(re.findall(names, Path(checkpoint).name)[:1])
+    arch = ALIASES.get(arch, arch) if isinstance(arch, str) else None
+    source = (
+        f" Download FCViT-{arch} from {RELEASED_WEIGHTS[arch]} and save the file there."
+        if arch in RELEASED_WEIGHTS
+        else ""
+    )
+    raise CheckpointError(f"the pretrained weights {checkpoint} do not exist.{source}")
 
 
 def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ import torch
 from mmengine.registry import MODELS
 from numpy.random import RandomState
 
-from fcvit_mm import FCViT
+from fcvit_mm import CheckpointError, FCViT
 from fcvit_mm.models.arch import ALIASES, ARCHS, get_arch
+from fcvit_mm.models.weights import RELEASED_WEIGHTS
 from helpers.released import (
     GOLDEN,
     KEYS,
@@ -224,7 +225,8 @@ def test_building_a_variant_changes_no_other():
     ("arguments", "words"),
     [
         (dict(arch="s13"), ["'s13'", "tiny, s12, s24, s48, b12", "nearest name is 's12'"]),
-        (dict(arch="small"), ["'small'", "nearest"]),
+        (dict(arch="s012"), ["'s012'", "nearest name is 's12'"]),
+        (dict(arch="resnet"), ["'resnet'", "dims and mlp_ratios."]),
         (dict(arch={**SMALL, "dims": (16, 16, 20, 32)}), ["dims", "multiples of 8", "20"]),
         (dict(arch={**SMALL, "layers": (1, 1, 1)}), ["layers", "four positive", "(1, 1, 1)"]),
         (dict(arch={"layers": (1, 1, 1, 1)}), ["dims", "mlp_ratios"]),
@@ -245,6 +247,69 @@ def test_a_wrong_value_is_named_with_what_is_allowed(arguments, words):
         FCViT(**arguments)
     for word in words:
         assert word in str(error.value)
+
+
+def test_only_a_name_that_is_alike_is_called_the_nearest():
+    with pytest.raises(ValueError) as error:
+        FCViT("resnet")
+    assert "nearest" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (64, 64), (1, 1, 3, 64, 64)], ids=str)
+def test_what_is_no_batch_of_images_is_refused_by_its_shape(shape):
+    with pytest.raises(ValueError) as error:
+        small()(torch.rand(shape))
+    assert f"(B, 3, H, W), not one of shape {shape}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(),
+        dict(kernel_size=(3, 5), weighted_context=False),
+        dict(global_context=False),
+    ],
+    ids=str,
+)
+def test_from_pretrained_loads_at_once_and_takes_the_architecture_from_the_file(
+    tmp_path, arguments
+):
+    source = small(**arguments)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "a.pth")
+    model = FCViT.from_pretrained(tmp_path / "a.pth", drop_path_rate=0.1)
+    weights = source.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(value.equal(weights[key]) for key, value in model.state_dict().items())
+    model = FCViT.from_pretrained(str(tmp_path / "a.pth"), out_indices=2).eval()
+    (stage,) = model(torch.rand(1, 3, 32, 32))
+    assert stage.shape == (1, 24, 2, 2)
+
+
+def test_from_pretrained_takes_the_prefix_and_the_plain_weights(tmp_path):
+    plain, averaged = small().state_dict(), FCViT(SMALL).state_dict()
+    content = {"state_dict": plain, "state_dict_ema": averaged}
+    content = {key: {f"a.{k}": v for k, v in value.items()} for key, value in content.items()}
+    torch.save(content, tmp_path / "a.pth")
+    for ema, weights in ((True, averaged), (False, plain)):
+        model = FCViT.from_pretrained(tmp_path / "a.pth", prefix="a.", ema=ema)
+        assert all(value.equal(weights[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["fcvit_s12_in1k", "pretrained/fcvit_b12.pth"])
+def test_from_pretrained_says_where_weights_are_that_do_not_exist(name):
+    with pytest.raises(CheckpointError) as error:
+        FCViT.from_pretrained(name)
+    assert f"{name} do not exist" in str(error.value)
+    assert RELEASED_WEIGHTS["s12"] in str(error.value)
+
+
+def test_from_pretrained_raises_for_what_does_not_fit(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        FCViT.from_pretrained(tmp_path / "a.pth", arch="tiny")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="not an FCViT"):
+        FCViT.from_pretrained(tmp_path / "b.pth")
 
 
 @pytest.mark.parametrize("arguments", [dict(depth=50), dict(arch=12), dict(norm_cfg=None)], ids=str)

@@ -19,12 +19,8 @@ from fcvit_mm.checkpoint import mmengine_backends
 from fcvit_mm.checkpoint.reader import sha256
 from fcvit_mm.engine import resume
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
-from fcvit_mm.engine.preflight import (
-    RELEASED_WEIGHTS,
-    check_files,
-    check_settings,
-    schedule_mismatch,
-)
+from fcvit_mm.engine.preflight import check_files, check_settings, schedule_mismatch
+from fcvit_mm.models.weights import RELEASED_WEIGHTS
 from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
