@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fcvit_mm import engine
 from fcvit_mm.utils.cli import add_common_arguments, add_config, check_writable, ending, run_tool
 from fcvit_mm.utils.config import dump_predictions, enable_tta, load_config
+from fcvit_mm.utils.options import list_classes
 
 from mmengine.dist import is_main_process
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.check:
         engine.prepare(cfg, training=False)
         return
+    list_classes(cfg)
     if args.tta:
         enable_tta(cfg)
     if args.out:

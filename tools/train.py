@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 
 from fcvit_mm import engine
-from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool
+from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool, whole_number
 from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config
+from fcvit_mm.utils.options import LOGGERS, add_loggers, stop_early
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -26,6 +27,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate from the config's base batch size to the actual one",
     )
+    parser.add_argument("--seed", type=whole_number(0), help="of all randomness (default: drawn)")
+    parser.add_argument(
+        "--patience",
+        type=whole_number(1),
+        metavar="N",
+        help="end after N evaluations in which the metric of the best checkpoint did not improve",
+    )
+    parser.add_argument(
+        "--logger",
+        nargs="+",
+        choices=[*LOGGERS],
+        default=[],
+        help="write losses and metrics for these, too",
+    )
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -37,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         enable_amp(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
+    if args.seed is not None:
+        cfg.randomness = dict(cfg.get("randomness") or {}, seed=args.seed)
+    if args.patience:
+        stop_early(cfg, args.patience)
+    if args.logger:
+        add_loggers(cfg, args.logger)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume

@@ -19,6 +19,7 @@ from .hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from .hooks.due_evaluation_hook import DueEvaluationHook
 from .hooks.stop_hook import StopHook
 from .preflight import check_files, check_neck, check_settings, schedule_mismatch, unwrap
+from .progress import showing_progress
 from .seeding import RepeatableRunner, SeedHook
 from .summary import overview, result, shorten
 
@@ -49,6 +50,7 @@ def train(cfg: Config, checked: bool = False, remedy: str = "--resume") -> Runne
     stop = StopHook(resume.folder(cfg) / resume.STOPPED, remedy, read_timeout(cfg))
     runner.register_hook(stop)
     with (
+        showing_progress(runner),
         naming_lost_processes(),
         stop.listening(runner),
         naming_dead_workers(),
@@ -71,7 +73,7 @@ def test(cfg: Config, checked: bool = False) -> dict[str, float]:
     for key in TRAINING:
         cfg.pop(key, None)
     runner = _build(cfg, changes)
-    with naming_lost_processes(), naming_dead_workers():
+    with showing_progress(runner), naming_lost_processes(), naming_dead_workers():
         return runner.test()
 
 

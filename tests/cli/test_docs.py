@@ -24,8 +24,8 @@ from PIL import Image
 import fcvit_mm
 from fcvit_mm import FCViT, config_path
 from fcvit_mm.__main__ import find_tools
-from fcvit_mm.engine.preflight import RELEASED_WEIGHTS
 from fcvit_mm.models.arch import ARCHS
+from fcvit_mm.models.weights import RELEASED_WEIGHTS
 from fcvit_mm.utils.config import load_config
 from helpers import ROOT, warm
 from helpers.images import make_image, read
@@ -226,6 +226,29 @@ def test_the_notebook_makes_a_table_of_a_photograph(trained, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "name", ["timm", "segmentation_models_pytorch", "torchvision.models.detection"]
+)
+def test_the_examples_with_other_libraries_print_what_they_say_and_learn(name, capsys):
+    (block,) = [b for b in PYTHON if re.search(rf"^(import|from) {name} ?", b.text, re.MULTILINE)]
+    scope: dict = {}
+    exec(block.text, scope)
+    printed = capsys.readouterr().out.strip()
+    assert f"# {printed}\n" in block.text
+    model = scope["model"].train()
+    images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    if name == "torchvision.models.detection":
+        model.transform.min_size = (64,)
+        target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        loss = sum(model(images, [target, target]).values())
+    else:
+        outputs = model(torch.stack(images))
+        loss = sum(output.square().mean() for output in outputs)
+    loss.backward()
+    (stem,) = [p for key, p in model.named_parameters() if key.endswith("patch_embed.proj.weight")]
+    assert stem.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("command", kind("^make ") + re.findall(r"`(make [^`]+)`", README))
 def test_make_targets_exist(command):
     result = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True)
@@ -237,7 +260,8 @@ def test_extras_exist():
     parser.read(ROOT / "setup.cfg")
     named = set(re.findall(r"'(?:\.|fcvit-mm)\[([\w,-]+)\]'", "".join(PAGES.values())))
     named = {name for group in named for name in group.split(",")}
-    assert named == {"openmmlab", "openmmlab-official", "app", "export"}
+    assert named == {"openmmlab", "openmmlab-official", "app", "data", "export", "faster-eval",
+                     "mlflow", "tensorboard", "timm", "wandb"}  # fmt: skip
     assert named <= parser["options.extras_require"].keys()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fcvit_mm import read_checkpoint
+from fcvit_mm.datasets.shapes import CLASSES
 from helpers import ROOT, processes, warm
 from helpers.hostile import hostile
 from helpers.images import read
@@ -78,6 +79,10 @@ def test_test_prints_the_metrics_of_the_last_evaluation(
     for metric in METRICS[method]:
         last = re.findall(rf"Iter\(val\).*{metric}: (\d+\.\d+)", output)[-1]
         assert re.findall(rf"Iter\(test\).*{metric}: (\d+\.\d+)", result.stdout) == [last]
+    for name in CLASSES:
+        # boxes and masks of a detector, pixels of a segmentor
+        row = rf"^\|\s+{name}\s+\|(?:\s+[\d.na]+\s+\|)+$"
+        assert len(re.findall(row, result.stdout, re.MULTILINE)) == len(METRICS[method])
     # ground truth and prediction side by side, under the file's name
     images = [read(drawn / f"val/{i:05}.png") for i in range(4)]
     assert {image.shape for image in images} == {(64, 128, 3)}

@@ -1,0 +1,83 @@
+"""What options of training and test change in a config, in place."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmengine.config import Config
+
+from .cli import require
+from .errors import ConfigError
+
+# MMEngine's writers of losses and metrics, by the package that each needs.
+LOGGERS = {
+    "tensorboard": "TensorboardVisBackend",
+    "wandb": "WandbVisBackend",
+    "mlflow": "MLflowVisBackend",
+}
+# MMDetection's metrics with a table of classes.
+COCO_METRICS = ("CocoMetric", "FasterCocoMetric")
+# Below the last digit of every metric, so that any gain counts and none does not.
+LEAST_GAIN = 1e-4
+
+
+def add_loggers(cfg: Config, names: Iterable[str]) -> None:
+    """Have a run write losses, metrics and drawn images for other loggers, too (`--logger`)."""
+    if not cfg.get("visualizer"):
+        raise ConfigError(f"--logger: {cfg.filename} has no visualizer; add it")
+    backends = [*(cfg.visualizer.get("vis_backends") or [])]
+    for name in names:
+        require(name, name)
+        settings = _mlflow_settings(cfg) if name == "mlflow" else {}
+        if all(backend["type"] != LOGGERS[name] for backend in backends):
+            backends.append(dict(type=LOGGERS[name], **settings))
+    cfg.visualizer.vis_backends = backends
+
+
+def _mlflow_settings(cfg: Config) -> dict[str, str]:
+    """Return where MLflow writes: to the server of its own environment variable, or a database.
+
+    MMEngine's default, a folder of files, is refused by MLflow 3, and it ignores the variable.
+    """
+    work_dir = Path(cfg.work_dir).absolute()
+    settings = dict(exp_name=work_dir.name)
+    if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        return dict(settings, tracking_uri=server)
+    return dict(
+        settings,
+        tracking_uri=f"sqlite:///{work_dir}/mlflow.db",
+        artifact_location=(work_dir / "mlruns").as_uri(),
+    )
+
+
+def stop_early(cfg: Config, patience: int) -> None:
+    """End a training after so many evaluations without a gain (`--patience`).
+
+    The metric is that by which the best checkpoint is chosen.
+    """
+    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    first = {}
+    for key in ("save_best", "rule"):
+        value = checkpoint.get(key)
+        first[key] = value[0] if isinstance(value, list | tuple) and value else value
+    if not cfg.get("val_cfg") or first["save_best"] in (None, "auto"):
+        raise ConfigError(
+            f"--patience: {cfg.filename} needs an evaluation, and the name of its metric in "
+            "default_hooks.checkpoint.save_best, such as coco/bbox_mAP; add both"
+        )
+    hook = dict(
+        type="EarlyStoppingHook",
+        monitor=first["save_best"],
+        rule=first["rule"],
+        patience=patience,
+        min_delta=LEAST_GAIN,
+    )
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
+
+
+def list_classes(cfg: Config) -> None:
+    """Have a detector's test print the AP of each class; segmentors' print their IoU anyway."""
+    given = cfg.get("test_evaluator")
+    for evaluator in given if isinstance(given, list | tuple) else [given]:
+        if isinstance(evaluator, dict) and evaluator.get("type") in COCO_METRICS:
+            evaluator.setdefault("classwise", True)

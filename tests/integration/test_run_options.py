@@ -1,0 +1,66 @@
+"""Options of a training, by what they write: --logger, --patience, --seed."""
+
+import re
+
+import pytest
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+from helpers.tools import CONFIGS, load_tool
+from helpers.trainings import NO_WORKERS
+
+SMALLEST = "dict(_delete_=True, layers=(1,)*4, dims=(8,16,16,32), mlp_ratios=(2,)*4)"
+SCORES = [0.3, 0.4, 0.4, 0.4, 0.5]
+
+
+@METRICS.register_module()
+class FixedScores(BaseMetric):
+    """Gives one score after the other, whatever the model predicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = [*SCORES]
+
+    def process(self, data_batch, data_samples) -> None:
+        self.results.append(None)
+
+    def compute_metrics(self, results) -> dict[str, float]:
+        return {"mIoU": self.left.pop(0)}
+
+
+@pytest.mark.official
+def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch, tmp_path, capfd):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(example_data)
+    options = [
+        "train_cfg.max_iters=5",
+        "train_cfg.val_interval=1",
+        "default_hooks.logger.interval=1",
+        "default_hooks.checkpoint.interval=5",
+        "model.data_preprocessor.size=(64,64)",
+        f"model.backbone.arch={SMALLEST}",
+        "model.neck.in_channels=[8,16,16,32]",
+        "train_dataloader.batch_size=2",
+        "val_dataloader.num_workers=0",
+        "val_dataloader.persistent_workers=False",
+        "val_evaluator=dict(_delete_=True, type='FixedScores')",
+    ]
+    load_tool("train").main(
+        [str(CONFIGS["semantic_fpn"]), "--work-dir", str(tmp_path), "--patience", "2", "--seed",
+         "17", "--logger", "tensorboard", "--cfg-options", *options, *NO_WORKERS]
+    )  # fmt: skip
+    said = capfd.readouterr().out
+    # 0.4 is the best; it is only reached again after iterations 3 and 4
+    assert len(re.findall(r"Iter\(val\).* mIoU: ", said)) == 4
+    assert "Iter(train) [4/5]" in said and "Iter(train) [5/5]" not in said
+    assert "did not improve in the last 2 records. best score: 0.400" in said
+    assert "seed 17" in said and "best_mIoU_iter_2.pth" in said
+
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    written = EventAccumulator(str(file)).Reload()
+    scores = [(event.step, round(event.value, 6)) for event in written.Scalars("mIoU")]
+    assert scores == [*enumerate(SCORES[:4], 1)]
+    losses = [event.value for event in written.Scalars("loss")]
+    printed = [float(loss) for loss in re.findall(r"Iter\(train\).* loss: (\d+\.\d+)", said)]
+    assert losses == pytest.approx(printed, abs=1e-4) and len(losses) == 4
