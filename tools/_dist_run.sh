@@ -10,7 +10,7 @@ if ! [[ ${TIMEOUT:-600} =~ ^[1-9][0-9]*$ ]]; then
     echo "error: TIMEOUT must be a positive number of seconds, not '$TIMEOUT'" >&2
     exit 2
 fi
-if [[ $3 != fcvit_mm::* && ! -f $3 ]]; then
+if [[ $3 != fcvit_mm::* && ! -e $3 ]]; then
     echo "error: $3: there is no such config; see configs/ for those there are" >&2
     exit 2
 fi

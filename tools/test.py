@@ -5,7 +5,14 @@ import sys
 from collections.abc import Sequence
 
 from fcvit_mm import engine
-from fcvit_mm.utils.cli import add_common_arguments, add_config, check_writable, ending, run_tool
+from fcvit_mm.utils.cli import (
+    add_common_arguments,
+    add_config,
+    check_writable,
+    ending,
+    parse_model,
+    run_tool,
+)
 from fcvit_mm.utils.config import dump_predictions, enable_tta, load_config
 from fcvit_mm.utils.options import list_classes
 
@@ -27,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_common_arguments(parser)
-    return parser.parse_args(argv)
+    return parse_model(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fcvit_mm import engine
 from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool, whole_number
-from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config
+from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config, start_from_scratch
 from fcvit_mm.utils.options import LOGGERS, add_loggers, stop_early
 
 
@@ -20,6 +20,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         const="auto",
         metavar="PATH",
         help="go on from this checkpoint, or from the newest of the work directory",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="start from random weights, with layer_scale_init=0.1",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
     parser.add_argument(
@@ -48,6 +53,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, args.verbose)
+    if args.from_scratch:
+        start_from_scratch(cfg)
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:

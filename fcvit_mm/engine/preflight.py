@@ -153,8 +153,7 @@ def _check_weights(checkpoint: str, arch: Any, path: str) -> None:
         check_exists(checkpoint, arch)
     except CheckpointError as error:
         raise ConfigError(
-            f"{path}.init_cfg: {error} To start from random weights instead, add --cfg-options "
-            f"{path}.init_cfg=None."
+            f"{path}.init_cfg: {error} To start from random weights instead, add --from-scratch."
         ) from error
 
 

@@ -11,6 +11,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..utils.config import iter_config_dicts
+from ..utils.errors import ConfigError
+from ..utils.work_dir import find
 from . import resume
 from .preflight import unwrap
 
@@ -78,13 +80,20 @@ def result(runner: Runner) -> str:
         found, path = f"last checkpoint: {_short(whole[0])}", whole[0]
     else:
         return "no checkpoint was written"
-    command = shlex.join(["fcvit", "test", _short(_config(runner)), _short(path)])
+    work_dir = Path(runner.work_dir)
+    try:
+        is_found = find(work_dir)[1].samefile(path)
+    except ConfigError:  # another training's config lies there, too, or the checkpoints elsewhere
+        is_found = False
+    model = [work_dir] if is_found else [_config(runner), path]
+    command = shlex.join(["fcvit", "test", *map(_short, model)])
     return f"{found}; to test it: {command}"
 
 
 def _config(runner: Runner) -> Path:
-    """Return the path of the config that the Runner wrote, with all options."""
-    return Path(runner.work_dir, Path(runner.cfg.filename or f"{runner.timestamp}.py").name)
+    """Return the path of the config that a training wrote, with all options; of a test, its own."""
+    name = Path(runner.cfg.filename or f"{runner.timestamp}.py")
+    return Path(runner.work_dir, name.name) if runner._train_loop else name
 
 
 def _short(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from torch.distributed import destroy_process_group
 
+from . import work_dir
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -26,6 +27,9 @@ from .errors import (
     first_line,
 )
 from .files import make_folder
+
+# endings of files with weights
+CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
 class Terminated(KeyboardInterrupt):
@@ -106,9 +110,13 @@ class _Options(DictAction):
 
 def add_config(parser: argparse.ArgumentParser, checkpoint: bool = False) -> None:
     """Add the arguments of a tool that reads a config, and a checkpoint."""
-    parser.add_argument("config", help="path of a config file")
+    parser.add_argument("config", help="path of a config file, or a work directory")
     if checkpoint:
-        parser.add_argument("checkpoint", help="path or URL of a checkpoint")
+        parser.add_argument(
+            "checkpoint",
+            nargs="?",
+            help="path or URL (default: the best of the work directory, or else its newest)",
+        )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -116,6 +124,35 @@ def add_config(parser: argparse.ArgumentParser, checkpoint: bool = False) -> Non
         metavar="KEY=VALUE",
         help="changes to the config, such as model.backbone.arch=s24 or key='[a,b]'",
     )
+
+
+def parse_model(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse the arguments of a tool with `add_config(parser, checkpoint=True)`.
+
+    After a work directory the checkpoint may be left out, and is then found there.
+
+    Raises:
+        ConfigError: the work directory has none.
+    """
+    # or a word before an option would decide whether what follows it is the checkpoint
+    args = parser.parse_intermixed_args(argv)
+    if not Path(args.config).is_dir():
+        if args.checkpoint is None:
+            parser.error(
+                f"{args.config} needs a checkpoint, which comes after it; a work directory stands "
+                "for both"
+            )
+        return args
+    if args.checkpoint and "inputs" in args and not args.checkpoint.endswith(CHECKPOINTS):
+        args.inputs.insert(0, args.checkpoint)
+        args.checkpoint = None
+    if args.checkpoint is None:
+        args.checkpoint = str(work_dir.find(args.config)[1])
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"checkpoint: {args.checkpoint}", file=sys.stderr)
+    return args
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from . import mim
 from .errors import ConfigError, name_failure
+from .work_dir import find_config
 
 # What MMEngine's Runner reads of a config besides its own arguments, and what we read.
 KEYS = {
@@ -41,6 +42,8 @@ UNTYPED: dict[str, list[Any]] = {
 ALIKE = 0.8
 # The tasks of a config, by its default_scope.
 TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
+# Initial value of the layer scales of a backbone that starts from random weights.
+SCRATCH_LAYER_SCALE = 0.1
 # In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
 IGNORED = 255
 
@@ -89,7 +92,8 @@ def load_config(
     """Read a config file as MMEngine does, with a user's changes.
 
     Args:
-        filename: path of a config, or `fcvit_mm::` and one of the package below its configs/.
+        filename: path of a config, or `fcvit_mm::` and one of the package below its configs/, or
+            the work directory of a training.
         options: `--cfg-options`, dotted keys and their values.
         work_dir: overrides the config's; the default is work_dirs/NAME_OF_THE_CONFIG.
         launcher: none, pytorch, slurm or mpi.
@@ -98,8 +102,10 @@ def load_config(
     Raises:
         ConfigError: no such file, one that can't be read, or an option that doesn't fit it.
     """
-    path = filename
-    if filename.startswith(mim.PREFIX):
+    path, is_folder = filename, Path(filename).is_dir()
+    if is_folder:
+        path, work_dir = str(find_config(filename)), work_dir or filename
+    elif filename.startswith(mim.PREFIX):
         try:
             path = mim.config_path(filename.removeprefix(mim.PREFIX))
         except FileNotFoundError as error:
@@ -111,6 +117,9 @@ def load_config(
         )
     with name_failure(f"{filename} can't be read as a config"):
         cfg = Config.fromfile(path)
+    if is_folder and cfg.get("resume"):
+        # as the training was told, or found out for itself
+        cfg.resume, cfg.load_from = False, None
     _merge_options(cfg, options or {})
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or f"work_dirs/{Path(filename).stem}")
     cfg.launcher = launcher
@@ -216,18 +225,28 @@ def _set_variable(name: str, old: Any, cfg: Config) -> None:
         for path, node in iter_config_dicts(cfg._cfg_dict)
         if path and path.split(".")[0] != name
     ]
-    copied = False
     # an equal number or text may be another's
-    if any(True for _ in iter_config_dicts(old)):
-        for _, node in nodes:
-            for key in [key for key, value in node.items() if value == old]:
-                node[key], copied = copy.deepcopy(cfg[name]), True
+    copied = any(True for _ in iter_config_dicts(old)) and any(
+        [_replace(node, old, cfg[name]) for key, node in cfg._cfg_dict.items() if key != name]
+    )
     if not copied:
         places = [f"{path}.{name}" for path, node in nodes if name in node]
         raise ConfigError(
             f"--cfg-options: {name} is a variable of {cfg.filename}, which copies it when it is "
             f"read; set {' or '.join(places) or 'what it is copied to'} instead"
         )
+
+
+def _replace(node: Any, old: Any, new: Any) -> bool:
+    """Put copies of `new` wherever a part of a config equals `old`; tell whether one does."""
+    replaced = False
+    if isinstance(node, dict | list):
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            if value == old:
+                node[key], replaced = copy.deepcopy(new), True
+            else:
+                replaced |= _replace(value, old, new)
+    return replaced
 
 
 def enable_amp(cfg: Config) -> None:
@@ -247,6 +266,20 @@ def enable_auto_scale_lr(cfg: Config) -> None:
             f"--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size; add it"
         )
     cfg.auto_scale_lr.enable = True
+
+
+def start_from_scratch(cfg: Config) -> None:
+    """Train from random weights (`--from-scratch`), with layer scales at which they learn.
+
+    With the published 1e-6 each block begins as the identity, and a few hundred iterations change
+    little in that.
+    """
+    backbones = [node for _, node in iter_config_dicts(cfg.model) if node.get("type") == "FCViT"]
+    if not backbones:
+        raise ConfigError(f"--from-scratch: {cfg.filename} has no FCViT; leave it out")
+    for node in backbones:
+        node["init_cfg"], node["layer_scale_init"] = None, SCRATCH_LAYER_SCALE
+    cfg.load_from = None
 
 
 def enable_tta(cfg: Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fcvit_mm import engine
 from fcvit_mm.evaluation.confusion_matrix import ConfusionMatrix
-from fcvit_mm.utils.cli import add_config, fraction, run_tool, writing
+from fcvit_mm.utils.cli import add_config, fraction, parse_model, run_tool, writing
 from fcvit_mm.utils.config import load_config, task_of
 from fcvit_mm.utils.errors import ConfigError
 
@@ -23,7 +23,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score-threshold", type=fraction, default=0.3, metavar="SCORE")
     parser.add_argument("--iou-threshold", type=fraction, default=0.5, metavar="IOU")
     parser.add_argument("--masks", action="store_true", help="compare masks of objects, not boxes")
-    return parser.parse_args(argv)
+    return parse_model(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from fcvit_mm.analysis import similarity
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_config, run_tool, whole_number, writing
+from fcvit_mm.utils.cli import add_config, parse_model, run_tool, whole_number, writing
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.utils.files import make_folder, write_json
@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--block", type=whole_number(1), help="of the stage, from 1 on (default: the last)"
     )
     which.add_argument("--all-blocks", action="store_true", help="of the stage")
-    return parser.parse_args(argv)
+    return parse_model(parser, argv)
 
 
 def write_maps(name: Path, image: np.ndarray, contexts: Sequence[similarity.Context]) -> None:

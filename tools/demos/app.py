@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_config, number_between, require, run_tool, whole_number
+from fcvit_mm.utils.cli import (
+    add_config,
+    number_between,
+    parse_model,
+    require,
+    run_tool,
+    whole_number,
+)
 from fcvit_mm.utils.config import load_config
 
 
@@ -21,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1.0,
         help="size of the drawn image relative to the input's (default: 1)",
     )
-    return parser.parse_args(argv)
+    return parse_model(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_config, fraction, number_between, run_tool, whole_number
+from fcvit_mm.utils.cli import (
+    add_config,
+    fraction,
+    number_between,
+    parse_model,
+    run_tool,
+    whole_number,
+)
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.visualization.draw import COLOR_BY
 
@@ -48,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1.0,
         help="size of the drawn images relative to the input's (default: 1)",
     )
-    return parser.parse_args(argv)
+    return parse_model(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

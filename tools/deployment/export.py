@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fcvit_mm.apis import export
 from fcvit_mm.apis.predictor import Predictor
-from fcvit_mm.utils.cli import add_config, ending, run_tool
+from fcvit_mm.utils.cli import add_config, ending, parse_model, run_tool
 from fcvit_mm.utils.config import load_config
 
 import torch
@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="whole",
         help="features: backbone and neck alone",
     )
-    return parser.parse_args(argv)
+    return parse_model(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
