@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcvit_mm.apis import own_config
+from fcvit_mm.datasets.own_data import look_at
 from fcvit_mm.models.arch import ARCHS
 from fcvit_mm.utils.cli import ending, run_tool, whole_number, writing
 from fcvit_mm.utils.config import TASKS
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = given or Path(f"{root.resolve().name}.py")
     if out.exists():
         raise ConfigError(f"{out} is there already; remove it, or name another file by --out")
-    data = own_config.look_at(root, task)
+    data = look_at(root, task)
     plan = own_config.make_plan(data, own_config.Choices(**args))
     with writing(out), atomic_write(out) as partial:
         partial.write_text(own_config.text_of(data, plan), "utf-8")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fcvit_mm.apis import own_config
-from fcvit_mm.apis.own_config import Choices, OwnData, make_plan
+from fcvit_mm.apis.own_config import Choices, make_plan
+from fcvit_mm.datasets.own_data import OwnData, look_at
 from fcvit_mm.utils.config import load_config, start_from_scratch
 from fcvit_mm.utils.errors import ConfigError
 from helpers.tools import load_tool
@@ -147,7 +147,7 @@ def test_what_fits_depends_on_the_machine_and_on_the_number_of_images(monkeypatc
 
 def refused(root: Path, task: str) -> str:
     with pytest.raises(ConfigError) as error:
-        own_config.look_at(root, task)
+        look_at(root, task)
     return str(error.value)
 
 
