@@ -134,7 +134,7 @@ def trained(request, directory) -> tuple[str, subprocess.CompletedProcess]:
         # no step is large enough to move what was loaded
         short.append("optim_wrapper.optimizer.lr=1e-12")
     else:
-        short.append("model.backbone.init_cfg=None")
+        command += " --from-scratch"
     return request.param, run(directory, command, short)
 
 

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from fcvit_mm.datasets import coins
 from fcvit_mm.demos import demo, drawing, training
 from fcvit_mm.engine.hooks.stop_hook import StopHook
+from fcvit_mm.utils import work_dir
 from fcvit_mm.utils.config import load_config
 from helpers import ROOT, warm
 from helpers.tools import load_tool
@@ -57,7 +58,7 @@ def test_demo(options: list[str], figures: str, products: list[str], tmp_path: P
 
     # the log of any training, which ends with the command that tests the best checkpoint
     (command,) = re.findall("to test it: fcvit test (.*)", done.stdout)
-    config, weights = (ROOT / word for word in command.split())
+    config, weights = work_dir.find(ROOT / command)
     assert load_config(str(config)) and weights.is_file()
     ending = lines[-5:]
     assert [line for line in ending if re.fullmatch(rf"{figures} on \d+ held-out .*", line)]

@@ -53,13 +53,14 @@ BLOCKS = [
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 PROGRAM = re.compile(r"^(import|from) |predictor|result", re.MULTILINE)
 CONFIGS = [block for block in PYTHON if not PROGRAM.search(block.text)]
-# Everything that a page tells its reader to type. The tutorial is run from its first command to
-# its last by test_custom_data.py.
+# Everything that a page tells its reader to type. Two pages are run from their first command to
+# their last by test_custom_data.py and test_tutorial.py.
+WHOLE_PAGES = ("docs/custom_data.md", "docs/tutorial.md")
 COMMANDS = sorted(
     {
         line.split("  #")[0].strip()
         for block in BLOCKS
-        if block.language == "bash" and block.page != "docs/custom_data.md"
+        if block.language == "bash" and block.page not in WHOLE_PAGES
         for line in block.text.splitlines()
     }
 )

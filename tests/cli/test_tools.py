@@ -233,7 +233,7 @@ def test_a_hostile_file_runs_nothing_by_any_route(tool, tmp_path, route):
         ),
         (["train.py", "{config}", "--resume", "absent.pth"], ["absent.pth", "no such checkpoint"]),
         (["train.py", "{coco}"], ["pretrained/fcvit_s12.pth", "drive.google.com"]),
-        (["train.py", "{coco}", "--cfg-options", "model.backbone.init_cfg=None"], ["data/coco"]),
+        (["train.py", "{coco}", "--from-scratch"], ["data/coco"]),
         (["train.py", "{config}", "--amp"], ["--amp needs a GPU"]),
         (["test.py", "{config}", "absent.pth"], ["absent.pth", "no such checkpoint"]),
         (["test.py", "{config}", "{empty}"], ["empty.pth is empty"]),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fcvit_mm import engine, read_checkpoint
 from fcvit_mm.checkpoint import torch_file
 from fcvit_mm.utils.config import adapt, enable_tta, load_config
+from fcvit_mm.utils.work_dir import find
 from helpers import ROOT
 from helpers.models import make_smallest
 
@@ -153,8 +154,9 @@ def test_a_checkpoint_is_read_once_and_the_last_line_tests_it(example_data, tmp_
     best = tmp_path / "run/best_mIoU_iter_2.pth"
     said, _, command = log.splitlines()[-1].partition("; to test it: fcvit test ")
     assert re.search(rf"best checkpoint: {best} \(mIoU [\d.]+\)$", said)
-    tested = load_config(command.split()[0])
-    tested.load_from = command.split()[1]
+    assert command == str(tmp_path / "run")
+    tested = load_config(command)
+    tested.load_from = str(find(command)[1])
     assert engine.test(tested)["mIoU"] == runner.message_hub.get_scalar("val/mIoU").current()
     assert [path.name for path in read] == ["best_mIoU_iter_2.pth"]
     for options in (

@@ -21,7 +21,13 @@ from fcvit_mm.engine import resume
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import check_files, check_settings, schedule_mismatch
 from fcvit_mm.models.weights import RELEASED_WEIGHTS
-from fcvit_mm.utils.config import adapt, enable_amp, iter_config_dicts, load_config
+from fcvit_mm.utils.config import (
+    adapt,
+    enable_amp,
+    iter_config_dicts,
+    load_config,
+    start_from_scratch,
+)
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 
@@ -76,9 +82,11 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(tmp_path, m
     message = str(error.value)
     assert f"pretrained/fcvit_{arch}.pth" in message
     assert RELEASED_WEIGHTS[arch] in message
-    assert "--cfg-options model.backbone.init_cfg=None" in message
+    assert message.endswith("To start from random weights instead, add --from-scratch.")
     # What the message advises works.
-    check_files(load_config(path, {"model.backbone.init_cfg": None}), ())
+    cfg = load_config(path)
+    start_from_scratch(cfg)
+    check_files(cfg, ())
     (tmp_path / "pretrained").mkdir()
     (tmp_path / f"pretrained/fcvit_{arch}.pth").touch()
     check_files(load_config(path), ())

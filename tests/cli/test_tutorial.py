@@ -1,0 +1,116 @@
+"""Data of one's own, from the folder to drawn predictions: the tutorial as it stands, and each task.
+
+The trainings are cut to one epoch of small images.
+"""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcvit_mm.utils import work_dir
+from helpers import ROOT
+from helpers.images import read
+from helpers.tools import load_tool
+
+PAGE = (ROOT / "docs/tutorial.md").read_text()
+FIRST, LATER = (
+    block.splitlines()
+    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+)
+CONFIG, PROGRAM = sorted(re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+SHORT = ["--epochs", "1", "--size", "64"]
+NO_WORKERS = [
+    f"{loader}_dataloader.{option}"
+    for loader in ("train", "val", "test")
+    for option in ("num_workers=0", "persistent_workers=False")
+]
+
+
+def run(command: str, *more: str) -> None:
+    fcvit, name, *words = shlex.split(command)
+    assert fcvit == "fcvit"
+    load_tool(name).main([*words, *more])
+
+
+def metric(folder: Path, loop: str, name: str) -> str:
+    """The last value that a log of a work directory has for a metric."""
+    logs = [path.read_text() for path in sorted(folder.glob("*/*.log"))]
+    return re.findall(rf"\({loop}\).*{name}: (\S+)", "\n".join(logs))[-1]
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A directory with the photographs where a clone has them."""
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_init_writes_the_config_that_the_page_shows(clone, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for command in FIRST[:2]:
+        run(command)
+    assert len(FIRST) == 5 and Path("photographs.py").read_text() == CONFIG
+
+
+@pytest.mark.slow
+def test_the_tutorial_goes_from_photographs_to_an_exported_model(clone, capsys):
+    assert FIRST[1].startswith("fcvit init") and FIRST[3].startswith("fcvit infer")
+    for command in FIRST:
+        run(command, *(SHORT if "init" in command else ()))
+    folder = Path("work_dirs/photographs")
+    for path in Path("data/photographs/images").rglob("*.jpg"):
+        drawn = folder / "drawn" / path.relative_to("data/photographs/images")
+        assert read(str(drawn)).shape == read(str(path)).shape
+    detections = json.loads((folder / "drawn/detections.json").read_text())
+    assert [one["name"] for one in detections["categories"]] == ["cat", "cup", "person", "rocket"]
+    assert len(detections["images"]) == 6 and Path("photographs.onnx").stat().st_size > 1e6
+    assert capsys.readouterr().out.splitlines()[-1].startswith("photographs.onnx: largest")
+
+    test, matrix, app = LATER
+    run(test)
+    assert metric(folder, "test", "bbox_mAP") == metric(folder, "val", "bbox_mAP")
+    run(matrix)
+    assert (folder / "confusion.png").is_file()
+    args = load_tool("app").parse_args(shlex.split(app)[2:])
+    assert Path(args.checkpoint) == work_dir.find(folder)[1]
+    exec(PROGRAM, {})
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "options", "name"),
+    [
+        ("detection", "shapes", ["--accumulate", "2"], "coco/bbox_mAP"),
+        pytest.param("segmentation", "shapes", ["--ema"], "mIoU", marks=pytest.mark.slow),
+        pytest.param(
+            "classification", "shapes_classification", [], "accuracy/top1", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_each_task_is_trained_and_tested_by_its_folder(data, task, folder, options, name):
+    """Detection without outlines: the tutorial has them."""
+    for split in ("train", "val") if task == "detection" else ():
+        content = json.loads((data / f"annotations/instances_{split}.json").read_text())
+        for one in content["annotations"]:
+            del one["segmentation"]
+        (data / f"annotations/{split}.json").write_text(json.dumps(content))
+    load_tool("init").main(
+        [f"data/{folder}", "--task", task, "--from-scratch", "--out", "mine.py", *SHORT, *options]
+    )
+    load_tool("train").main(["mine.py", "--cfg-options", *NO_WORKERS])
+    run_folder = Path("work_dirs/mine")
+    before = (run_folder / "mine.py").read_text()
+    load_tool("test").main([str(run_folder), "--cfg-options", *NO_WORKERS])
+    assert metric(run_folder, "val", name) == metric(run_folder, "test", name)
+    # the folder can still be trained with
+    assert (run_folder / "mine.py").read_text() == before
+    (run_folder / "infer").mkdir()
+    load_tool("infer").main([str(run_folder), "--device", "cpu", f"data/{folder}"])
+    drawn = {path.name for path in (run_folder / "infer").rglob("*.png")}
+    assert drawn >= {path.name for path in Path(f"data/{folder}").glob("images/val/*")}
