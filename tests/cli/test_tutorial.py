@@ -1,4 +1,4 @@
-"""Data of one's own, from the folder to drawn predictions: the tutorial as it stands, and each task.
+"""Data of one's own, from the folder to drawn predictions: the tutorial, and each task.
 
 The trainings are cut to one epoch of small images.
 """
@@ -18,11 +18,9 @@ from helpers.images import read
 from helpers.tools import load_tool
 
 PAGE = (ROOT / "docs/tutorial.md").read_text()
-FIRST, LATER = (
-    block.splitlines()
-    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-)
-CONFIG, PROGRAM = sorted(re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+FIRST, LATER = (text.splitlines() for language, text in BLOCKS if language == "bash")
+PROGRAM, CONFIG = (text for language, text in BLOCKS if language == "python")
 SHORT = ["--epochs", "1", "--size", "64"]
 NO_WORKERS = [
     f"{loader}_dataloader.{option}"
@@ -84,24 +82,28 @@ def test_the_tutorial_goes_from_photographs_to_an_exported_model(clone, capsys):
 
 
 @pytest.mark.parametrize(
-    ("task", "folder", "options", "name"),
+    ("task", "images", "options", "name"),
     [
-        ("detection", "shapes", ["--accumulate", "2"], "coco/bbox_mAP"),
-        pytest.param("segmentation", "shapes", ["--ema"], "mIoU", marks=pytest.mark.slow),
+        ("detection", "shapes/images/val", ["--accumulate", "2"], "coco/bbox_mAP"),
         pytest.param(
-            "classification", "shapes_classification", [], "accuracy/top1", marks=pytest.mark.slow
+            "segmentation", "shapes/images/val", ["--ema"], "mIoU", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "classification", "shapes_classification/val", [], "accuracy/top1",
+            marks=pytest.mark.slow,
         ),
     ],
-)
-def test_each_task_is_trained_and_tested_by_its_folder(data, task, folder, options, name):
+)  # fmt: skip
+def test_each_task_is_trained_and_tested_by_its_folder(data, task, images, options, name):
     """Detection without outlines: the tutorial has them."""
     for split in ("train", "val") if task == "detection" else ():
         content = json.loads((data / f"annotations/instances_{split}.json").read_text())
         for one in content["annotations"]:
             del one["segmentation"]
         (data / f"annotations/{split}.json").write_text(json.dumps(content))
+    folder, images = f"data/{images.split('/')[0]}", Path("data", images)
     load_tool("init").main(
-        [f"data/{folder}", "--task", task, "--from-scratch", "--out", "mine.py", *SHORT, *options]
+        [folder, "--task", task, "--from-scratch", "--out", "mine.py", *SHORT, *options]
     )
     load_tool("train").main(["mine.py", "--cfg-options", *NO_WORKERS])
     run_folder = Path("work_dirs/mine")
@@ -110,7 +112,6 @@ def test_each_task_is_trained_and_tested_by_its_folder(data, task, folder, optio
     assert metric(run_folder, "val", name) == metric(run_folder, "test", name)
     # the folder can still be trained with
     assert (run_folder / "mine.py").read_text() == before
-    (run_folder / "infer").mkdir()
-    load_tool("infer").main([str(run_folder), "--device", "cpu", f"data/{folder}"])
+    load_tool("infer").main([str(run_folder), "--device", "cpu", str(images)])
     drawn = {path.name for path in (run_folder / "infer").rglob("*.png")}
-    assert drawn >= {path.name for path in Path(f"data/{folder}").glob("images/val/*")}
+    assert drawn >= {path.name for path in images.rglob("*.png")} > set()
