@@ -64,9 +64,9 @@ def test_the_tutorial_goes_from_photographs_to_an_exported_model(clone, capsys):
         run(command, *(SHORT if "init" in command else ()))
     folder = Path("work_dirs/photographs")
     for path in Path("data/photographs/images").rglob("*.jpg"):
-        drawn = folder / "drawn" / path.relative_to("data/photographs/images")
+        drawn = folder / "infer/drawn" / path.relative_to("data/photographs/images")
         assert read(str(drawn)).shape == read(str(path)).shape
-    detections = json.loads((folder / "drawn/detections.json").read_text())
+    detections = json.loads((folder / "infer/detections.json").read_text())
     assert [one["name"] for one in detections["categories"]] == ["cat", "cup", "person", "rocket"]
     assert len(detections["images"]) == 6 and Path("photographs.onnx").stat().st_size > 1e6
     assert capsys.readouterr().out.splitlines()[-1].startswith("photographs.onnx: largest")
