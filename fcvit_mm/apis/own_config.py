@@ -105,6 +105,7 @@ def text_of(data: OwnData, plan: Plan) -> str:
     warm_up = max(1, min(500, plan.iterations // 10))
     interval = -(-plan.epochs // 10)
     steps = f", accumulative_counts={plan.accumulate}" if plan.accumulate > 1 else ""
+    decay = f'dict(type="CosineAnnealingLR", eta_min=0.0, end={plan.epochs})'
     lines = [
         f"# {method_of(data)} with FCViT-{plan.arch} for {data.root}, as fcvit init wrote it",
         f'_base_ = "fcvit_mm::_base_/custom/{base}.py"',
@@ -115,8 +116,7 @@ def text_of(data: OwnData, plan: Plan) -> str:
         f"train_cfg = dict(max_epochs={plan.epochs}, val_interval={interval})",
         f"default_hooks = dict(checkpoint=dict(interval={interval}))",
         f'warm_up = dict(type="LinearLR", start_factor=0.1, by_epoch=False, end={warm_up})',
-        f'decay = dict(type="CosineAnnealingLR", eta_min=0.0, end={plan.epochs})',
-        "param_scheduler = [warm_up, decay]",
+        f"param_scheduler = [warm_up, {decay}]",
         f"auto_scale_lr = dict(base_batch_size={plan.batch})",
     ]
     if plan.ema:
@@ -133,7 +133,10 @@ def _data_lines(data: OwnData, plan: Plan) -> list[str]:
     classes += "," if len(data.classes) == 1 else ""
     suffix = f', img_suffix="{data.suffix}"' if data.task == "segmentation" else ""
     place = json.dumps(root, ensure_ascii=False)
-    lines = [f"data = dict(data_root={place}, metainfo=dict(classes=({classes})){suffix})"]
+    lines = [
+        f"classes = ({classes})",
+        f"data = dict(data_root={place}, metainfo=dict(classes=classes){suffix})",
+    ]
     if data.task == "detection":
         kind = "masks" if data.masks else "boxes"
         lines += [
