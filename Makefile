@@ -1,6 +1,6 @@
 # Each target does everything from a clone: makes its environment, installs, runs.
 #   make demo [TASK=detection|segmentation] [DATA=shapes|coins]
-#   make app [TASK=... | CONFIG=... CHECKPOINT=...]
+#   make app [TASK=... DATA=... | CONFIG=... CHECKPOINT=... | CONFIG=work_dirs/...]
 #   make chain
 #   make test: minutes, for every change; make test-all: the slow ones too, as CI runs them
 #   make test-official, make test-matrix, make test-long, make lint, make docs
@@ -28,18 +28,11 @@ check-demo:
 	*) echo "error: TASK=$(TASK) DATA=$(DATA): TASK is detection or segmentation, DATA is shapes, or coins with detection" >&2; exit 2 ;; \
 	esac
 
-# A page for the demo's model, which is trained if it is not there, or for any other.
-DEMO_ITERATIONS := $(if $(filter detection-shapes,$(TASK)-$(DATA)),330,500)
-DEMO_WEIGHTS := work_dirs/demo_$(TASK)_$(DATA)/iter_$(DEMO_ITERATIONS).pth
-METHOD := $(if $(filter segmentation,$(TASK)),semantic_fpn,mask_rcnn)
-DEMO_CONFIG := configs/$(TASK)/$(METHOD)_fcvit_tiny_$(DATA).py
+# A page for the demo's model, which is trained if there is none, or for any other.
+DEMO_DIR := work_dirs/demo_$(TASK)_$(DATA)
 
-app: check-demo $(VENV)/installed $(if $(CHECKPOINT),,$(DEMO_WEIGHTS))
-	$(BIN)/python tools/demos/app.py $(or $(CONFIG),$(DEMO_CONFIG)) $(or $(CHECKPOINT),$(DEMO_WEIGHTS)) \
-		$(if $(CONFIG),,--scale 4)
-
-$(DEMO_WEIGHTS): | $(VENV)/installed
-	$(BIN)/python tools/demos/demo.py --task $(TASK) --data $(DATA)
+app: check-demo $(VENV)/installed $(if $(CONFIG)$(wildcard $(DEMO_DIR)/*.pth),,demo)
+	$(BIN)/python tools/demos/app.py $(if $(CONFIG),$(CONFIG) $(CHECKPOINT),$(DEMO_DIR) --scale 4)
 
 chain: $(VENV)/installed
 	$(BIN)/python tools/demos/chain.py

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -59,21 +57,8 @@ def train(cfg: Config, checked: bool = False, remedy: str = "--resume") -> Runne
         naming_full_disk(cfg),
     ):
         runner.train()
-    _drop_useless_best(runner)
     runner.logger.info(result(runner))
     return runner
-
-
-def _drop_useless_best(runner: Runner) -> None:
-    """Delete the best checkpoint of a training in which no evaluation found anything.
-
-    It is the first, which was trained least, and a work directory stands for its best checkpoint.
-    """
-    score, best = (runner.message_hub.get_info(key) for key in ("best_score", "best_ckpt"))
-    is_greater_better = any(getattr(one, "rules", None) == ["greater"] for one in runner.hooks)
-    if best and score <= 0 and is_greater_better and is_main_process():
-        Path(best).unlink(missing_ok=True)
-        runner.logger.warning(f"no evaluation was above 0; {best}, the first of them, is deleted")
 
 
 def test(cfg: Config, checked: bool = False) -> dict[str, float]:

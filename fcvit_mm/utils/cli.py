@@ -134,10 +134,12 @@ def parse_model(
     After a work directory the checkpoint may be left out, and is then found there.
 
     Raises:
-        ConfigError: the work directory has none.
+        ConfigError: there is no such work directory, or it has none.
     """
     # or a word before an option would decide whether what follows it is the checkpoint
     args = parser.parse_intermixed_args(argv)
+    if not Path(args.config).exists() and not args.config.endswith(".py"):
+        raise ConfigError(f"{args.config}: there is no such file or work directory")
     if not Path(args.config).is_dir():
         if args.checkpoint is None:
             parser.error(

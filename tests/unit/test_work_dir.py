@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from fcvit_mm.engine.runner import _drop_useless_best
 from fcvit_mm.utils import work_dir
 from fcvit_mm.utils.cli import add_config, parse_model
 from fcvit_mm.utils.config import load_config
@@ -100,23 +99,6 @@ def test_a_config_needs_a_checkpoint(words, capsys):
     assert said in capsys.readouterr().err
 
 
-class FakeRunner:
-    """A training with one evaluation's score."""
-
-    def __init__(self, best: Path, score: float, rule: str) -> None:
-        self.info = {"best_ckpt": str(best), "best_score": score}
-        self.hooks = [argparse.Namespace(rules=[rule])]
-        self.message_hub = argparse.Namespace(get_info=self.info.get)
-        self.logger = argparse.Namespace(warning=print)
-
-
-@pytest.mark.parametrize(
-    ("score", "rule", "is_kept"),
-    [(0.0, "greater", False), (-1.0, "greater", False), (0.1, "greater", True), (0, "less", True)],
-)
-def test_a_best_checkpoint_that_found_nothing_is_deleted(tmp_path, capsys, score, rule, is_kept):
-    best = tmp_path / "best_mIoU_epoch_1.pth"
-    best.touch()
-    _drop_useless_best(FakeRunner(best, score, rule))
-    assert best.exists() == is_kept
-    assert ("no evaluation was above 0" in capsys.readouterr().out) != is_kept
+def test_a_work_directory_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="^work_dirs/b: there is no such file or work directory"):
+        parse_model(parser(), ["work_dirs/b", "image.png"])
