@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -34,19 +35,21 @@ def add_loggers(cfg: Config, names: Iterable[str]) -> None:
     cfg.visualizer.vis_backends = backends
 
 
-def _mlflow_settings(cfg: Config) -> dict[str, str]:
+def _mlflow_settings(cfg: Config) -> dict[str, Any]:
     """Return where MLflow writes: to the server of its own environment variable, or a database.
 
     MMEngine's default, a folder of files, is refused by MLflow 3, and it ignores the variable.
     """
     work_dir = Path(cfg.work_dir).absolute()
-    settings = dict(exp_name=work_dir.name)
+    settings: dict[str, Any] = dict(exp_name=work_dir.name)
     if server := os.environ.get("MLFLOW_TRACKING_URI"):
         return dict(settings, tracking_uri=server)
     return dict(
         settings,
         tracking_uri=f"sqlite:///{work_dir}/mlflow.db",
         artifact_location=(work_dir / "mlruns").as_uri(),
+        # MMEngine would copy the work directory's files into it, those of earlier runs included
+        artifact_suffix=(),
     )
 
 

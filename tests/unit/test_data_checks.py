@@ -58,6 +58,17 @@ def test_sound_data_pass(data, task):
 # ------------------------------------------------------------------------- annotation files
 
 
+def test_categories_out_of_the_order_of_their_ids_are_warned_of(data):
+    """MMDetection's table of classes would have the names of others."""
+    content = json.loads(Path(TRAIN).read_text())
+    content["categories"].reverse()
+    Path(TRAIN).write_text(json.dumps(content))
+    classes = [category["name"] for category in content["categories"]]
+    train, val = reports(train_dataloader__dataset__metainfo__classes=classes)
+    assert (train.errors, val.warnings) == ([], []) and len(train.warnings) == 1
+    assert "not in the order of their ids; sort them" in train.warnings[0]
+
+
 def rename(content: dict) -> None:
     content["categories"][1]["name"] = "Square"
 

@@ -179,6 +179,11 @@ def _check_categories(
         # MMDetection numbers the labels as the file lists them
         what = f"classes in another order than the categories of {path}, which numbers them"
         report.error(where, what, set_classes(in_file))
+    ids = [category["id"] for category in categories]
+    if ids != sorted(ids):
+        # MMDetection reads the file's order, and COCO's evaluation has that of the ids
+        remedy = "sort them, or a test prints each AP with the name of another class"
+        report.warn(path, "categories that are not in the order of their ids", remedy)
 
 
 def _check_objects(
