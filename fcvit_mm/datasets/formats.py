@@ -23,7 +23,9 @@ SUFFIXES = (".json", ".txt", ".xml")
 def recognize(path: Path) -> str | None:
     """Return which of `NAMES` or `FOREIGN` a file is, or those in a folder are; None if neither.
 
-    An OSError if it can't be read.
+    Raises:
+        OSError: it can't be read.
+        ValueError: it begins as JSON does, but is none.
     """
     if path.is_dir():
         inside = (one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES)
@@ -52,8 +54,8 @@ def _is_yolo(text: str) -> bool:
 def _recognize_json(path: Path) -> str | None:
     try:
         content = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     if isinstance(content, list):
         is_tasks = content and isinstance(content[0], dict) and "data" in content[0]
         return "label_studio" if is_tasks else None

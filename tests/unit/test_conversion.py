@@ -124,6 +124,19 @@ def test_boxes_among_outlines(source, tmp_path):
     assert "left out: astronaut.json (circle)" in warning
 
 
+def test_outlines_of_one_group_are_one_object_of_several_parts(source, tmp_path):
+    path = source / "coffee.json"
+    labels = json.loads(path.read_text())
+    (first,) = labels["shapes"]
+    first["group_id"] = 1
+    labels["shapes"].append(first | dict(points=[[20, 20], [40, 20], [40, 40]]))
+    path.write_text(json.dumps(labels))
+    convert(source, tmp_path / "data")
+    ((_, _, one),) = objects(tmp_path / "data")["coffee"]
+    assert len(one["segmentation"]) == 2 and one["iscrowd"] == 0
+    assert one["bbox"][:2] == [20, 10]
+
+
 def test_pascal_voc_may_mix_boxes_and_polygons(tmp_path):
     source = arrange("voc", tmp_path / "labeled")
     path = source / "Annotations/astronaut.xml"
@@ -153,9 +166,10 @@ def test_the_masks_of_pascal_voc_are_no_images_of_its_own(tmp_path):
 
 def test_long_lines_of_yolo_are_recognized(tmp_path):
     source = arrange("yolo_polygons", tmp_path / "labeled")
+    # what is read of the line to recognize it ends with 5e-
     for path in (source / "labels").iterdir():
         number, *values = path.read_text().split("\n")[0].split()
-        path.write_text(" ".join([number, *values, *values[:2] * 500]))
+        path.write_text(f"{number:0>2}" + " 1e-1 1e-1 5e-1 1e-1 5e-1 5e-1" + " 5e-1" * 1000)
     assert convert(source, tmp_path / "data").has_outlines
 
 
@@ -435,6 +449,7 @@ def annotate_again(source: Path) -> None:
     shutil.copy(path, path.with_name("other.json"))
 
 
+ENTITIES = '<!DOCTYPE annotation [<!ENTITY a "aaaa">]><annotation>'
 BAD: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "unknown class": (
         "yolo_boxes", edit("labels/coffee.txt", "1 ", "7 "),
@@ -471,6 +486,10 @@ BAD: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "xml cut off": (
         "voc", edit("Annotations/coffee.xml", "</annotation>", ""), ["Annotations/coffee.xml"]
     ),
+    "xml with entities": (
+        "voc", edit("Annotations/coffee.xml", "<annotation>", ENTITIES),
+        ["Annotations/coffee.xml", "Entities"],
+    ),
     "no box": (
         "voc", edit("Annotations/coffee.xml", "bndbox", "box"), ["coffee.xml", "Missing bndbox"]
     ),
@@ -487,6 +506,13 @@ BAD: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
         "labelme", both,
         ["LabelMe JSON (astronaut.json)", "Pascal VOC XML (coffee.xml)", "--format"],
     ),
+    "json cut off": ("labelme", edit("coffee.json", "]]", ""), ["coffee.json", "can't be read"]),
+    "unknown json": (
+        "cvat", edit("annotations/instances_default.json", '"images"', '"photos"'),
+        ["holds no annotations", "there are instances_default.json"],
+    ),
+    "no number": ("labelme", edit("coffee.json", "155.0", "NaN"), ["coffee.json", "invalid"]),
+    "far away": ("labelme", edit("coffee.json", "155.0", "1e300"), ["coffee.json", "overflow"]),
     "cvat's own": ("cvat", cvat_xml, ["annotations.xml", "export COCO 1.0"]),
     "label studio's own": ("label_studio", tasks, ["result.json", "export COCO"]),
     "nothing": ("labelme", remove_annotations, ["holds no annotations"]),

@@ -115,7 +115,7 @@ def _report_format(path: str, report: Report) -> bool:
     """Report an annotation file, or a folder of some, in the format of a labeling tool."""
     try:
         kind = recognize(Path(path))
-    except OSError:
+    except (OSError, ValueError):
         return False
     if kind in FOREIGN:
         report.error(path, "is " + FOREIGN[kind], "then name its JSON file")

@@ -21,7 +21,7 @@ from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 from ...utils.errors import DatasetError, name_failure
 from ..checks.report import Report, listed
 from ..formats import NAMES
-from .source import Found, Sample, Source, as_objects, check_size, image_size
+from .source import Found, Sample, Source, as_objects, check_size, image_size, reading
 from .yolo import read_yolo
 
 
@@ -80,7 +80,7 @@ def _read_voc(source: Source, files: list[Path]) -> Found:
 
 
 def _voc_sample(source: Source, path: Path, split: str | None) -> Sample:
-    with name_failure(f"{path} can't be read"):
+    with reading(path):
         root = defusedxml.ElementTree.parse(path).getroot()
     # what the file says of its image's name may be older than the name, or lack the ending
     names = [root.findtext("filename") or "", path.stem]
@@ -88,7 +88,7 @@ def _voc_sample(source: Source, path: Path, split: str | None) -> Sample:
     size = image_size(image)
     sides = [root.findtext(f"size/{side}") for side in ("width", "height")]
     check_size(path, image, size, sides)
-    with name_failure(f"{path} can't be read"):
+    with reading(path):
         found, names = detections_from_xml_obj(root, [], size)
     objects = as_objects(found, dict(enumerate(names)))
     return Sample(image, size, objects, split or source.split(image), path)
@@ -103,7 +103,7 @@ def _labelme_sample(source: Source, path: Path) -> Sample:
     image = source.find(path, str(content.get("imagePath") or path.stem), path.stem)
     size = image_size(image)
     check_size(path, image, size, [content.get("imageWidth"), content.get("imageHeight")])
-    with name_failure(f"{path} can't be read"):
+    with reading(path):
         kinds = [shape["shape_type"] for shape in content["shapes"]]
         shapes = [s for s in content["shapes"] if s["shape_type"] in SUPPORTED_SHAPE_TYPES]
         names = sorted({str(shape["label"]) for shape in shapes})
@@ -128,7 +128,7 @@ def _read_coco(source: Source, files: list[Path]) -> Found:
 
 
 def _coco_samples(source: Source, path: Path, content: dict) -> Iterator[Sample]:
-    with name_failure(f"{path} can't be read"):
+    with reading(path):
         names = {one["id"]: str(one["name"]) for one in content["categories"]}
         of_image = group_coco_annotations_by_image_id(content["annotations"])
         unknown = {one["category_id"] for one in content["annotations"]} - {*names}
@@ -143,7 +143,7 @@ def _coco_samples(source: Source, path: Path, content: dict) -> Iterator[Sample]
         file = source.find(path, name)
         size = image_size(file)
         check_size(path, file, size, sides)
-        with name_failure(f"{path}: an annotation of {name} can't be read"):
+        with reading(f"{path}: an annotation of {name}"):
             found = coco_annotations_to_detections(of_image.get(image["id"], []), size, False)
             objects = as_objects(found, names)
         split = source.split(path, with_name=True) or source.split(file)

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -66,10 +67,11 @@ class Source:
 
     def annotations(self, kind: str) -> tuple[str, list[Path]]:
         """Return the format, one of `NAMES`, and its files; `kind` is one, too, or auto."""
-        held = defaultdict(list)
+        held: dict[str | None, list[Path]] = defaultdict(list)
         for path in self.files:
-            if path.suffix.lower() in SUFFIXES and (found := recognize(path)):
-                held[found].append(path)
+            if path.suffix.lower() in SUFFIXES:
+                with name_failure(f"{path} can't be read"):
+                    held[recognize(path)].append(path)
         known = [name for name in NAMES if name in held and kind in ("auto", name)]
         if len(known) > 1:
             kinds = ", ".join(f"{NAMES[name]} ({held[name][0].name})" for name in known)
@@ -83,7 +85,9 @@ class Source:
             if name in held:
                 raise DatasetError(f"{held[name][0]} is {remedy}")
         wanted = NAMES.get(kind, ", ".join(NAMES.values()))
-        raise DatasetError(f"{self.folder} holds no annotations ({wanted})")
+        names = listed([path.name for path in held[None]])
+        unknown = f"; there are {names}, which are in an unknown format" if names else ""
+        raise DatasetError(f"{self.folder} holds no annotations ({wanted}){unknown}")
 
     def has(self, name: str) -> bool:
         """Tell whether there is an image of that name, with or without its ending."""
@@ -114,6 +118,14 @@ class Source:
         words = re.findall("[a-z]+", str(place if with_name else place.parent).lower())
         found = {SPLITS[word] for word in words if word in SPLITS}
         return found.pop() if len(found) == 1 else None
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Name a file in whatever goes wrong inside; numbers that are none or too large are errors."""
+    with name_failure(f"{path} can't be read"), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # NumPy's
+        yield
 
 
 def image_size(path: Path) -> Pixels:

@@ -9,7 +9,7 @@ from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
 from ...utils.errors import DatasetError, name_failure
 from ...visualization.images import IMAGES
-from .source import SPLITS, Found, Sample, Source, as_objects, image_size
+from .source import SPLITS, Found, Sample, Source, as_objects, image_size, reading
 
 
 def read_yolo(source: Source, files: list[Path]) -> Found:
@@ -36,7 +36,7 @@ def _yolo_sample(
     size = image_size(image)
     if label is None:  # nothing to be seen, as Ultralytics has it
         return Sample(image, size, [], split, image)
-    with name_failure(f"{label} can't be read"):
+    with reading(label):
         lines = [line.split() for line in label.read_text("utf-8-sig").splitlines()]
         lines = [line[:5] if has_keypoints else line for line in lines if line]
         outlined = any(len(line) > 6 for line in lines)
@@ -67,7 +67,7 @@ def _read_data_yaml(source: Source) -> tuple[dict[int, str], dict[str, list[Path
             named = named if isinstance(named, dict) else dict(enumerate([*named]))
             names = {int(number): str(named[number]) for number in sorted(named, key=int)}
         entries = {
-            SPLITS[key]: [_resolve(path, content, one) for one in _as_list(content[key])]
+            SPLITS[key]: [_resolve(path, content, str(one)) for one in _as_list(content[key])]
             for key in ("train", "val", "valid", "test")
             if content.get(key)
         }
