@@ -5,8 +5,9 @@ a segmentation as label maps, PNG files whose values are the numbers of classes.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..visualization.images import write_image
 from .predictor import Predictor
 from .result import Result, coco_content, labels_of
 from .sources import Frame, Source, count_frames, read_frames, video_file
+from .tracking import LEAST_SCORE, Tracker
 
 # Classes of an image that are noted.
 BEST = 5
@@ -107,6 +109,9 @@ def run(
     color_by: str = "class",
     scale: float = 1.0,
     console: Console | None = None,
+    slice: int | None = None,
+    overlap: float = 0.2,
+    track: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Predict for all images and frames and write what was found below `out`.
 
@@ -122,13 +127,18 @@ def run(
         max_frames: of each video.
         color_by, scale: see `Result.draw`.
         console: for a progress bar.
+        slice, overlap: see `Predictor`.
+        track: whether to follow objects through each video.
 
     Returns:
         (lines that say where results lie, a sentence for each source that could not be read).
 
     Raises:
-        ConfigError: an unknown class, or `out` can't be written.
+        ConfigError: an unknown class, `out` can't be written, or the model can't do what is asked
+            for.
     """
+    if track:
+        _check_tracking(predictor, sources)
     if predictor.task != "detection":
         threshold = 0.0
     labels_of(predictor.classes, classes)
@@ -142,15 +152,47 @@ def run(
         total = None if None in counts else sum(filter(None, counts))
         bar = progress.add_task("images", total=total)
         stream = _read_all(sources, max_frames, problems)
+        least = min(LEAST_SCORE, threshold) if track else threshold
+        predict = partial(
+            predictor, batch_size=batch_size, slice=slice, overlap=overlap, threshold=least
+        )
+        found = _predict_all(predict, stream, batch_size)
         try:
-            while batch := list(islice(stream, batch_size)):
-                found = predictor([frame.image for frame in batch], batch_size)
-                for frame, result in zip(batch, found, strict=True):
-                    results.add(frame, result.select(threshold, classes))
-                    progress.advance(bar)
+            for frame, result in _follow(found, threshold) if track else found:
+                results.add(frame, result.select(threshold, classes))
+                progress.advance(bar)
         except KeyboardInterrupt:
             problems.append(INTERRUPTED)
         return results.close(), problems
+
+
+def _check_tracking(predictor: Predictor, sources: Sequence[Source]) -> None:
+    """Raise a ConfigError where there is nothing to follow."""
+    if predictor.task != "detection":
+        raise ConfigError(f"--track follows what a detector finds; {predictor.cfg.filename} is a "
+                          f"model for {predictor.task}")  # fmt: skip
+    if not any(source.moving for source in sources):
+        raise ConfigError("--track follows objects through a video; none of the inputs is one")
+
+
+def _predict_all(
+    predict: Callable[[list[np.ndarray]], list[Result]], frames: Iterator[Frame], batch_size: int
+) -> Iterator[tuple[Frame, Result]]:
+    while batch := list(islice(frames, batch_size)):
+        yield from zip(batch, predict([frame.image for frame in batch]), strict=True)
+
+
+def _follow(
+    found: Iterator[tuple[Frame, Result]], threshold: float
+) -> Iterator[tuple[Frame, Result]]:
+    """Number the objects of each video."""
+    video = None
+    for frame, result in found:
+        if frame.source.moving:
+            if frame.source is not video:
+                video, tracker = frame.source, Tracker(threshold, frame.rate)
+            result = tracker(result)
+        yield frame, result
 
 
 def _read_all(

@@ -15,6 +15,7 @@ from PIL import Image
 from ..utils.config import iter_leaf_datasets, task_of
 from ..utils.errors import ConfigError, name_failure
 from ..visualization.images import convert_image
+from . import tiles
 from .model import load_model
 from .result import Result
 
@@ -46,34 +47,67 @@ class Predictor:
         self.pipeline = Compose([TRANSFORMS.build(step) for step in steps])
 
     @overload
-    def __call__(self, images: ImageLike, batch_size: int = 8) -> Result: ...  # type: ignore[overload-overlap]
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        images: ImageLike,
+        batch_size: int = 8,
+        slice: int | None = None,
+        overlap: float = 0.2,
+        threshold: float = 0.0,
+    ) -> Result: ...
     @overload
-    def __call__(self, images: Sequence[ImageLike], batch_size: int = 8) -> list[Result]: ...
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 8
+        self,
+        images: Sequence[ImageLike],
+        batch_size: int = 8,
+        slice: int | None = None,
+        overlap: float = 0.2,
+        threshold: float = 0.0,
+    ) -> list[Result]: ...
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        batch_size: int = 8,
+        slice: int | None = None,
+        overlap: float = 0.2,
+        threshold: float = 0.0,
     ) -> Result | list[Result]:
         """Predict for an image, or for a list of images of any sizes.
 
         Args:
             images: each an array (H, W, 3), RGB, uint8, a PIL image, or the path of a file.
-            batch_size: most images of a list that the model gets at once; those that the pipeline
-                brings to different sizes are never in one batch, so that none is padded for
-                another and each is predicted as if alone.
+            batch_size: most images of a list, or tiles of one, that the model gets at once; those
+                that the pipeline brings to different sizes are never in one batch, so that none is
+                padded for another and each is predicted as if alone.
+            slice: side of square tiles, in pixels of the image; each is predicted as if an image
+                of its own, and what is found is joined. For images much larger than those that the
+                model was trained with.
+            overlap: of neighboring tiles, relative to their side, between 0 and 1. Objects are
+                joined by what both tiles show of them.
+            threshold: least score of a detection.
 
         Returns:
             A `Result`, or a list with one per image.
 
         Raises:
-            ConfigError: what is given is no such image, or the pipeline does not take it.
+            ConfigError: what is given is no such image, the pipeline does not take it, or a
+                classifier is to predict in tiles.
         """
-        if not isinstance(images, (list, tuple)):
-            (result,) = self._predict([images])
-            return result
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, not at least 1")
-        starts = range(0, len(images), batch_size)
-        batches = [self._predict(images[start : start + batch_size]) for start in starts]
-        return [result for batch in batches for result in batch]
+        several = isinstance(images, (list, tuple))
+        given: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
+        if slice is not None:
+            arrays = map(convert_image, given)
+            found = [tiles.predict(self, array, slice, overlap, threshold, batch_size)
+                     for array in arrays]  # fmt: skip
+        else:
+            starts = range(0, len(given), batch_size)
+            batches = [self._predict(given[start : start + batch_size]) for start in starts]
+            found = [result for batch in batches for result in batch]
+            if self.task == "detection":
+                found = [result.select(threshold) for result in found]
+        return found if several else found[0]
 
     def _predict(self, images: Sequence[Any]) -> list[Result]:
         arrays = [convert_image(image) for image in images]

@@ -15,6 +15,9 @@ from ..visualization.draw import COLOR_BY, draw
 
 Array = np.ndarray
 
+# Instead of the number of a track, of an object that belongs to none.
+UNTRACKED = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -32,7 +35,8 @@ class Result:
         labels: (N,), int64, indices of classes.
         masks: (N, H, W), bool.
         semantic: (H, W), int64, the class of each pixel; 255 where `select` took it away.
-        track_ids: (N,), int64, the same for the same object in all frames of a video.
+        track_ids: (N,), int64, the same for the same object in all frames of a video; -1 for one
+            that belongs to no track, such as one seen in a single frame.
     """
 
     image: Array
@@ -174,7 +178,7 @@ class Result:
 
     def _text(self, i: int, label: int) -> str:
         text = self.classes[label]
-        if self.track_ids is not None:
+        if self.track_ids is not None and self.track_ids[i] != UNTRACKED:
             text = f"#{self.track_ids[i]} {text}"
         return text if self.scores is None else f"{text} {self.scores[i]:.2f}"
 
@@ -195,7 +199,7 @@ class Result:
                 row |= zip(sides, self.boxes[i].tolist(), strict=True)
             if self.masks is not None:
                 row["pixels"] = int(self.masks[i].sum())
-            if self.track_ids is not None:
+            if self.track_ids is not None and self.track_ids[i] != UNTRACKED:
                 row["track_id"] = int(self.track_ids[i])
             if self.semantic is not None:
                 row["pixels"] = int(np.sum(self.semantic == label))
@@ -236,7 +240,7 @@ class Result:
                 annotation["area"] = int(mask.sum())
                 code = sv.mask_to_rle(mask, compressed=True)
                 annotation["segmentation"] = {"size": list(mask.shape), "counts": code}
-            if found.tracker_id is not None:
+            if found.tracker_id is not None and found.tracker_id[i] != UNTRACKED:
                 annotation["track_id"] = int(found.tracker_id[i])
             annotations.append(annotation)
         return annotations

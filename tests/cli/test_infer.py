@@ -216,11 +216,11 @@ class Interrupted:
     def __getattr__(self, name: str):
         return getattr(self.predictor, name)
 
-    def __call__(self, images, batch_size):
+    def __call__(self, images, **options):
         self.calls += 1
         if self.calls == 2:
             raise self.error
-        return self.predictor(images, batch_size)
+        return self.predictor(images, **options)
 
 
 class Camera:

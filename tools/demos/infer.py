@@ -55,6 +55,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1.0,
         help="size of the drawn images relative to the input's (default: 1)",
     )
+    parser.add_argument(
+        "--slice",
+        type=whole_number(1),
+        metavar="N",
+        help="predict for large images in tiles of NxN pixels, and join what is found",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=number_between(0.05, 0.9),
+        default=0.2,
+        metavar="PART",
+        help="of neighboring tiles, relative to their side (default: 0.2)",
+    )
+    parser.add_argument(
+        "--track", action="store_true", help="number the objects of a detector through each video"
+    )
     return parse_model(parser, argv)
 
 
@@ -75,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.color_by,
         args.scale,
         Console(),
+        args.slice,
+        args.overlap,
+        args.track,
     )
     print("\n".join(lines))
     inference.report(problems)
