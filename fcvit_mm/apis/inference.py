@@ -173,10 +173,12 @@ def _check_tracking(predictor: Predictor, sources: Sequence[Source]) -> None:
                           f"model for {predictor.task}")  # fmt: skip
     if not any(source.moving for source in sources):
         raise ConfigError("--track follows objects through a video; none of the inputs is one")
+    # now, not at the first video, where its package is missing
+    Tracker()
 
 
 def _predict_all(
-    predict: Callable[[list[np.ndarray]], list[Result]], frames: Iterator[Frame], batch_size: int
+    predict: Callable[..., Any], frames: Iterator[Frame], batch_size: int
 ) -> Iterator[tuple[Frame, Result]]:
     while batch := list(islice(frames, batch_size)):
         yield from zip(batch, predict([frame.image for frame in batch]), strict=True)

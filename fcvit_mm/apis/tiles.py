@@ -3,7 +3,7 @@
 The tiles overlap. An object that a border cuts is found in part by several tiles, and whether two
 parts are of one object shows where both tiles look: there they cover the same pixels. Non-maximum
 merging, which compares whole parts instead, leaves a long object in pieces, since these have little
-in common, and joins a small object with a large one beside it.
+in common, and joins a small object with a large one next to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,10 +67,11 @@ def predict(
         raise ConfigError(f"the size of tiles is {size}, not at least 1")
     if not 0 < overlap < 1:
         raise ConfigError(f"the overlap of tiles is {overlap}, not between 0 and 1")
-    tiles = cut(*image.shape[:2], size, overlap)
+    height, width = image.shape[:2]
+    tiles = cut(height, width, size, overlap)
     found = _predict_each(predictor, image, tiles, batch_size)
     if predictor.task == "segmentation":
-        semantic = _decide(predictor.model, found, image.shape[:2])
+        semantic = _decide(predictor.model, found, (height, width))
         return Result(image, predictor.classes, predictor.palette, semantic=semantic)
     parts = []
     for (left, top, right, bottom), sample in found:
@@ -164,10 +165,12 @@ def _links(
         rows, columns = np.flatnonzero(origin == a), np.flatnonzero(origin == b)
         shared = (int(left), int(top), int(right), int(bottom))
         if parts[a].masks is None:
-            least, most = shared[:2] * 2, shared[2:] * 2
-            agreement = sv.box_iou_batch(*(boxes[k].clip(least, most) for k in (rows, columns)))
+            boxes_a, boxes_b = (boxes[k].clip(shared[:2] * 2, shared[2:] * 2)
+                                for k in (rows, columns))  # fmt: skip
+            agreement = sv.box_iou_batch(boxes_a, boxes_b)
         else:
-            agreement = sv.mask_iou_batch(*(_crop(tiles[t], parts[t], shared) for t in (a, b)))
+            masks_a, masks_b = (_crop(tiles[t], parts[t], shared) for t in (a, b))
+            agreement = sv.mask_iou_batch(masks_a, masks_b)
         agreement = agreement * (labels[rows, None] == labels[columns])
         for i, j in np.argwhere(agreement >= AGREEMENT):
             pair = int(rows[i]), int(columns[j])

@@ -11,6 +11,8 @@ from .result import UNTRACKED, Result
 
 # Least score of what continues a track, as in ByteTrack's paper (https://arxiv.org/abs/2110.06864).
 LEAST_SCORE = 0.1
+# Intersection over union of boxes from which on they are of one object, whatever their classes.
+SAME_PLACE = 0.6
 # Frames per second where a video does not say, such as a webcam's.
 USUAL_RATE = 30.0
 
@@ -20,7 +22,8 @@ class Tracker:
 
     One tracker is for one video, whose frames it gets in their order. A detection that scores at
     least `threshold` begins a track; those that score less, from 0.1 on, only continue one. A track
-    that finds nothing for a second ends. Classes don't matter.
+    that finds nothing for a second ends. Of boxes that cover the same place, whatever their
+    classes, the best is followed.
 
     Args:
         threshold: least score, 0 to 1, of what begins a track.
@@ -55,8 +58,9 @@ class Tracker:
         rows = np.flatnonzero(scores >= LEAST_SCORE)
         boxes = np.asarray(result.boxes)[rows]
         found = sv.Detections(boxes, confidence=scores[rows], data={"row": rows})
-        found = self._tracker.update(found)
+        # an object that goes by two names would change its number with the better one
+        found = self._tracker.update(found.with_nms(SAME_PLACE, class_agnostic=True))
         ids = np.full(len(scores), UNTRACKED, np.int64)
         if len(found):
-            ids[np.asarray(found.data["row"])] = found.tracker_id
+            ids[np.asarray(found.data["row"])] = np.asarray(found.tracker_id)
         return replace(result, track_ids=ids)

@@ -1,5 +1,7 @@
 """Large images tile by tile: how they are cut, and that what tiles find in part becomes whole."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -71,8 +73,8 @@ def test_tiles_cover_the_image_and_overlap(height, width, size, overlap):
 )
 def test_an_object_is_found_once_and_whole(rectangles, masks):
     cut = tiles.cut(400, 600, SIZE, 0.2)
-    result = tiles.join(IMAGE, cut, [find(rectangles, tile, masks) for tile in cut])
-    expected = find(rectangles, (0, 0, 600, 400), masks)
+    result: Any = tiles.join(IMAGE, cut, [find(rectangles, tile, masks) for tile in cut])
+    expected: Any = find(rectangles, (0, 0, 600, 400), masks)
     assert result.image is IMAGE
     assert np.array_equal(result.boxes, expected.boxes)
     assert np.array_equal(result.scores, expected.scores)
@@ -105,7 +107,7 @@ def test_each_tile_is_predicted_as_an_image(predictors):
     result = predictor(image, slice=64, overlap=0.5, batch_size=2, threshold=0.3)
     cut = [(0, 0, 64, 64), (32, 0, 96, 64)]
     parts = [predictor(image[:, left:right]).select(0.3) for left, _, right, _ in cut]
-    expected = tiles.join(image, cut, parts)
+    expected: Any = tiles.join(image, cut, parts)
     assert len(expected) and result.scores.min() >= 0.3
     np.testing.assert_allclose(result.boxes, expected.boxes, atol=1e-2)
     np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
@@ -128,22 +130,20 @@ def test_threshold_without_tiles(predictors):
 @pytest.mark.parametrize("channels", [5, 1], ids=["five classes", "binary"])
 def test_segmentors_slide_as_mmsegmentation_does(weights, channels, tmp_path):
     """Where the pipeline does not resize, tiles are the windows of `mode='slide'`."""
-    options = {"model.test_cfg.mode": "slide", "model.test_cfg.crop_size": (64, 64),
+    options: dict[str, Any] = {"model.test_cfg.mode": "slide", "model.test_cfg.crop_size": (64, 64),
                "model.test_cfg.stride": (48, 48)}  # fmt: skip
     checkpoint = weights["mmseg"]
     if channels == 1:
         options |= {"model.decode_head.num_classes": 2, "model.decode_head.out_channels": 1}
         content = torch.load(checkpoint, weights_only=True)
-        for name in ("weight", "bias"):
-            content["state_dict"][f"decode_head.conv_seg.{name}"] = (
-                content["state_dict"][f"decode_head.conv_seg.{name}"][:1] * 10
-            )
+        for name in ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias"):
+            content["state_dict"][name] = content["state_dict"][name][:1]
         content["meta"]["dataset_meta"] = {"classes": ("ground", "thing")}
         checkpoint = str(tmp_path / "binary.pth")
         torch.save(content, checkpoint)
     image = make_image(0, 150, 100)[..., ::-1]
     sliding = Predictor(load_config(str(CONFIGS["mmseg"]), options), checkpoint)
-    expected = sliding(image).semantic
+    expected = np.asarray(sliding(image).semantic)
     options["model.test_cfg.mode"] = "whole"
     whole = Predictor(load_config(str(CONFIGS["mmseg"]), options), checkpoint)
     semantic = whole(image, slice=64, overlap=0.25).semantic
