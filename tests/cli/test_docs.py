@@ -183,13 +183,15 @@ def test_the_page_on_python_is_true(trained):
     Path("parts.py").write_text(f"_base_ = 'fcvit_mm::detection/{config.name}'\n")
     Image.fromarray(make_image(0)).save("photograph.jpg")
     clip = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
-    clip.write(make_image(0))
+    for _ in range(2):
+        clip.write(make_image(0))
     clip.release()
     scope: dict = {}
     for block in PYTHON:
         if block.page == "docs/python.md":
             exec(block.text, scope)
     assert len(scope["large"]) and scope["large"].scores.min() >= 0.3
+    assert scope["followed"].track_ids.max() >= 0
     assert scope["predictor"].classes == ("bolt", "nut", "washer", "pin")
     assert [result.image.shape for result in scope["results"]] == [(48, 64, 3)] * 3
     assert read("drawn.png").shape == (48, 64, 3)
