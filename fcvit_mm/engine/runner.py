@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ..utils.config import adapt, drop_pretrained
 from ..utils.errors import CheckpointError, first_line, name_failure
+from ..utils.options import drop_training_options
 from . import resume
 from .dist import read_timeout, start_distributed
 from .failures import naming_dead_workers, naming_full_disk, naming_lost_processes
@@ -72,6 +73,7 @@ def test(cfg: Config, checked: bool = False) -> dict[str, float]:
     changes = prepare(cfg, training=False, checked=checked)
     for key in TRAINING:
         cfg.pop(key, None)
+    drop_training_options(cfg)
     runner = _build(cfg, changes)
     with showing_progress(runner), naming_lost_processes(), naming_dead_workers():
         return runner.test()

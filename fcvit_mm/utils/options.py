@@ -75,7 +75,27 @@ def stop_early(cfg: Config, patience: int) -> None:
         patience=patience,
         min_delta=LEAST_GAIN,
     )
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
+    # the config of an earlier training may have another
+    cfg.custom_hooks = [*_other_hooks(cfg), hook]
+
+
+def drop_training_options(cfg: Config) -> None:
+    """Take out of a training's config what `--logger` and `--patience` put in, for a test.
+
+    MMEngine would begin an empty run of each logger, and refuses to stop what it does not train.
+    """
+    if visualizer := cfg.get("visualizer"):
+        visualizer.vis_backends = [
+            backend
+            for backend in visualizer.get("vis_backends") or []
+            if backend.get("type") not in LOGGERS.values()
+        ]
+    cfg.custom_hooks = _other_hooks(cfg)
+
+
+def _other_hooks(cfg: Config) -> list[dict]:
+    hooks = cfg.get("custom_hooks") or []
+    return [hook for hook in hooks if hook.get("type") != "EarlyStoppingHook"]
 
 
 def list_classes(cfg: Config) -> None:

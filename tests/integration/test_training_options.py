@@ -6,7 +6,7 @@ import pytest
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from helpers.tools import CONFIGS, load_tool
+from helpers.tools import CONFIGS, TEST, load_tool
 from helpers.trainings import NO_WORKERS
 
 SMALLEST = "dict(_delete_=True, layers=(1,)*4, dims=(8,16,16,32), mlp_ratios=(2,)*4)"
@@ -29,7 +29,9 @@ class FixedScores(BaseMetric):
 
 
 @pytest.mark.official
-def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch, tmp_path, capfd):
+def test_a_training_with_patience_a_seed_and_a_logger(
+    tool, example_data, monkeypatch, tmp_path, capfd
+):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(example_data)
@@ -64,3 +66,8 @@ def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch,
     losses = [event.value for event in written.Scalars("loss")]
     printed = [float(loss) for loss in re.findall(r"Iter\(train\).* loss: (\d+\.\d+)", said)]
     assert losses == pytest.approx(printed, abs=1e-4) and len(losses) == 4
+
+    # the work directory's config has logger and patience, which are nothing for a test
+    result = tool("test.py", tmp_path, "--cfg-options", *TEST)
+    assert result.returncode == 0 and "mIoU: " in result.stdout, result.stderr[-3000:]
+    assert [*tmp_path.rglob("events.out.tfevents.*")] == [file]

@@ -6,7 +6,13 @@ from fcvit_mm.engine.preflight import check_settings
 from fcvit_mm.utils import cli
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
-from fcvit_mm.utils.options import LOGGERS, add_loggers, list_classes, stop_early
+from fcvit_mm.utils.options import (
+    LOGGERS,
+    add_loggers,
+    drop_training_options,
+    list_classes,
+    stop_early,
+)
 from helpers.tools import CONFIGS
 
 DETECTION, SEGMENTATION = str(CONFIGS["mask_rcnn"]), str(CONFIGS["semantic_fpn"])
@@ -28,6 +34,9 @@ def test_loggers_come_behind_those_of_the_config(monkeypatch):
     assert cfg.visualizer.vis_backends[2].tracking_uri.endswith("tiny_shapes/mlflow.db")
     # nobody else's list has grown
     assert len(load_config(DETECTION).vis_backends) == len(cfg.vis_backends) == 1
+    # a test, for which they would begin an empty run, may not even have them installed
+    drop_training_options(cfg)
+    assert cfg.visualizer.vis_backends == [dict(type="LocalVisBackend")]
 
 
 def test_mlflow_writes_to_the_server_of_its_environment_variable(monkeypatch):
@@ -63,6 +72,7 @@ def test_patience_watches_the_metric_of_the_best_checkpoint(settings, monitor, r
     cfg = load_config(DETECTION)
     cfg.default_hooks.checkpoint.update(settings)
     before = len(cfg.custom_hooks)
+    stop_early(cfg, 5)
     stop_early(cfg, 3)
     hook = cfg.custom_hooks[-1]
     assert len(cfg.custom_hooks) == before + 1 and hook.type == "EarlyStoppingHook"
