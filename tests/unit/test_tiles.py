@@ -99,6 +99,16 @@ def test_of_doubtful_parts_the_surest_are_joined(masks):
     ]  # fmt: skip
 
 
+def test_box_and_mask_are_the_union_of_parts_that_differ():
+    cut = [(0, 0, 200, 200), (160, 0, 360, 200)]
+    parts = [find([(100, 50, 250, 100)], cut[0]), find([(100, 54, 250, 104)], cut[1])]
+    result: Any = tiles.join(IMAGE, cut, parts)
+    assert result.boxes.tolist() == [[100, 50, 250, 104]]
+    expected = np.zeros((1, 400, 600), bool)
+    expected[:, 50:100, 100:200] = expected[:, 54:104, 160:250] = True
+    assert np.array_equal(result.masks, expected)
+
+
 # ------------------------------------------------------------------------------ through a model
 
 
