@@ -84,10 +84,10 @@ def test_every_order_of_arguments_means_the_same(folder, capsys):
         assert (args.checkpoint, args.inputs) == expected
         assert ("checkpoint: " in capsys.readouterr().err) == (args.checkpoint == found)
     file = parser(("out", None))
-    for words, expected in (("{d} a.onnx", found), ("{d} b.pth a.onnx", "b.pth"),
-                            ("a.py b.pth a.onnx", "b.pth")):  # fmt: skip
+    for words, checkpoint in (("{d} a.onnx", found), ("{d} b.pth a.onnx", "b.pth"),
+                              ("a.py b.pth a.onnx", "b.pth")):  # fmt: skip
         args = parse_model(file, words.format(d=folder).split())
-        assert (args.checkpoint, args.out) == (expected, "a.onnx")
+        assert (args.checkpoint, args.out) == (checkpoint, "a.onnx")
 
 
 @pytest.mark.parametrize("words", ["a.py", "a.py --device cpu"])
