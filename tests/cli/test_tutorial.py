@@ -69,7 +69,7 @@ def test_the_tutorial_goes_from_photographs_to_an_exported_model(clone, capsys):
     detections = json.loads((folder / "infer/detections.json").read_text())
     assert [one["name"] for one in detections["categories"]] == ["cat", "cup", "person", "rocket"]
     assert len(detections["images"]) == 6 and Path("photographs.onnx").stat().st_size > 1e6
-    assert capsys.readouterr().out.splitlines()[-1].startswith("photographs.onnx: largest")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("saved photographs.onnx: ")
 
     test, matrix, app = LATER
     run(test)
