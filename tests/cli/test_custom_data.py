@@ -70,14 +70,14 @@ def directory(tmp_path_factory) -> Path:
 
 def run(directory: Path, command: str, options: list[str]) -> subprocess.CompletedProcess:
     """Run a command of the page with further --cfg-options."""
-    python, *words = shlex.split(command)
-    assert python == "python"
+    program, *words = shlex.split(command)
+    assert program == "fcvit"
     flag = [] if "--cfg-options" in words else ["--cfg-options"]
-    return warm.run([*words, *flag, *options], directory)
+    return warm.run(["-m", "fcvit_mm", *words, *flag, *options], directory)
 
 
 def commands(tool: str, config: str) -> list[str]:
-    return [line for line in COMMANDS if line.startswith(f"python -m fcvit_mm {tool} {config}")]
+    return [line for line in COMMANDS if line.startswith(f"fcvit {tool} {config}")]
 
 
 def test_the_page_has_all_that_is_tested():
@@ -91,7 +91,7 @@ def test_the_page_has_all_that_is_tested():
 def test_what_a_labeling_tool_wrote_is_converted(tmp_path):
     (command,) = [line for line in COMMANDS if " convert_data " in line]
     photographs.arrange("labelme", tmp_path / "labeled")
-    result = warm.run(shlex.split(command)[1:], tmp_path)
+    result = warm.run(["-m", "fcvit_mm", *shlex.split(command)[1:]], tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     written = tmp_path / "data/parts"
     assert len([*written.glob("images/train/*")]) == 5
