@@ -27,6 +27,7 @@ from .tracking import LEAST_SCORE, Tracker
 
 # Classes of an image that are noted.
 BEST = 5
+COLUMNS = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 INTERRUPTED = "interrupted: what was predicted before is written"
 
 
@@ -120,7 +121,6 @@ def run(
     Ctrl-C ends the reading, and what was predicted until then is written.
 
     Args:
-        predictor: of any task.
         batch_size: images that the model gets at once, if they have the same size.
         threshold: least score of a detection, 0 to 1.
         classes: names of those to show (default: all).
@@ -134,23 +134,18 @@ def run(
         (lines that say where results lie, a sentence for each source that could not be read).
 
     Raises:
-        ConfigError: an unknown class, `out` can't be written, or the model can't do what is asked
-            for.
+        ConfigError: an unknown class, an `out` that can't be written, or no task for `track`.
     """
     if track:
         _check_tracking(predictor, sources)
-    if predictor.task != "detection":
-        threshold = 0.0
+    threshold = threshold if predictor.task == "detection" else 0.0
     labels_of(predictor.classes, classes)
-    counts = [count_frames(source, max_frames) for source in sources]
     problems: list[str] = []
-    columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, disable=console is None)
+    progress = Progress(*COLUMNS, console=console, disable=console is None)
     with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
         results = Results(predictor, out, stack, color_by, scale)
-        total = None if None in counts else sum(filter(None, counts))
-        bar = progress.add_task("images", total=total)
+        bar = progress.add_task("images", total=_count(sources, max_frames))
         stream = _read_all(sources, max_frames, problems)
         least = min(LEAST_SCORE, threshold) if track else threshold
         predict = partial(
@@ -164,6 +159,12 @@ def run(
         except KeyboardInterrupt:
             problems.append(INTERRUPTED)
         return results.close(), problems
+
+
+def _count(sources: Sequence[Source], max_frames: int | None) -> int | None:
+    """Return the number of all images and frames; None if a source does not know its own."""
+    counts = [count_frames(source, max_frames) for source in sources]
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _check_tracking(predictor: Predictor, sources: Sequence[Source]) -> None:

@@ -181,8 +181,7 @@ def run(
     count = len(first + random + second)
     print(f"{count} trainings, {processes} at a time; logs: {folder}", flush=True)
     found: dict[tuple[str, str, int], Curve] = {}
-    # spawn: a fork of a process with threads may hang; a fresh process for each training, which
-    # leaves nothing behind for the next
+    # spawn, since a fork of a process with threads may hang; a fresh process for each training
     context = multiprocessing.get_context("spawn")
     # Ctrl-C reaches all processes; this one ends the others
     ignore = (signal.SIGINT, signal.SIG_IGN)

@@ -141,8 +141,7 @@ class FCViT(BaseModule):
             raise ValueError(f"layer_scale_init={layer_scale_init!r} must be a number")
         super().__init__(init_cfg)
 
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.strides = tuple(4 * 2**i for i in self.out_indices)
 
