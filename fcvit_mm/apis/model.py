@@ -96,6 +96,10 @@ def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
         name, values = str(key).lower(), (value,) if isinstance(value, str) else value
         if (name == "classes" and are_class_names(values)) or name == "palette":
             found.setdefault(name, values)
+    # which MMSegmentation draws for a dataset without a palette
+    drawn = np.random.RandomState(42).randint(0, 255, (len(found.get("classes", ())), 3)).tolist()
+    if np.array_equal(found.get("palette", []), drawn):
+        del found["palette"]
     if "classes" not in found:
         raise CheckpointError(
             f"neither the checkpoint nor {cfg.filename} names the classes; add "

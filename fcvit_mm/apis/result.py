@@ -19,7 +19,7 @@ Array = np.ndarray
 UNTRACKED = -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a model found in one image; arrays on the CPU, None where the task has no such thing.
 
@@ -100,6 +100,11 @@ class Result:
     def __len__(self) -> int:
         """Return the number of objects, of classes of a classifier, or of those in a label map."""
         return len(self._labels())
+
+    def __repr__(self) -> str:
+        """Return task, number of what was found, and size, without the arrays."""
+        height, width = self.image.shape[:2]
+        return f"Result({self.task}, {len(self)} found, {width}x{height})"
 
     def _labels(self) -> Array:
         """Return the labels; of a label map the classes that occur, the largest first."""

@@ -16,7 +16,7 @@ from ..visualization.images import IMAGES
 
 LAYOUT = (
     "docs/custom_data.md shows the layout, and fcvit convert_data makes it of Pascal VOC, YOLO, "
-    "LabelMe and of other exports in COCO's format"
+    "LabelMe and of other exports in COCO's format (with --label-maps for segmentation)"
 )
 # The class that label maps of `fcvit convert_data` have where there is no object.
 BACKGROUND = "background"

@@ -48,6 +48,10 @@ def train(cfg: Config, checked: bool = False, remedy: str = "--resume") -> Runne
     start_distributed(cfg)
     changes = prepare(cfg, training=True, checked=checked)
     runner = _build(cfg, changes)
+    for hook in runner.hooks:
+        # else a first evaluation that finds nothing would stay the best
+        if getattr(hook, "rules", None) == ["greater"]:
+            runner.message_hub.update_info("best_score", 0.0)
     stop = StopHook(resume.folder(cfg) / resume.STOPPED, remedy, read_timeout(cfg))
     runner.register_hook(stop)
     with (

@@ -1,6 +1,7 @@
 """Options of a training, by what they write: --logger, --patience, --seed."""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from mmengine.evaluator import BaseMetric
@@ -11,16 +12,31 @@ from helpers.tools import CONFIGS, TEST, load_tool
 from helpers.trainings import NO_WORKERS
 
 SMALLEST = "dict(_delete_=True, layers=(1,)*4, dims=(8,16,16,32), mlp_ratios=(2,)*4)"
-SCORES = [0.3, 0.4, 0.4, 0.4, 0.5]
+SCORES = (0.3, 0.4, 0.4, 0.4, 0.5)
+
+
+OPTIONS = [
+    "train_cfg.max_iters=5",
+    "train_cfg.val_interval=1",
+    "default_hooks.logger.interval=1",
+    "default_hooks.checkpoint.interval=5",
+    "model.data_preprocessor.size=(64,64)",
+    f"model.backbone.arch={SMALLEST}",
+    "model.neck.in_channels=[8,16,16,32]",
+    "train_dataloader.batch_size=2",
+    "val_dataloader.num_workers=0",
+    "val_dataloader.persistent_workers=False",
+    "val_evaluator=dict(_delete_=True, type='FixedScores')",
+]
 
 
 @METRICS.register_module()
 class FixedScores(BaseMetric):
     """Gives one score after the other, whatever the model predicts."""
 
-    def __init__(self) -> None:
+    def __init__(self, scores: Sequence[float] = SCORES) -> None:
         super().__init__()
-        self.left = [*SCORES]
+        self.left = [*scores]
 
     def process(self, data_batch, data_samples) -> None:
         self.results.append(None)
@@ -34,22 +50,9 @@ def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch,
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(example_data)
-    options = [
-        "train_cfg.max_iters=5",
-        "train_cfg.val_interval=1",
-        "default_hooks.logger.interval=1",
-        "default_hooks.checkpoint.interval=5",
-        "model.data_preprocessor.size=(64,64)",
-        f"model.backbone.arch={SMALLEST}",
-        "model.neck.in_channels=[8,16,16,32]",
-        "train_dataloader.batch_size=2",
-        "val_dataloader.num_workers=0",
-        "val_dataloader.persistent_workers=False",
-        "val_evaluator=dict(_delete_=True, type='FixedScores')",
-    ]
     load_tool("train").main(
         [str(CONFIGS["semantic_fpn"]), "--work-dir", str(tmp_path), "--patience", "2", "--seed",
-         "17", "--logger", "tensorboard", "--cfg-options", *options, *NO_WORKERS]
+         "17", "--logger", "tensorboard", "--cfg-options", *OPTIONS, *NO_WORKERS]
     )  # fmt: skip
     said = capfd.readouterr().out
     # 0.4 is the best; it is only reached again after iterations 3 and 4
@@ -70,3 +73,18 @@ def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch,
     SegLocalVisualizer._instance_dict.clear()  # another process has none yet
     load_tool("test").main([str(tmp_path), "--cfg-options", *TEST])
     assert [*tmp_path.rglob("events.out.tfevents.*")] == [file]
+
+
+@pytest.mark.official
+def test_a_checkpoint_that_found_nothing_is_not_the_best(
+    example_data, monkeypatch, tmp_path, capfd
+):
+    monkeypatch.chdir(example_data)
+    options = ["train_cfg.max_iters=2", "default_hooks.checkpoint.interval=2",
+               "val_evaluator.scores=[0.0,0.0]"]  # fmt: skip
+    load_tool("train").main(
+        [str(CONFIGS["semantic_fpn"]), "--work-dir", str(tmp_path), "--cfg-options", *OPTIONS,
+         *NO_WORKERS, *options]
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_2.pth"]
+    assert "last checkpoint: " in capfd.readouterr().out

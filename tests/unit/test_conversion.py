@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from fcvit_mm.datasets.conversion import Dataset, convert
 from fcvit_mm.utils.cli import run_tool
-from fcvit_mm.utils.errors import DatasetError
+from fcvit_mm.utils.errors import ConfigError, DatasetError
 from helpers.photographs import BOXES, CLASSES, FOLDER, OUTLINES, Shape, arrange, drawn, write_copy
 from helpers.tools import load_tool
 
@@ -591,3 +591,31 @@ def test_the_tool_says_what_the_check_finds(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "error: " in printed.err and "1 kind of error" in printed.err
     assert "less than three points" in printed.out
+
+
+def test_a_rectangle_of_labelme_is_an_outline_where_other_files_have_polygons(tmp_path):
+    arrange("labelme", tmp_path / "labeled")
+    for path in (tmp_path / "labeled").rglob("chelsea.json"):
+        content = json.loads(path.read_text())
+        content["shapes"] = [
+            dict(label="cat", shape_type="rectangle", points=[[10, 20], [110, 70]])
+        ]
+        path.write_text(json.dumps(content))
+    dataset = convert(tmp_path / "labeled", tmp_path / "out")
+    assert dataset.has_outlines
+    found = [one for s in [s for v in dataset.splits.values() for s in v] for one in s.objects
+             if s.image.stem == "chelsea"]  # fmt: skip
+    ((_, one),) = found
+    assert one["segmentation"] == [[10, 20, 10, 70, 110, 70, 110, 20]]
+
+
+@pytest.mark.parametrize("label", [{}, {"label": ""}])
+def test_a_shape_without_a_label_is_named(tmp_path, label):
+    arrange("labelme", tmp_path / "labeled")
+    (path,) = (tmp_path / "labeled").rglob("chelsea.json")
+    content = json.loads(path.read_text())
+    del content["shapes"][0]["label"]
+    content["shapes"][0] |= label
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="chelsea.json .*shape 1 has no label"):
+        convert(tmp_path / "labeled", tmp_path / "out")

@@ -4,10 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import supervision as sv
+from mmengine.config import Config
+from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fcvit_mm.apis.model import with_palette
+from fcvit_mm.apis.model import _dataset_meta, with_palette
 from fcvit_mm.apis.result import Result, coco_content
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.draw import distinct_colors
@@ -252,3 +254,15 @@ def test_a_palette_is_used_where_it_has_a_color_per_class():
     for palette in (PALETTE, PALETTE[:1], None, "random", [(300, 0, 0), (0, 0, 0)]):
         found = with_palette(("a", "b"), palette)["palette"]
         assert np.array_equal(found, distinct_colors(2))
+
+
+def test_a_result_is_printed_in_a_line(label_map):
+    assert repr(detections((0, 0, 9, 9))) == "Result(detection, 1 found, 600x400)"
+    assert repr(label_map).startswith("Result(segmentation, 2 found, ")
+
+
+def test_colors_that_mmsegmentation_has_drawn_are_not_the_datasets_own():
+    meta = BaseSegDataset(metainfo=dict(classes=CLASSES), lazy_init=True).metainfo
+    assert len(meta["palette"]) == 3
+    found = _dataset_meta(Config(), {"meta": {"dataset_meta": meta}})
+    assert found == with_palette(CLASSES, None)

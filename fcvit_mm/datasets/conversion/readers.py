@@ -95,20 +95,25 @@ def _voc_sample(source: Source, path: Path, split: str | None) -> Sample:
 
 
 def _read_labelme(source: Source, files: list[Path]) -> Found:
-    return [], (_labelme_sample(source, path) for path in files)
+    # where there are polygons, rectangles are outlines, too, in whatever file
+    outlined = any('"polygon"' in path.read_text("utf-8-sig") for path in files)
+    return [], (_labelme_sample(source, path, outlined) for path in files)
 
 
-def _labelme_sample(source: Source, path: Path) -> Sample:
+def _labelme_sample(source: Source, path: Path, outlined: bool) -> Sample:
     content = json.loads(path.read_text("utf-8-sig"))
     image = source.find(path, str(content.get("imagePath") or path.stem), path.stem)
     size = image_size(image)
     check_size(path, image, size, [content.get("imageWidth"), content.get("imageHeight")])
     with reading(path):
+        for i, shape in enumerate(content["shapes"], 1):
+            if not str(shape.get("label") or "").strip():
+                raise DatasetError(f"shape {i} has no label; give it the name of a class")
         kinds = [shape["shape_type"] for shape in content["shapes"]]
         shapes = [s for s in content["shapes"] if s["shape_type"] in SUPPORTED_SHAPE_TYPES]
         names = sorted({str(shape["label"]) for shape in shapes})
         numbers = {name: i for i, name in enumerate(names)}
-        found = labelme_shapes_to_detections(shapes, numbers, size, "polygon" in kinds)
+        found = labelme_shapes_to_detections(shapes, numbers, size, outlined)
     for kind in kinds:
         if kind not in SUPPORTED_SHAPE_TYPES:
             what = "shapes other than polygons and rectangles, which are left out"
