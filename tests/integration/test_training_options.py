@@ -50,6 +50,7 @@ def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch,
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(example_data)
+    SegLocalVisualizer._instance_dict.clear()  # those of earlier tests have no logger
     load_tool("train").main(
         [str(CONFIGS["semantic_fpn"]), "--work-dir", str(tmp_path), "--patience", "2", "--seed",
          "17", "--logger", "tensorboard", "--cfg-options", *OPTIONS, *NO_WORKERS]
