@@ -178,6 +178,7 @@ def test_the_console_has_a_few_lines_of_what_the_log_has(
     for verbose in (False, True):
         cfg = load_config(EMA, SHORT, str(tmp_path / str(verbose)), verbose=verbose)
         make_smallest(cfg.model)
+        cfg.experiment_name = f"verbose {verbose}"  # or it may be the other's, by the second
         capsys.readouterr()
         runner = engine.build_runner(cfg)
         said = capsys.readouterr().out

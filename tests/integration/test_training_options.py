@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from mmseg.visualization import SegLocalVisualizer
 
@@ -45,12 +46,18 @@ class FixedScores(BaseMetric):
         return {"mIoU": self.left.pop(0)}
 
 
+@pytest.fixture(autouse=True)
+def fresh_instances() -> None:
+    """Forget what earlier runs have left to MMEngine, which finds it by name and second."""
+    for kind in (MMLogger, SegLocalVisualizer):
+        kind._instance_dict.clear()
+
+
 @pytest.mark.official
 def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch, tmp_path, capfd):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(example_data)
-    SegLocalVisualizer._instance_dict.clear()  # those of earlier tests have no logger
     load_tool("train").main(
         [str(CONFIGS["semantic_fpn"]), "--work-dir", str(tmp_path), "--patience", "2", "--seed",
          "17", "--logger", "tensorboard", "--cfg-options", *OPTIONS, *NO_WORKERS]
