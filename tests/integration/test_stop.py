@@ -1,5 +1,6 @@
 """Trainings that Ctrl-C or SIGTERM ends, and processes that hang or never come."""
 
+import logging
 import os
 import re
 import signal
@@ -168,6 +169,7 @@ def test_several_processes_have_their_data_checked_once(example_data, tmp_path, 
     monkeypatch.setattr(
         engine_launch, "run", lambda args: load_tool("train").main(args.training_script_args)
     )
+    monkeypatch.setattr(logging, "disable", lambda: None)  # it would last for other tests
     with pytest.raises(SystemExit):
         script = [str(ROOT / "tools/train.py"), str(SEGMENTATION)]
         engine_launch.main(
