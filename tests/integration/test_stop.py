@@ -216,11 +216,12 @@ def test_ctrl_c_ends_dist_train(example_data, tmp_path):
         training = subprocess.Popen(
             [*map(str, command), "--cfg-options", *options],
             cwd=example_data,
-            env={**os.environ, "PYTHON": sys.executable, "ON_CPU": "1", "PORT": str(free_port())},
+            env={**os.environ, "PYTHON": sys.executable, "ON_CPU": "1", "PORT": str(free_port()),
+                 "TORCH_HOME": str(tmp_path)},  # no note of other tests' checks
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        )  # fmt: skip
     while not (work_dir / "iter_2.pth").exists():
         assert training.poll() is None, output.read_text()[-3000:]
         time.sleep(0.1)
