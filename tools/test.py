@@ -13,8 +13,8 @@ from fcvit_mm.utils.cli import (
     parse_model,
     run_tool,
 )
-from fcvit_mm.utils.config import dump_predictions, enable_tta, load_config
-from fcvit_mm.utils.options import list_classes
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.options import dump_predictions, enable_tta, list_classes
 
 from mmengine.dist import is_main_process
 

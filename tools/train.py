@@ -6,8 +6,15 @@ from collections.abc import Sequence
 
 from fcvit_mm import engine
 from fcvit_mm.utils.cli import add_common_arguments, add_config, run_tool, whole_number
-from fcvit_mm.utils.config import enable_amp, enable_auto_scale_lr, load_config, start_from_scratch
-from fcvit_mm.utils.options import LOGGERS, add_loggers, stop_early
+from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.options import (
+    LOGGERS,
+    add_loggers,
+    enable_amp,
+    enable_auto_scale_lr,
+    start_from_scratch,
+    stop_early,
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

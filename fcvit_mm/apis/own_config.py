@@ -8,8 +8,8 @@ import torch
 
 from ..datasets.own_data import OwnData
 from ..models.arch import get_arch
-from ..utils.config import SCRATCH_LAYER_SCALE
 from ..utils.errors import ConfigError
+from ..utils.options import SCRATCH_LAYER_SCALE
 
 # Longest size of images by default, in pixels: with a GPU, and without.
 SIZES = {"detection": (640, 320), "segmentation": (512, 256), "classification": (224, 224)}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine import registry
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -42,8 +42,6 @@ UNTYPED: dict[str, list[Any]] = {
 ALIKE = 0.8
 # The tasks of a config, by its default_scope.
 TASKS = {"mmdet": "detection", "mmseg": "segmentation", "mmpretrain": "classification"}
-# Initial value of the layer scales of a backbone that starts from random weights.
-SCRATCH_LAYER_SCALE = 0.1
 # In a label map: no class, as OpenMMLab's datasets mark pixels to ignore.
 IGNORED = 255
 
@@ -247,55 +245,6 @@ def _replace(node: Any, old: Any, new: Any) -> bool:
             else:
                 replaced |= _replace(value, old, new)
     return replaced
-
-
-def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision (`--amp`); refuse it where there is no GPU."""
-    if not torch.cuda.is_available():
-        raise ConfigError("--amp needs a GPU, and this machine has none; leave it out")
-    if not cfg.get("optim_wrapper"):
-        raise ConfigError(f"--amp: {cfg.filename} has no optim_wrapper; add it")
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
-    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-
-
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate to the actual batch size (`--auto-scale-lr`)."""
-    if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
-        raise ConfigError(
-            f"--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size; add it"
-        )
-    cfg.auto_scale_lr.enable = True
-
-
-def start_from_scratch(cfg: Config) -> None:
-    """Train from random weights (`--from-scratch`), with layer scales at which they learn.
-
-    With the published 1e-6 each block begins as the identity, and a few hundred iterations change
-    little in that.
-    """
-    backbones = [node for _, node in iter_config_dicts(cfg.model) if node.get("type") == "FCViT"]
-    if not backbones:
-        raise ConfigError(f"--from-scratch: {cfg.filename} has no FCViT; leave it out")
-    for node in backbones:
-        node["init_cfg"], node["layer_scale_init"] = None, SCRATCH_LAYER_SCALE
-    cfg.load_from = None
-
-
-def enable_tta(cfg: Config) -> None:
-    """Test with test-time augmentation (`--tta`): wrap the model, and replace the pipeline."""
-    if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
-        raise ConfigError(f"--tta: {cfg.filename} has no tta_model and tta_pipeline; add both")
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-
-
-def dump_predictions(cfg: Config, filename: Path) -> None:
-    """Have a test write its predictions to a .pkl file as OpenMMLab does (`--out`)."""
-    metric = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
-    given = cfg.test_evaluator
-    evaluators = given if isinstance(given, list | tuple) else [given]
-    cfg.test_evaluator = [*evaluators, dict(type=metric, out_file_path=str(filename))]
 
 
 def adapt(cfg: Config) -> list[str]:

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+import torch
+from mmengine.config import Config, ConfigDict
 
 from .cli import require
+from .config import iter_config_dicts
 from .errors import ConfigError
 
 # MMEngine's writers of losses and metrics, by the package that each needs.
@@ -18,8 +20,59 @@ LOGGERS = {
 }
 # MMDetection's metrics with a table of classes.
 COCO_METRICS = ("CocoMetric", "FasterCocoMetric")
+# Initial value of the layer scales of a backbone that starts from random weights.
+SCRATCH_LAYER_SCALE = 0.1
 # Below the last digit of every metric, so that any gain counts and none does not.
 LEAST_GAIN = 1e-4
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision (`--amp`); refuse it where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError("--amp needs a GPU, and this machine has none; leave it out")
+    if not cfg.get("optim_wrapper"):
+        raise ConfigError(f"--amp: {cfg.filename} has no optim_wrapper; add it")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate to the actual batch size (`--auto-scale-lr`)."""
+    if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+        raise ConfigError(
+            f"--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size; add it"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def start_from_scratch(cfg: Config) -> None:
+    """Train from random weights (`--from-scratch`), with layer scales at which they learn.
+
+    With the published 1e-6 each block begins as the identity, and a few hundred iterations change
+    little in that.
+    """
+    backbones = [node for _, node in iter_config_dicts(cfg.model) if node.get("type") == "FCViT"]
+    if not backbones:
+        raise ConfigError(f"--from-scratch: {cfg.filename} has no FCViT; leave it out")
+    for node in backbones:
+        node["init_cfg"], node["layer_scale_init"] = None, SCRATCH_LAYER_SCALE
+    cfg.load_from = None
+
+
+def enable_tta(cfg: Config) -> None:
+    """Test with test-time augmentation (`--tta`): wrap the model, and replace the pipeline."""
+    if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
+        raise ConfigError(f"--tta: {cfg.filename} has no tta_model and tta_pipeline; add both")
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def dump_predictions(cfg: Config, filename: Path) -> None:
+    """Have a test write its predictions to a .pkl file as OpenMMLab does (`--out`)."""
+    metric = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+    given = cfg.test_evaluator
+    evaluators = given if isinstance(given, list | tuple) else [given]
+    cfg.test_evaluator = [*evaluators, dict(type=metric, out_file_path=str(filename))]
 
 
 def add_loggers(cfg: Config, names: Iterable[str]) -> None:

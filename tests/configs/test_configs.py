@@ -22,7 +22,8 @@ from torch.nn.functional import interpolate
 
 from fcvit_mm.engine.layer_decay import layer_ids
 from fcvit_mm.models.arch import get_arch
-from fcvit_mm.utils.config import adapt, enable_tta, iter_leaf_datasets
+from fcvit_mm.utils.config import adapt, iter_leaf_datasets
+from fcvit_mm.utils.options import enable_tta
 from helpers import DATA, ROOT
 from helpers.configs import differences
 from helpers.images import read as read_image

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fcvit_mm import engine, read_checkpoint
 from fcvit_mm.checkpoint import torch_file
-from fcvit_mm.utils.config import adapt, enable_tta, load_config
+from fcvit_mm.utils.config import adapt, load_config
+from fcvit_mm.utils.options import enable_tta
 from fcvit_mm.utils.work_dir import find
 from helpers import ROOT
 from helpers.models import make_smallest

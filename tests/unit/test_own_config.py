@@ -12,8 +12,9 @@ from PIL import Image
 
 from fcvit_mm.apis.own_config import Choices, make_plan
 from fcvit_mm.datasets.own_data import OwnData, look_at
-from fcvit_mm.utils.config import load_config, start_from_scratch
+from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.utils.options import start_from_scratch
 from helpers.tools import load_tool
 
 CLASSES = ("circle", "square", "triangle", "star")

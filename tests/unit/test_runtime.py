@@ -21,14 +21,9 @@ from fcvit_mm.engine import resume
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import check_files, check_settings, schedule_mismatch
 from fcvit_mm.models.weights import RELEASED_WEIGHTS
-from fcvit_mm.utils.config import (
-    adapt,
-    enable_amp,
-    iter_config_dicts,
-    load_config,
-    start_from_scratch,
-)
+from fcvit_mm.utils.config import adapt, iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.utils.options import enable_amp, start_from_scratch
 from helpers import ROOT
 
 DETECTION = str(ROOT / "configs/detection/mask_rcnn_fcvit_s12_coco.py")
