@@ -101,3 +101,4 @@ def run(
     draw_grid(folder / "predictions.png", meta, predictions, title)
     logs.plot([logs.read_run(folder)], ["loss", *demo.metrics], folder / "curves.png")
     print(f"  predictions: {folder / 'predictions.png'}\n  curves:      {folder / 'curves.png'}")
+    print(f"\nto try it on other images, in the browser: fcvit app {folder} --scale 4")
