@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
 
 from helpers import ROOT, warm
 from helpers.tools import free_port
@@ -27,6 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Spare the tests MMEngine's formatting of configs. Before xdist starts its processes: at the first
 # import yapf writes a cache, which another process may read half-written.
 warm.leave_configs_unformatted()
+warm.read_configs_once()
 
 Tool = Callable[..., subprocess.CompletedProcess]
 
@@ -39,6 +42,13 @@ def imports_uncollected() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def own_instances() -> None:
+    """Forget other tests' loggers, scalars and visualizers, which MMEngine finds by the second."""
+    for managed in (MMLogger, MessageHub, Visualizer):
+        managed._instance_dict.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ _base_ = [
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=4), mask_head=dict(num_classes=4)))
 
-# shorter than the other examples: the demonstration takes 5 to 6 minutes on two CPU cores
+# shorter than the other examples: the demonstration takes less than 5 minutes on two CPU cores
 max_iters = 330
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=17),

@@ -60,7 +60,7 @@ def test_demo(options: list[str], figures: str, products: list[str], tmp_path: P
     (command,) = re.findall("to test it: fcvit test (.*)", done.stdout)
     config, weights = work_dir.find(ROOT / command)
     assert load_config(str(config)) and weights.is_file()
-    ending = lines[-7:]
+    ending = lines[-9:]
     assert [line for line in ending if re.fullmatch(rf"{figures} on \d+ held-out .*", line)]
     named = dict(line.strip().split(": ") for line in ending if ".png" in line)
     assert [*named] == products

@@ -5,6 +5,7 @@ tests run do little besides. Apart from that, a process of `start` is like one o
 has its own working directory, environment, output and exit status, and can be killed.
 """
 
+import copy
 import gc
 import multiprocessing
 import os
@@ -19,6 +20,9 @@ from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from mmengine.config import Config
 
 from helpers import ROOT
 
@@ -55,6 +59,23 @@ def leave_configs_unformatted() -> None:
     """
     for name in ("yapf.yapflib.yapf_api", "mmengine.config.config"):
         vars(import_module(name))["FormatCode"] = lambda text, **_: (text, True)
+
+
+def read_configs_once() -> None:
+    """Have MMEngine parse a file of configs/ once per process, not for each config based on it."""
+    parse = Config._file2dict
+    parsed: dict[tuple, tuple] = {}
+
+    def _file2dict(filename: str, *args: Any, **kwargs: Any) -> tuple:
+        path = Path(filename).resolve()
+        if not path.is_relative_to(ROOT / "configs"):
+            return parse(filename, *args, **kwargs)
+        key = (path, args, *kwargs.items())
+        if key not in parsed:
+            parsed[key] = parse(filename, *args, **kwargs)
+        return copy.deepcopy(parsed[key])
+
+    Config._file2dict = staticmethod(_file2dict)
 
 
 def _run(

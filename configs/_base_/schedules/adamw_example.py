@@ -2,7 +2,7 @@
 max_iters = 500
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
