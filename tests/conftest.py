@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.visualization import Visualizer
 
 from helpers import ROOT, warm
 from helpers.tools import free_port
@@ -47,8 +45,11 @@ def imports_uncollected() -> None:
 @pytest.fixture(autouse=True)
 def own_instances() -> None:
     """Forget other tests' loggers, scalars and visualizers, which MMEngine finds by the second."""
-    for managed in (MMLogger, MessageHub, Visualizer):
-        managed._instance_dict.clear()
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.visualization import Visualizer
+
+    for kind in (MMLogger, MessageHub, Visualizer, *Visualizer.__subclasses__()):
+        kind._instance_dict.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

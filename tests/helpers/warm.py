@@ -22,8 +22,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmengine.config import Config
-
 from helpers import ROOT
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -63,7 +61,8 @@ def leave_configs_unformatted() -> None:
 
 def read_configs_once() -> None:
     """Have MMEngine parse a file of configs/ once per process, not for each config based on it."""
-    parse = Config._file2dict
+    config = import_module("mmengine.config").Config
+    parse = config._file2dict
     parsed: dict[tuple, tuple] = {}
 
     def _file2dict(filename: str, *args: Any, **kwargs: Any) -> tuple:
@@ -75,7 +74,7 @@ def read_configs_once() -> None:
             parsed[key] = parse(filename, *args, **kwargs)
         return copy.deepcopy(parsed[key])
 
-    Config._file2dict = staticmethod(_file2dict)
+    config._file2dict = staticmethod(_file2dict)
 
 
 def _run(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pytest
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from mmseg.visualization import SegLocalVisualizer
 
@@ -44,13 +43,6 @@ class FixedScores(BaseMetric):
 
     def compute_metrics(self, results) -> dict[str, float]:
         return {"mIoU": self.left.pop(0)}
-
-
-@pytest.fixture(autouse=True)
-def fresh_instances() -> None:
-    """Forget what earlier runs have left to MMEngine, which finds it by name and second."""
-    for kind in (MMLogger, SegLocalVisualizer):
-        kind._instance_dict.clear()
 
 
 @pytest.mark.official
