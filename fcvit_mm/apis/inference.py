@@ -35,44 +35,65 @@ class Results:
     """Write everything below one folder, see `run`; `stack` holds the video that is open."""
 
     def __init__(
-        self, predictor: Predictor, out: Path, stack: ExitStack, color_by: str, scale: float
+        self,
+        predictor: Predictor,
+        out: Path,
+        stack: ExitStack,
+        color_by: str,
+        scale: float,
+        draw: bool = True,
     ) -> None:
         self.task, self.classes = predictor.task, predictor.classes
         self.out, self.stack = out, stack
-        self.color_by, self.scale = color_by, scale
+        self.color_by, self.scale, self.draw = color_by, scale, draw
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.source: Source | None = None
 
     def add(self, frame: Frame, result: Result) -> None:
-        """Write one image or frame; `result` holds what is to be shown."""
+        """Write one image or frame, and note it; `result` holds what is to be shown."""
+        self.write(frame, result)
+        image_id = len(self.images) + 1
+        image, annotations = self.note(frame, result, image_id, len(self.annotations) + 1)
+        self.images.append(image)
+        self.annotations += annotations
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Write the drawing and the label map of one image or frame."""
+        if self.draw:
+            self._write_drawn(frame, result)
+        if self.task == "segmentation":
+            self._write_labels(frame, result)
+
+    def note(
+        self, frame: Frame, result: Result, image_id: int, first_id: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the entry of an image or frame, and its annotations, from the id `first_id` on."""
+        height, width = frame.image.shape[:2]
+        image: dict[str, Any] = {
+            "id": image_id, "file_name": str(frame.source.path), "width": width, "height": height,
+        }  # fmt: skip
+        if frame.number is not None:
+            image["frame"] = frame.number
+        if self.task == "classification":
+            image["classes"] = result.to_table()[:BEST]
+        return image, result.to_coco(image_id, first_id) if self.task == "detection" else []
+
+    def _write_drawn(self, frame: Frame, result: Result) -> None:
+        """Write a drawing, of a video's frame into the video that is open."""
         source = frame.source
         drawn = result.draw(self.color_by, self.scale)[..., ::-1]
         path = self.out / "drawn" / source.name
         if not source.moving:
             write_image(path, drawn)
-        else:
-            if source is not self.source:
-                self.stack.close()
-                size = (drawn.shape[1], drawn.shape[0])
-                video = video_file(path.with_suffix(".mp4"), frame.rate, size)
-                self.video = self.stack.enter_context(video)
-                self.source = source
-            self.video.write(np.ascontiguousarray(drawn))
-        height, width = frame.image.shape[:2]
-        noted: dict[str, Any] = {
-            "id": len(self.images) + 1, "file_name": str(source.path),
-            "width": width, "height": height,
-        }  # fmt: skip
-        if frame.number is not None:
-            noted["frame"] = frame.number
-        self.images.append(noted)
-        if self.task == "detection":
-            self.annotations += result.to_coco(noted["id"], len(self.annotations) + 1)
-        elif self.task == "classification":
-            noted["classes"] = result.to_table()[:BEST]
-        else:
-            self._write_labels(frame, result)
+            return
+        if source is not self.source:
+            self.stack.close()
+            size = (drawn.shape[1], drawn.shape[0])
+            video = video_file(path.with_suffix(".mp4"), frame.rate, size)
+            self.video = self.stack.enter_context(video)
+            self.source = source
+        self.video.write(np.ascontiguousarray(drawn))
 
     def _write_labels(self, frame: Frame, result: Result) -> None:
         """Write a label map."""
@@ -86,17 +107,25 @@ class Results:
     def close(self) -> list[str]:
         """Finish what is open; return lines that say where results lie."""
         self.stack.close()
-        lines = [f"images: {self.out / 'drawn'}"]
-        if self.task == "segmentation":
-            return [*lines, f"label maps of {len(self.images)} images: {self.out / 'labels'}"]
         if self.task == "classification":
-            path = self.out / "classes.json"
-            write_json(path, {"images": self.images}, None)
-            return [*lines, f"classes of {len(self.images)} images: {path}"]
-        path = self.out / "detections.json"
-        write_json(path, coco_content(self.classes, self.images, self.annotations), None)
-        n = len(self.annotations)
-        return [*lines, f"{n} detections in {len(self.images)} images: {path}"]
+            write_json(self.path, {"images": self.images}, None)
+        elif self.task == "detection":
+            write_json(self.path, coco_content(self.classes, self.images, self.annotations), None)
+        return self.say(len(self.images), len(self.annotations))
+
+    @property
+    def path(self) -> Path:
+        """What holds the results of all images: a file, of a segmentor a folder."""
+        names = {"detection": "detections.json", "classification": "classes.json"}
+        return self.out / names.get(self.task, "labels")
+
+    def say(self, images: int, detections: int) -> list[str]:
+        """Return lines that say where results of so many images lie."""
+        lines = [f"images: {self.out / 'drawn'}"] if self.draw else []
+        if self.task == "detection":
+            return [*lines, f"{detections} detections in {images} images: {self.path}"]
+        what = "classes" if self.task == "classification" else "label maps"
+        return [*lines, f"{what} of {images} images: {self.path}"]
 
 
 def run(
@@ -113,6 +142,7 @@ def run(
     slice: int | None = None,
     overlap: float = 0.2,
     track: bool = False,
+    draw: bool = True,
 ) -> tuple[list[str], list[str]]:
     """Predict for all images and frames and write what was found below `out`.
 
@@ -125,7 +155,7 @@ def run(
         threshold: least score of a detection, 0 to 1.
         classes: names of those to show (default: all).
         max_frames: of each video.
-        color_by, scale: see `Result.draw`.
+        draw, color_by, scale: whether to write drawn/, and how, see `Result.draw`.
         console: for a progress bar.
         slice, overlap: see `Predictor`.
         track: whether to follow objects through each video.
@@ -144,14 +174,13 @@ def run(
     progress = Progress(*COLUMNS, console=console, disable=console is None)
     with writing(f"--out {out}"), ExitStack() as stack, progress:
         make_folder(out)
-        results = Results(predictor, out, stack, color_by, scale)
+        results = Results(predictor, out, stack, color_by, scale, draw)
         bar = progress.add_task("images", total=_count(sources, max_frames))
-        stream = _read_all(sources, max_frames, problems)
         least = min(LEAST_SCORE, threshold) if track else threshold
         predict = partial(
             predictor, batch_size=batch_size, slice=slice, overlap=overlap, threshold=least
         )
-        found = _predict_all(predict, stream, batch_size)
+        found = _predict_all(predict, _read_all(sources, max_frames, problems), batch_size)
         try:
             for frame, result in _follow(found, threshold) if track else found:
                 results.add(frame, result.select(threshold, classes))

@@ -1,6 +1,7 @@
-"""Find and read what a model predicts for: images, videos, folders, globs, webcams."""
+"""Find and read what a model predicts for: images, videos, folders, lists, globs, webcams."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,53 +42,135 @@ class Frame:
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     """Resolve files, folders, globs and numbers of webcams, in this order and each by name.
 
-    A file that is named is taken whatever its ending; of a folder, and of those below it, what ends
-    as an image or a video does. What lies below `out` is an earlier result and never read.
+    A file that is named is taken whatever its ending, but .txt: that is a list with one path per
+    line. Of a folder, and of those below it, what ends as an image or a video does is taken. What
+    lies below `out` is an earlier result and never read.
 
     Raises:
         ConfigError: one does not exist, or has no images and no videos.
     """
-
-    def is_result(path: Path) -> bool:
-        return out.resolve() in path.resolve().parents
-
     sources: list[Source] = []
     taken: set[Path] = set()
 
     def add(path: str | int, name: Path) -> None:
-        # 1.jpg of two folders, or 1.jpg and 1.png, have different results
-        distinct, n = name, 1
-        while distinct.with_suffix("") in taken:
-            n += 1
-            distinct = name.with_stem(f"{name.stem}_{n}")
-        taken.add(distinct.with_suffix(""))
-        sources.append(Source(path, distinct, moving=name.suffix.lower() in VIDEOS))
+        sources.append(Source(path, _distinct(name, taken), moving=_is_video(name)))
 
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGES + VIDEOS)
-            files = [p for p in inside if not is_result(p)]
-            if not files:
-                raise ConfigError(f"{text}: the folder has no images ({' '.join(IMAGES)}) "
-                                  f"and no videos ({' '.join(VIDEOS)})")  # fmt: skip
-            for file in files:
-                add(str(file), file.relative_to(path))
-        elif path.exists() and is_result(path):
+            sources += _some(_walk(path, Path(), out, taken), text)
+        elif path.exists() and _is_result(path, out):
             raise ConfigError(f"{text} lies in --out {out}, which is written to; name another one")
+        elif _is_list(path):
+            sources += _some(_read_list(path), text)
         elif path.exists():
             add(text, Path(path.name))
         elif text.isdigit():
             add(int(text), Path(f"webcam{text}.mp4"))
         elif matches := [Path(p) for p in sorted(glob.glob(text, recursive=True))]:
             for file in matches:
-                if file.is_file() and not is_result(file):
+                if file.is_file() and not _is_result(file, out):
                     add(str(file), Path(file.name))
         else:
             raise ConfigError(
                 f"{text}: there is no such file or folder, and no file that it matches"
             )
     return sources
+
+
+def iter_images(inputs: Sequence[str], out: Path) -> Iterator[Source]:
+    """Yield the images of one folder or list, of which at most one folder's names are in memory.
+
+    In the order and by the names of `find_sources`.
+
+    Raises:
+        ConfigError: something else is given, or a video is among them.
+    """
+    path = Path(inputs[0])
+    if len(inputs) > 1 or not (path.is_dir() or _is_list(path)):
+        raise ConfigError(
+            f"{' '.join(inputs)}: with --resume, and under torchrun, the input is one folder, or "
+            "one .txt file with the path of an image per line"
+        )
+    found = _walk(path, Path(), out) if path.is_dir() else _read_list(path)
+    for source in _some(found, inputs[0]):
+        if source.moving:
+            raise ConfigError(
+                f"{source.path} is a video; with --resume, and under torchrun, images alone are "
+                "predicted for: move it, or predict for it in a run of its own"
+            )
+        yield source
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() == ".txt" and path.is_file()
+
+
+def _is_result(path: Path, out: Path) -> bool:
+    return out.resolve() in path.resolve().parents
+
+
+def _distinct(name: Path, taken: set[Path]) -> Path:
+    """Return a name like `name` for results, and add it to those that are taken.
+
+    1.jpg of two folders, or 1.jpg and 1.png, have different results.
+    """
+    distinct, n = name, 1
+    while distinct.with_suffix("") in taken:
+        n += 1
+        distinct = name.with_stem(f"{name.stem}_{n}")
+    taken.add(distinct.with_suffix(""))
+    return distinct
+
+
+def _walk(folder: Path, name: Path, out: Path, shared: set[Path] | None = None) -> Iterator[Source]:
+    """Yield what lies below a folder.
+
+    Args:
+        name: of the folder's results.
+        shared: names that are taken, by other inputs too; None if this is the only one. Then those
+            of one folder are enough, since names in different folders differ.
+    """
+    if _is_result(folder / "any", out):
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be read: {error.strerror}") from error
+    taken = set() if shared is None else shared
+    for entry in entries:
+        path, name_of_result = folder / entry.name, name / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(path, name_of_result, out, shared)
+        elif path.suffix.lower() not in IMAGES + VIDEOS:
+            continue
+        elif not (entry.is_symlink() and _is_result(path, out)):
+            yield Source(str(path), _distinct(name_of_result, taken), _is_video(path))
+
+
+def _read_list(path: Path) -> Iterator[Source]:
+    """Yield what a list names, by the whole path, which no other file has."""
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            if text := line.rstrip("\r\n"):
+                absolute = Path(os.path.abspath(text))
+                name = absolute.relative_to(absolute.anchor)
+                yield Source(text, name.with_name(f"{name.name}.png"), _is_video(name))
+
+
+def _some(sources: Iterator[Source], text: str) -> Iterator[Source]:
+    """Yield the sources, of which there must be one."""
+    first = next(sources, None)
+    if first is None:
+        what = "folder" if Path(text).is_dir() else "list"
+        raise ConfigError(f"{text}: the {what} has no images ({' '.join(IMAGES)}) "
+                          f"and no videos ({' '.join(VIDEOS)})")  # fmt: skip
+    yield first
+    yield from sources
 
 
 def count_frames(source: Source, most: int | None = None) -> int | None:

@@ -24,6 +24,7 @@ from .errors import (
     DeadWorkerError,
     NonFiniteError,
     SampleError,
+    ShardError,
     first_line,
 )
 from .files import make_folder
@@ -66,7 +67,7 @@ def run_tool(
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
-    except (DeadWorkerError, SampleError) as error:
+    except (DeadWorkerError, SampleError, ShardError) as error:
         # of which other processes know nothing; a dying process leaves an unfinished line
         print(f"\nerror: {error}", file=sys.stderr)
         return 2

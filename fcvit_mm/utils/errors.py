@@ -28,6 +28,10 @@ class DeadWorkerError(RuntimeError):
     """Say that a process has died or hangs: one that loads images, or one of several that train."""
 
 
+class ShardError(RuntimeError):
+    """Say that one of several processes can't go on with its part of the images."""
+
+
 class SampleError(RuntimeError):
     """Say that an image, its label map or its annotations can't be loaded."""
 

@@ -1,13 +1,17 @@
 """Draw what a model finds in images and videos."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fcvit_mm.apis import inference, sources
+from fcvit_mm.apis import batch, inference, sources
 from fcvit_mm.apis.model import find_device
 from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.checkpoint.mmengine_backends import find_address
+from fcvit_mm.checkpoint.reader import fetch, sha256
 from fcvit_mm.utils.cli import (
     add_config,
     fraction,
@@ -17,9 +21,14 @@ from fcvit_mm.utils.cli import (
     whole_number,
 )
 from fcvit_mm.utils.config import load_config
+from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.draw import COLOR_BY
 
+import torch
 from rich.console import Console
+
+# What another process of a run, or one that goes on with it, may have otherwise.
+FREE = ("batch_size", "device", "max_frames", "out", "resume", "track")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,9 +39,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="an image, a video, a folder, a glob, or the number of a webcam",
+        help="an image, a video, a folder, a .txt file with one path per line, a glob, or the "
+        "number of a webcam",
     )
     parser.add_argument("--out", metavar="DIR", help="results (default: work_dirs/CONFIG/infer)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what a killed run has left in --out, or begin one that can be resumed, as "
+        "under torchrun",
+    )
+    parser.add_argument("--no-draw", action="store_true", help="write no drawn images")
     parser.add_argument("--batch-size", type=whole_number(1), default=1)
     parser.add_argument(
         "--score-threshold",
@@ -78,24 +95,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     out = Path(args.out or f"{cfg.work_dir}/infer")
-    found = sources.find_sources(args.inputs, out)
-    predictor = Predictor(cfg, args.checkpoint, find_device(args.device))
-    lines, problems = inference.run(
-        predictor,
-        found,
-        out,
+    # as torchrun tells its processes
+    rank, processes = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
+    in_shards = bool(args.resume or processes)
+    if not in_shards:
+        found = sources.find_sources(args.inputs, out)
+    elif args.track or args.max_frames:
+        raise ConfigError(
+            "--track and --max-frames are for videos; with --resume, and under torchrun, images "
+            "alone are predicted for"
+        )
+    device = args.device
+    if processes and device is None and (gpus := torch.cuda.device_count()):
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}"
+    predictor = Predictor(cfg, args.checkpoint, find_device(device))
+    options: dict[str, Any] = dict(
         batch_size=args.batch_size,
         threshold=args.score_threshold,
         classes=args.classes,
-        max_frames=args.max_frames,
         color_by=args.color_by,
         scale=args.scale,
-        console=Console(),
+        console=Console() if rank == 0 else None,
         slice=args.slice,
         overlap=args.overlap,
-        track=args.track,
+        draw=not args.no_draw,
     )
-    print("\n".join(lines))
+    problems: list[str] = []
+    if in_shards:
+        settings = {key: value for key, value in vars(args).items() if key not in FREE}
+        settings["sha256"] = sha256(fetch(find_address(args.checkpoint)))
+        lines = batch.run(predictor, args.inputs, out, settings, rank, max(processes, 1), **options)
+    else:
+        lines, problems = inference.run(
+            predictor, found, out, max_frames=args.max_frames, track=args.track, **options
+        )
+    if lines:
+        print("\n".join(lines))
     inference.report(problems)
 
 
