@@ -1,15 +1,7 @@
-# An image that trains, tests and demonstrates; the context is a clone of the repository.
+# An image that runs every tool but export and the converters; the context is a clone of the
+# repository. docs/deploy.md has the commands. For NVIDIA GPUs:
 #
-#   docker build --tag fcvit-mm .
-#   docker run --name demo fcvit-mm
-#   docker cp demo:/home/fcvit/work_dirs .
-#   docker run --rm fcvit-mm train fcvit_mm::detection/mask_rcnn_fcvit_s12_coco.py
-#
-# For NVIDIA GPUs:
-#
-#   docker build --tag fcvit-mm:cuda \
-#       --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .
-#   docker run --rm --gpus all --ipc host fcvit-mm:cuda
+#   docker build --tag fcvit-mm:cuda --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
@@ -25,14 +17,19 @@ RUN apt-get update \
     && { command -v python3 || apt-get install --yes --no-install-recommends python3 python3-venv; } \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/fcvit \
-    && useradd --create-home --uid 10001 fcvit
+    && useradd --create-home --uid 10001 fcvit \
+    && chmod 1777 /home/fcvit
 
 # A layer of its own: PyTorch is downloaded once, not after every change of the package.
 # hadolint ignore=DL3013
 RUN pip install torch torchvision
 
 COPY . /src
-RUN pip install '/src[openmmlab,demo]'
+RUN pip install '/src[openmmlab,app,track]'
+
+# with --user, too, whoever that is
+ENV HOME=/home/fcvit \
+    USER=fcvit
 
 USER 10001
 WORKDIR /home/fcvit
