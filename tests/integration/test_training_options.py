@@ -1,7 +1,9 @@
 """Options of a training, by what they write: --logger, --patience, --seed."""
 
+import json
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 
 import pytest
 from mmengine.evaluator import BaseMetric
@@ -73,6 +75,63 @@ def test_a_training_with_patience_a_seed_and_a_logger(example_data, monkeypatch,
     SegLocalVisualizer._instance_dict.clear()  # another process has none yet
     load_tool("test").main([str(tmp_path), "--cfg-options", *TEST])
     assert [*tmp_path.rglob("events.out.tfevents.*")] == [file]
+
+
+def wandb_records(content: bytes) -> Iterator[bytes]:
+    """Give the records of a .wandb file: LevelDB's log format behind a header of 7 bytes.
+
+    Blocks of 32 KiB hold parts of records: checksum (4 bytes), length (2), kind (1), data.
+    """
+    start, record = 7, b""
+    while start + 7 < len(content):
+        if (rest := 2**15 - start % 2**15) < 7:  # too little for another part
+            start += rest
+            continue
+        length, kind = struct.unpack("<HB", content[start + 4 : start + 7])
+        start += 7 + length
+        record += content[start - length : start]
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+@pytest.mark.slow
+def test_weights_and_biases_and_mlflow_get_what_is_printed(
+    example_data, monkeypatch, tmp_path, capfd
+):
+    from mlflow import MlflowClient
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.chdir(example_data)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    load_tool("train").main(
+        [str(CONFIGS["semantic_fpn"]), "--work-dir", str(tmp_path), "--logger", "wandb", "mlflow",
+         "--cfg-options", *OPTIONS, *NO_WORKERS]
+    )  # fmt: skip
+    said = capfd.readouterr().out
+    printed = [float(loss) for loss in re.findall(r"Iter\(train\).* loss: (\d+\.\d+)", said)]
+    assert len(printed) == 5
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == tmp_path.name)
+    (run,) = client.search_runs([experiment.experiment_id])
+    written = {
+        name: [metric.value for metric in client.get_metric_history(run.info.run_id, name)]
+        for name in ("loss", "mIoU")
+    }
+    assert written["loss"] == pytest.approx(printed, abs=1e-4)
+    assert written["mIoU"] == pytest.approx(SCORES)
+
+    (file,) = tmp_path.rglob("run-*.wandb")
+    logged: dict[str, list[float]] = {"loss": [], "mIoU": []}
+    for data in wandb_records(file.read_bytes()):
+        for item in Record.FromString(data).history.item:
+            for name in (item.key, *item.nested_key):
+                if name in logged:
+                    logged[name].append(json.loads(item.value_json))
+    assert logged["loss"] == pytest.approx(printed, abs=1e-4)
+    assert logged["mIoU"] == pytest.approx(SCORES)
 
 
 @pytest.mark.official
