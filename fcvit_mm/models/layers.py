@@ -83,7 +83,9 @@ class GlobalContext(nn.Module):
 
     def context(self, gap: Tensor) -> Tensor:
         """Compute gc of the class docstring: (B, d) -> (B, d)."""
-        return self.fc2(self.fc1(gap).unflatten(1, (2, -1)).amax(1))
+        # float32 at least, which the layer takes under autocast alone
+        halves = self.fc1(gap.to(self.fc1.weight.dtype)).unflatten(1, (2, -1))
+        return self.fc2(halves.max(1).values)
 
     def similarity(self, x: Tensor, gap: Tensor) -> Tensor:
         """Compute S' of the class docstring: (B, d, H, W), (B, d) -> (B, h, H, W)."""

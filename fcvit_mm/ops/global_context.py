@@ -13,10 +13,23 @@ from .cpu import is_transformed
 
 
 def mean_over_positions(x: Tensor) -> Tensor:
-    """Average a map: (B, d, H, W) -> (B, d), summed in float32 at least."""
+    """Average a map: (B, d, H, W) -> (B, d), float32 at least."""
     # a sum's gradient, other than a mean's, is not written out over all positions
-    total = x.sum((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
+    total = x.sum((2, 3), dtype=sum_dtype(x))
+    return total / (x.shape[2] * x.shape[3])
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which sums over maps are taken: float32 at least."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return not is_transformed() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
@@ -31,12 +44,15 @@ def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) 
     x (B, d, H, W), token (B, d) -> (B, h, H, W), float32 at least; h divides d.
     """
     # NOTE: half precision overflows here, and loses the digits in which positions differ.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    on_meta = x.device.type == "meta"  # which autocast refuses
-    with nullcontext() if on_meta else torch.autocast(x.device.type, enabled=False):
-        tokens = split_heads(token.to(dtype) * scale, heads)  # (B, h, d)
-        products = tokens @ x.to(dtype).flatten(2)  # (B, h, N)
-    return products.unflatten(2, x.shape[2:])
+    dtype = sum_dtype(x)
+    with torch.autocast(x.device.type, enabled=False) if _is_autocast(x) else nullcontext():
+        token, maps = token.to(dtype) * scale, x.to(dtype).flatten(2)  # (B, d), (B, d, N)
+        if _is_channels_last(x):  # a head's channels lie apart: all of them at once
+            products = split_heads(token, heads) @ maps  # (B, h, N)
+        else:
+            by_head = len(x) * heads, -1
+            products = token.reshape(*by_head, 1).mT @ maps.reshape(*by_head, maps.shape[2])
+    return products.reshape(len(x), heads, *x.shape[2:])
 
 
 def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
@@ -46,11 +62,17 @@ def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
 
     x (B, d, H, W), weights (B, h, H, W), token (B, d) -> (B, d, H, W).
     """
-    factors = weights.to(x.dtype).flatten(2)  # (B, h, N)
-    tokens = split_heads(token.to(x.dtype), weights.shape[1])  # (B, h, d)
-    maps = x.flatten(2)  # (B, d, N)
+    maps, factors, heads = x.flatten(2), weights.flatten(2), weights.shape[1]  # (B, d or h, N)
+    if not _is_autocast(x):  # which rounds all three to its dtype
+        token, factors = token.to(x.dtype), factors.to(x.dtype)
     # a product keeps no memory format: it is written in the order that the next layer reads
-    if not is_transformed() and x.is_contiguous(memory_format=torch.channels_last):
-        out = torch.baddbmm(maps.mT, factors.mT, tokens)  # (B, N, d)
+    if _is_channels_last(x):
+        out = torch.baddbmm(maps.mT, factors.mT, split_heads(token, heads))  # (B, N, d)
         return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    return torch.baddbmm(maps, tokens.mT, factors).unflatten(2, x.shape[2:])
+    by_head = len(x) * heads, -1
+    out = torch.baddbmm(
+        maps.reshape(*by_head, maps.shape[2]),
+        token.reshape(*by_head, 1),
+        factors.reshape(*by_head, maps.shape[2]),
+    )
+    return out.reshape(x.shape)

@@ -100,7 +100,7 @@ def test_weights_and_biases_and_mlflow_get_what_is_printed(
     example_data, monkeypatch, tmp_path, capfd
 ):
     from mlflow import MlflowClient
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     monkeypatch.chdir(example_data)
     monkeypatch.setenv("WANDB_MODE", "offline")

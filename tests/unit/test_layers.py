@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fcvit_mm import ops
+from fcvit_mm.models.fcvit import FCViT
 from fcvit_mm.models.layers import Block, ChannelMixer, GlobalContext, PatchEmbed, TokenMixer
 from fcvit_mm.models.layers import init_layer as init
+from helpers.plain import PlainFCViT
 
 HEADS = 8
 
@@ -182,3 +186,32 @@ def test_drop_path_drops_a_branch_image_by_image():
     changed = (block(image.expand(64, -1, -1, -1)) - image).abs().amax((1, 2, 3)) > 1e-6
     # by chance all 64 are alike once in 1e8 runs
     assert changed.any() and not changed.all()
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that compute something, which a GPU has to be told one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        aliases = [each.alias_info for each in operator._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        self.count += not is_view and "view" not in str(operator)
+        return operator(*args, **kwargs or {})
+
+
+def test_on_a_gpu_there_are_no_more_operators_than_as_published(monkeypatch):
+    """Under autocast layers take none of the forms that are for CPUs; the layout is a GPU's."""
+    for name in ("for_layers", "for_heads"):
+        monkeypatch.setattr(ops, name, lambda x, **_: x)
+    counts = []
+    for model in (PlainFCViT("tiny"), FCViT("tiny")):
+        with Operators() as operators:
+            with torch.autocast("cpu", torch.bfloat16):
+                outs = model(torch.randn(1, 3, 64, 64))
+            sum(out.float().sum() for out in outs).backward()
+        counts.append(operators.count)
+    published, ours = counts
+    assert ours <= published, counts

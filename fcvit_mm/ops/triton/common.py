@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..global_context import sum_dtype
+
 try:
     import triton
     import triton.language as tl
@@ -54,10 +56,6 @@ def dense(x: Tensor, channels_last: bool) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """Positions as rows of a matrix: (B, d, H, W) in channels_last -> (B * N, d), a view."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def tl_sum_dtype(x: Tensor) -> Any:
