@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in data.notes:
         print(f"note: {note}")
     if not plan.from_scratch and not Path(weights).is_file():
-        remedy = "docs/weights.md says where to get it; --from-scratch does without"
+        remedy = f"fcvit download {plan.arch} --out {weights} gets it; --from-scratch does without"
         print(f"note: {weights} is not there: {remedy}")
     print(f"config: {out}; to train: fcvit train {out}")
 

@@ -4,7 +4,6 @@ A checkpoint is a pickle, and unpickling runs whatever the file says. Everything
 `unpickler`, which knows only what weights need.
 """
 
-import hashlib
 import os
 import re
 from collections import OrderedDict
@@ -16,12 +15,11 @@ from urllib.parse import urlparse
 import safetensors.torch
 import torch
 from mmengine.dist import barrier, get_local_rank
-from mmengine.fileio import get_file_backend
 from torch import Tensor
 
 from ..utils.errors import CheckpointError, RefusedError, UnknownGlobalError, first_line
-from ..utils.files import SHA256_KEY, atomic_write, matches_sha256
-from . import torch_file
+from ..utils.files import SHA256_KEY, matches_sha256, sha256
+from . import downloads, torch_file
 from .unpickler import NAME_LENGTH
 
 # Where a file keeps its weights, averaged ones first; the whole file if none is there.
@@ -40,67 +38,60 @@ def is_url(filename: str) -> bool:
 
 
 def fetch(filename: str, again: bool = False) -> Path:
-    """Resolve a path, or a URL that MMEngine has a file backend for, to a local file.
+    """Resolve a path, or what `downloads` knows, to a local file.
 
-    Downloads stay in torch.hub's directory. A file that torch has put there is taken where its
-    content has the hash that its name ends in.
+    A file that torch has put into its directory is taken where its content has the hash that its
+    name ends in.
 
     Args:
-        filename: a path, or a URL: http(s), `s3://`, or of another backend.
-        again: download, even if there is a file from before, what may have changed since: all but
-            http(s).
+        filename: a path, the name of a released model, `hf://ORG/REPO/FILE@REVISION`, or a URL:
+            http(s), `s3://`, or of another backend of MMEngine's.
+        again: ask the Hub and storages for a newer version; compare all but what storages have with
+            its first use.
 
     Raises:
-        CheckpointError: the file is absent, can't be downloaded, or is refused.
+        CheckpointError: the file is absent, can't be downloaded, is refused, or has changed.
     """
     path = Path(filename).expanduser()
     if os.path.isfile(path):  # False, too, for a name that is too long
         return path
-    if not is_url(filename):
+    if not is_url(filename) and not downloads.is_released(filename):
         raise CheckpointError(
             f"{filename}: there is no such checkpoint file; training writes some to its work "
             "directory, and docs/weights.md says where the authors' are"
         )
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
     name = Path(urlparse(filename).path).name
-    # Two URLs may end in the same name.
-    digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
-    path = cache / f"{digest}-{name}"
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     named = re.search(r"-([0-9a-f]{8,64})\.", name)
-    if named and (cache / name).is_file() and sha256(cache / name).startswith(named[1]):
-        return cache / name
-    is_old = again and not filename.startswith(("http://", "https://"))
+    if named and cached.is_file() and sha256(cached).startswith(named[1]):
+        return cached
+    is_old = again and (filename.startswith("hf://") or downloads.is_storage(filename))
     try:
-        if get_local_rank() == 0 and (is_old or not path.exists()):
-            _download(filename, path)
+        if get_local_rank() == 0 and (is_old or not downloads.find(filename)):
+            downloads.download(filename, lambda partial: _accept(partial, filename))
     finally:  # the other processes must not wait for one that failed
         barrier()
-    if not path.exists():
+    found = downloads.find(filename)
+    if found is None:
         raise CheckpointError(f"{filename} was not downloaded by this machine's first process")
-    return path
+    if again and not downloads.is_storage(filename):
+        downloads.compare_with_lock(filename, found)
+    return found
 
 
-def _download(filename: str, path: Path) -> None:
-    """Download a checkpoint; what the reader refuses does not stay."""
-    with atomic_write(path) as partial:
-        try:
-            if filename.startswith(("http://", "https://")):
-                torch.hub.download_url_to_file(filename, str(partial), progress=False)
-            else:
-                partial.write_bytes(get_file_backend(filename).get(filename))
-        except Exception as error:  # each storage's client has its own
-            raise CheckpointError(f"{filename} can't be downloaded: {error!r}") from error
-        try:
-            read_checkpoint(partial)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(partial), filename)) from error
+def _accept(partial: Path, filename: str) -> None:
+    """Refuse a download that can't be read, by its address."""
+    try:
+        read_checkpoint(partial)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(partial), filename)) from error
 
 
 def read_checkpoint(filename: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running anything that it says.
 
     Args:
-        filename: path or URL (see `fetch`) of a `.safetensors` file, or of a PyTorch file.
+        filename: path, URL or name (see `fetch`) of a `.safetensors` file, or of a PyTorch file.
         map_location: as in `torch.load`; a safetensors file always comes to the CPU.
 
     Returns:
@@ -206,15 +197,6 @@ def _explain(filename: str, error: Exception) -> str:
             )
     reason = f"{type(error).__name__} {said}"
     return f"{filename} is damaged or not a PyTorch checkpoint ({reason}); fetch or copy it again"
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def find_weights(

@@ -153,7 +153,8 @@ def _check_weights(checkpoint: str, arch: Any, path: str) -> None:
         check_exists(checkpoint, arch)
     except CheckpointError as error:
         raise ConfigError(
-            f"{path}.init_cfg: {error} To start from random weights instead, add --from-scratch."
+            f"{path}.init_cfg: {str(error).rstrip('.')}. To start from random weights instead, add "
+            "--from-scratch."
         ) from error
 
 

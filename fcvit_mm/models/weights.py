@@ -12,19 +12,15 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint.reader import fetch, find_weights, is_url, listing, read_weights, sha256
+from ..checkpoint.downloads import RELEASED, is_released
+from ..checkpoint.mmengine_backends import find_address
+from ..checkpoint.reader import fetch, find_weights, is_url, listing, read_weights
 from ..utils.errors import CheckpointError
-from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
+from ..utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256, sha256
 from .arch import ALIASES, ARCHS, Arch
 
-# The authors' shared drive, one folder per model; there is no direct link to the files.
-DRIVE = "https://drive.google.com/drive/folders/"
-RELEASED_WEIGHTS = {
-    "tiny": DRIVE + "1YSa8tkXkUQT94mgo-L7q4pv5KiHRTAaR",
-    "s12": DRIVE + "1QuyalIGhJeD2pxcVxR0_gJNrk2mZ8WEb",
-    "s24": DRIVE + "1II2v1rhNe9sgLJtoSR-cgSh2mpPQMt4t",
-    "s48": DRIVE + "16joP1cQwbx4oICL-WbPC1SqGNoc4-NZm",
-}
+# The ImageNet weights, by arch.
+RELEASED_WEIGHTS = {arch: RELEASED[f"fcvit_{arch}_in1k"] for arch in ARCHS}
 # What the backbone may lack in a file, and what a file may hold beyond the backbone: norms of other
 # outputs than this backbone has, a classifier's norm and head.
 OUTPUT_NORM = re.compile(r"norm[0246]\.")
@@ -68,23 +64,27 @@ def backbone_weights(weights: Mapping[str, Tensor], prefix: str | None) -> dict[
 
 
 def check_exists(checkpoint: str | os.PathLike, arch: Any = None) -> None:
-    """Make sure that a file of pretrained weights is there, unless it is named by a URL.
+    """Make sure that a file of pretrained weights is there; download what is to be downloaded.
 
     Args:
-        checkpoint: path or URL.
+        checkpoint: path, URL or name.
         arch: of the backbone; None: as the name of the file says.
 
     Raises:
         CheckpointError: it is not; says where to get the released weights.
     """
-    if is_url(str(checkpoint)) or Path(checkpoint).expanduser().is_file():
+    name = str(checkpoint)
+    if is_url(name) or is_released(name):
+        fetch(find_address(name))
+        return
+    if Path(name).expanduser().is_file():
         return
     if arch is None:
         names = "|".join([*ARCHS, *ALIASES])
         arch = "".join(re.findall(names, Path(checkpoint).name)[:1])
     arch = ALIASES.get(arch, arch) if isinstance(arch, str) else None
     source = (
-        f" Download FCViT-{arch} from {RELEASED_WEIGHTS[arch]} and save the file there."
+        f" fcvit download {arch} --out {name} gets FCViT-{arch} from {RELEASED_WEIGHTS[arch]}."
         if arch in RELEASED_WEIGHTS
         else ""
     )
@@ -247,6 +247,16 @@ def convert_checkpoint(
     arguments = infer_arguments(backbone_weights(weights, None))
     if arguments is None:
         raise CheckpointError(f"{source} does not hold an FCViT; its keys are {listing(weights)}")
+    write_weights(weights, target)
+    return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"
+
+
+def write_weights(weights: Mapping[str, Tensor], target: Path) -> None:
+    """Write weights to `.pth`, or to `.safetensors` with a SHA-256 in it, as a whole or not at all.
+
+    Raises:
+        CheckpointError: the file can't be written.
+    """
     # A tensor may be a view of a larger storage, which would be written whole.
     weights = {key: value.detach().clone().contiguous() for key, value in weights.items()}
     try:
@@ -259,4 +269,3 @@ def convert_checkpoint(
                 partial.write_bytes(embed_sha256(safetensors.torch.save(weights, metadata)))
     except OSError as error:
         raise CheckpointError(f"{target} can't be written: {error}") from error
-    return f"{target}: FCViT {arguments['arch']}, {len(weights)} tensors, SHA-256 {sha256(target)}"

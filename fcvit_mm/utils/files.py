@@ -32,6 +32,15 @@ def matches_sha256(content: bytes, digest: str) -> bool:
     return hashlib.sha256(unmarked).hexdigest() == digest
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give another path in the same folder, which is made, to write to; at the end it is renamed.

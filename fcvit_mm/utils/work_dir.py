@@ -1,8 +1,11 @@
-"""Find config and checkpoint in the work directory of a training."""
+"""Find config and checkpoint in the work directory of a training, or in a published folder."""
 
 from pathlib import Path
 
 from .errors import ConfigError
+
+# The weights that `fcvit publish` writes.
+PUBLISHED = "model.safetensors"
 
 
 def find_config(folder: str | Path) -> Path:
@@ -24,6 +27,8 @@ def find_config(folder: str | Path) -> Path:
 def find(folder: str | Path) -> tuple[Path, Path]:
     """Return config and checkpoint of a work directory: the best, or else the newest checkpoint.
 
+    Or those of a folder that `fcvit publish` wrote.
+
     All are whole, since they are written under another name first; whoever reads one finds out
     whether it was damaged later.
 
@@ -33,7 +38,8 @@ def find(folder: str | Path) -> tuple[Path, Path]:
     if not Path(folder).is_dir():
         raise ConfigError(f"{folder} is no work directory; with a config, give a checkpoint, too")
     config = find_config(folder)
-    found = _newest_first(folder, "best_*.pth") or _newest_first(folder, "*.pth")
+    patterns = ("best_*.pth", "*.pth", PUBLISHED)
+    found = next((paths for one in patterns if (paths := _newest_first(folder, one))), None)
     if not found:
         raise ConfigError(
             f"{folder} has no checkpoint (*.pth) yet: train first, or give one after the directory"

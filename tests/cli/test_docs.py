@@ -25,8 +25,8 @@ from PIL import Image
 import fcvit_mm
 from fcvit_mm import FCViT, config_path
 from fcvit_mm.__main__ import find_tools
+from fcvit_mm.checkpoint.downloads import RELEASED
 from fcvit_mm.models.arch import ARCHS
-from fcvit_mm.models.weights import RELEASED_WEIGHTS
 from fcvit_mm.utils.config import load_config
 from helpers import ROOT, warm
 from helpers.images import make_image, read
@@ -76,7 +76,9 @@ RUNS = (
     "(train|test|check_data|infer|similarity_map|confusion_matrix|export|app)"
 )
 # those that would run whole, as their own tests do
-WHOLE = r"(fcvit |deployment/)(browse_data|analyze_logs|model_info|benchmark|run_onnx)"
+WHOLE = (
+    r"(fcvit |deployment/)(analyze_logs|benchmark|browse_data|download|model_info|publish|run_onnx)"
+)
 
 
 def test_every_block_and_command_is_of_a_kind_that_is_tested_below():
@@ -270,7 +272,7 @@ def test_extras_exist():
     named = set(re.findall(r"'(?:\.|fcvit-mm)\[([\w,-]+)\]'", "".join(PAGES.values())))
     named = {name for group in named for name in group.split(",")}
     assert named == {"openmmlab", "openmmlab-official", "app", "data", "export", "faster-eval",
-                     "mlflow", "tensorboard", "timm", "track", "wandb"}  # fmt: skip
+                     "hub", "mlflow", "tensorboard", "timm", "track", "wandb"}  # fmt: skip
     assert named <= parser["options.extras_require"].keys()
 
 
@@ -422,4 +424,4 @@ def test_the_tables_of_architectures_are_the_code():
 
 
 def test_weights_are_where_the_tools_say():
-    assert all(url in PAGES["docs/weights.md"] for url in RELEASED_WEIGHTS.values())
+    assert all(f"[`{name}`]({url})" in PAGES["docs/weights.md"] for name, url in RELEASED.items())

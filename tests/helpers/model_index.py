@@ -17,7 +17,7 @@ from mmengine.config import Config
 
 from fcvit_mm.analysis.complexity import multiply_adds
 from fcvit_mm.analysis.workload import build
-from fcvit_mm.models.weights import DRIVE, RELEASED_WEIGHTS
+from fcvit_mm.checkpoint.downloads import RELEASED
 
 ROOT = Path(__file__).parents[2]
 ARXIV = "https://arxiv.org/abs/"
@@ -102,41 +102,36 @@ class Published:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def _detector(folder: str, box: tuple[float, ...], mask: tuple[float, ...]) -> Published:
+Metrics = dict[str, dict[str, float]]
+
+
+def _detector(box: tuple[float, ...], mask: tuple[float, ...]) -> Metrics:
     names = ("AP", "AP@0.5", "AP@0.75")
-    return Published(
-        DRIVE + folder,
-        {
-            "Object Detection": dict(zip([f"box {name}" for name in names], box, strict=True)),
-            "Instance Segmentation": dict(
-                zip([f"mask {name}" for name in names], mask, strict=True)
-            ),
-        },
-    )
+    return {
+        "Object Detection": dict(zip([f"box {name}" for name in names], box, strict=True)),
+        "Instance Segmentation": dict(zip([f"mask {name}" for name in names], mask, strict=True)),
+    }
 
 
-def _classifier(arch: str, top1: float) -> Published:
-    return Published(RELEASED_WEIGHTS[arch], {"Image Classification": {"Top 1 Accuracy": top1}})
+def _classifier(top1: float) -> Metrics:
+    return {"Image Classification": {"Top 1 Accuracy": top1}}
 
 
-def _segmentor(folder: str, miou: float) -> Published:
-    return Published(DRIVE + folder, {"Semantic Segmentation": {"mIoU": miou}})
+def _segmentor(miou: float) -> Metrics:
+    return {"Semantic Segmentation": {"mIoU": miou}}
 
 
-PUBLISHED = {
-    "fcvit_tiny_in1k": _classifier("tiny", 74.9),
-    "fcvit_s12_in1k": _classifier("s12", 80.9),
-    "fcvit_s24_in1k": _classifier("s24", 82.5),
-    "fcvit_s48_in1k": _classifier("s48", 83.6),
-    "mask_rcnn_fcvit_s12_coco": _detector(
-        "1EAz0qkbGGNqy7SgYr7E3pPCMo8YYnTVK", (42.3, 64.2, 46.2), (38.6, 61.1, 41.3)
-    ),
-    "mask_rcnn_fcvit_s24_coco": _detector(
-        "1XdZyVcC9oZqNFnUhQWRXNLwoupahMLAp", (44.1, 65.4, 48.4), (39.9, 62.4, 42.7)
-    ),
-    "semantic_fpn_fcvit_s12_ade20k": _segmentor("17j_ZsGcoavAPC4OdPGXLo8ZEk0R8BZWK", 43.3),
-    "semantic_fpn_fcvit_s24_ade20k": _segmentor("1mzFxxMxe3XBQEibgrryuBVV7nQXDELKB", 45.5),
+METRICS = {
+    "fcvit_tiny_in1k": _classifier(74.9),
+    "fcvit_s12_in1k": _classifier(80.9),
+    "fcvit_s24_in1k": _classifier(82.5),
+    "fcvit_s48_in1k": _classifier(83.6),
+    "mask_rcnn_fcvit_s12_coco": _detector((42.3, 64.2, 46.2), (38.6, 61.1, 41.3)),
+    "mask_rcnn_fcvit_s24_coco": _detector((44.1, 65.4, 48.4), (39.9, 62.4, 42.7)),
+    "semantic_fpn_fcvit_s12_ade20k": _segmentor(43.3),
+    "semantic_fpn_fcvit_s24_ade20k": _segmentor(45.5),
 }
+PUBLISHED = {name: Published(RELEASED[name], metrics) for name, metrics in METRICS.items()}
 
 
 # ------------------------------------------------------------------------------- writing

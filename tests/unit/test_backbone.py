@@ -295,7 +295,7 @@ def test_from_pretrained_takes_the_prefix_and_the_plain_weights(tmp_path):
         assert all(value.equal(weights[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["fcvit_s12_in1k", "pretrained/fcvit_b12.pth"])
+@pytest.mark.parametrize("name", ["fcvit_s12", "pretrained/fcvit_b12.pth"])
 def test_from_pretrained_says_where_weights_are_that_do_not_exist(name):
     with pytest.raises(CheckpointError) as error:
         FCViT.from_pretrained(name)

@@ -24,9 +24,10 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.runner import CheckpointLoader
 
 from fcvit_mm import CheckpointError, FCViT, load_pretrained, read_checkpoint
-from fcvit_mm.checkpoint import mmengine_backends
-from fcvit_mm.checkpoint.reader import fetch, sha256
+from fcvit_mm.checkpoint import downloads, mmengine_backends
+from fcvit_mm.checkpoint.reader import fetch
 from fcvit_mm.models.weights import check_fit, convert_checkpoint, infer_arguments
+from fcvit_mm.utils.files import sha256
 from helpers.hostile import READERS, Payload, hostile
 from helpers.released import KEYS, timm_checkpoint
 
@@ -172,12 +173,13 @@ def test_url(tmp_path, released, cache, site):
     assert CheckpointLoader.load_checkpoint(url)["version"] == 2
     with pytest.raises(CheckpointError, match="can't be downloaded"):
         read_checkpoint(url + ".absent")
-    assert [path.name[8:] for path in cache.iterdir()] == ["-fcvit.pth.tar"]
+    assert [path.name[8:] for path in cache.glob("[!.]*")] == ["-fcvit.pth.tar"]
 
 
 def test_what_torch_has_downloaded_is_taken_if_its_hash_fits(cache, monkeypatch):
     """Without a network, as plain MMEngine does for `torchvision://resnet50`."""
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: os.stat("absent"))
+    monkeypatch.setattr(downloads, "urlopen", lambda *_, **__: os.stat("absent"))
+    monkeypatch.setattr(downloads, "PAUSE", 0)
     cache.mkdir(parents=True)
     path = write(cache / "a.pth", {"state_dict": {"a": torch.ones(2)}})
     path = path.rename(cache / f"resnet50-{sha256(path)[:8]}.pth")
@@ -193,7 +195,7 @@ def test_a_refused_download_does_not_stay(tmp_path, cache, site):
     (tmp_path / "a.pth").write_text("<html>log in first</html>")
     with pytest.raises(CheckpointError, match=rf"{site}/a.pth is a web page"):
         read_checkpoint(f"{site}/a.pth")
-    assert not [*cache.iterdir()]
+    assert not [*cache.rglob("*.pth")]
     write(tmp_path / "a.pth", {"state_dict": {"a": torch.ones(2)}})
     assert "a" in read_checkpoint(f"{site}/a.pth")["state_dict"]
 

@@ -16,13 +16,13 @@ from mmengine.runner import CheckpointLoader, checkpoint
 
 from fcvit_mm import CheckpointError, FCViT, engine, register_all
 from fcvit_mm.checkpoint import mmengine_backends
-from fcvit_mm.checkpoint.reader import sha256
 from fcvit_mm.engine import resume
 from fcvit_mm.engine.hooks.complete_checkpoint_hook import CompleteCheckpointHook
 from fcvit_mm.engine.preflight import check_files, check_settings, schedule_mismatch
 from fcvit_mm.models.weights import RELEASED_WEIGHTS
 from fcvit_mm.utils.config import adapt, iter_config_dicts, load_config
 from fcvit_mm.utils.errors import ConfigError
+from fcvit_mm.utils.files import sha256
 from fcvit_mm.utils.options import enable_amp, start_from_scratch
 from helpers import ROOT
 

@@ -4,8 +4,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...checkpoint.mmengine_backends import find_address
-from ...checkpoint.reader import fetch, sha256
+from ...checkpoint.reader import fetch
 from ...models.weights import OUTPUT_NORM, check_fit, model_weights
+from ...utils.files import sha256
 from ..preflight import unwrap
 
 
