@@ -208,7 +208,7 @@ def _from_drive(filename: str, accept: Callable[[Path], None]) -> None:
     import gdown
 
     name, _, wanted = filename.partition("/")
-    listed = gdown.download_folder(url=RELEASED[name], quiet=True, skip_download=True)
+    listed: Any = gdown.download_folder(url=RELEASED[name], quiet=True, skip_download=True)
     files = {Path(one.path).name: one.id for one in listed if one.path.endswith(CHECKPOINTS)}
     chosen = [wanted] if wanted else [*files]
     if len(chosen) != 1 or chosen[0] not in files:

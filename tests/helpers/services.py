@@ -130,7 +130,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if entry["key"] == "file":
                     value = entry["value"]
                     self.site.uploaded[value["path"]] = base64.b64decode(value["content"])
-            self._json({"commitOid": "0" * 40, "commitUrl": "", "success": True})
+            commit = "0" * 40
+            address = f"{self.site.address}/org/name/commit/{commit}"
+            self._json({"commitOid": commit, "commitUrl": address, "success": True})
         else:  # the check of a model card
             self._json({"errors": [], "warnings": []})
 
