@@ -15,10 +15,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .common import dense, gelu_share, gelu_slope, jit, launch, rows, sum_dtype, taps_of, tl, triton
+from .common import (
+    dense,
+    gelu_share,
+    gelu_slope,
+    jit,
+    launch,
+    plain_gradients,
+    rows,
+    sum_dtype,
+    taps_of,
+    tl,
+    triton,
+)
 
 # A program's tile, columns x channels, and how many rows of the image it goes down.
 WIDE, CHANNELS, ROWS = 16, 64, 32
@@ -246,6 +258,13 @@ def _strips(height: int, width: int) -> int:
     return triton.cdiv(width, WIDE) * triton.cdiv(height, ROWS)
 
 
+def _plain(x: Tensor, *parameters: Tensor) -> Tensor:
+    weight1, bias1, weight, bias, weight2, bias2 = (p.to(x.dtype) for p in parameters)
+    hidden = F.conv2d(x, weight1, bias1)
+    hidden = F.gelu(F.conv2d(hidden, weight, bias, padding=1, groups=len(weight)))
+    return F.conv2d(hidden, weight2, bias2)
+
+
 class ChannelMixer(torch.autograd.Function):
     """x -> second(GELU(3x3(first(x)))), each with its bias; (B, d, H, W), in channels_last.
 
@@ -264,6 +283,7 @@ class ChannelMixer(torch.autograd.Function):
         weight2: Tensor,
         bias2: Tensor,
     ) -> Tensor:
+        inputs = x, weight1, bias1, weight, bias, weight2, bias2
         x = dense(x, channels_last=True)
         size = x.shape[0], x.shape[2], x.shape[3]
         first, second = (w.flatten(1).to(x.dtype) for w in (weight1, weight2))
@@ -273,13 +293,15 @@ class ChannelMixer(torch.autograd.Function):
         activated = torch.empty_like(hidden)
         _launch(_gelu_kernel, size, hidden.shape[1], hidden, taps, bias, activated)
         out = torch.addmm(bias2, activated, second.t())
-        ctx.save_for_backward(x, first, bias1, taps, bias, second)
+        ctx.save_for_backward(*inputs, first, bias1, taps, second)
         return out.view(*size, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, first, bias1, taps, bias, second = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, first, bias1, taps, second = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain_gradients(_plain, inputs, grad)
+        x, bias = dense(inputs[0], channels_last=True), inputs[4]
         size = x.shape[0], x.shape[2], x.shape[3]
         grad = rows(dense(grad, channels_last=True))
         hidden = torch.addmm(bias1, rows(x), first.t())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,3 +88,22 @@ def gelu_share(z: tl.tensor) -> tl.tensor:
 def gelu_slope(z: tl.tensor, share: tl.tensor) -> tl.tensor:
     """Derivative of GELU at z, where share is gelu_share(z)."""
     return share + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+
+
+def plain_gradients(
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return a kernel's gradients by PyTorch's operators: they can be differentiated again.
+
+    Args:
+        plain: computes of the inputs what the kernel does.
+        inputs: as the kernel was given them; a gradient of each that requires one is returned.
+        grad: of the output.
+    """
+    # of views, as an input may come from another
+    given = [t if t is None or t.is_leaf else t.view_as(t) for t in inputs]
+    needed = [t is not None and t.requires_grad for t in inputs]
+    wanted = [t for t, is_needed in zip(given, needed, strict=True) if t is not None and is_needed]
+    out = plain(*given).to(grad.dtype)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return tuple(next(found) if is_needed else None for is_needed in needed)

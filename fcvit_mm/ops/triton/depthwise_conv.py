@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .common import (
     TILE,
@@ -15,6 +15,7 @@ from .common import (
     is_channels_last,
     jit,
     launch,
+    plain_gradients,
     sum_dtype,
     taps_of,
     tl,
@@ -277,29 +278,33 @@ def weight_grad(x: Tensor, grad: Tensor, k: int, channels_last: bool) -> Tensor:
     return partial_sums.sum(0).t().reshape(channels, 1, k, k)
 
 
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+
 class DepthwiseConv(torch.autograd.Function):
     """x (B, d, H, W), weight (d, 1, k, k), bias (d,) or None -> (B, d, H, W) in x's dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.channels_last = is_channels_last(x)
-        x = dense(x, ctx.channels_last)
         taps = taps_of(weight)
-        ctx.kernel = weight.shape[-1]
-        ctx.save_for_backward(x, taps)
-        return conv(x, taps, bias, ctx.channels_last)
+        ctx.save_for_backward(x, weight, bias, taps)
+        return conv(dense(x, ctx.channels_last), taps, bias, ctx.channels_last)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, taps = ctx.saved_tensors
+        x, weight, bias, taps = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain_gradients(_plain, (x, weight, bias), grad)
         layout = ctx.channels_last
-        grad = dense(grad, layout)
+        x, grad = dense(x, layout), dense(grad, layout)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = conv(grad, taps, None, layout, turned=True)
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_grad(x, grad, ctx.kernel, layout)
+            grad_weight = weight_grad(x, grad, weight.shape[-1], layout)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3), dtype=sum_dtype(x))
         # autograd rounds them to the dtypes of the parameters

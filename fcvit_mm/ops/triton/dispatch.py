@@ -151,8 +151,7 @@ def depthwise_conv(x: Tensor, *, weight: Tensor, bias: Tensor | None = None) -> 
     """Convolve each channel with its own filter: stride 1, padding k // 2, size kept.
 
     Depthwise_k of FCViT's token mixer (arXiv 2212.12552); what
-    `F.conv2d(x, weight, bias, padding=k // 2, groups=d)` computes, autocast included. Can be
-    differentiated once where the kernels run.
+    `F.conv2d(x, weight, bias, padding=k // 2, groups=d)` computes, autocast included.
 
     Args:
         x: (B, d, H, W), any strides.
@@ -199,8 +198,7 @@ def add_global_context(
         S'  = alpha * (S - mean(S)) / (std(S) + 1e-5) + beta,  over heads and positions together
         out = x + S' * (W2 max(W1a gap + b1a, W1b gap + b1b) + b2)
 
-    Can be differentiated once where the kernels run. Statistics and sums are float32 at least, and
-    so is what is computed of gap.
+    Statistics and sums are float32 at least, and so is what is computed of gap.
 
     Args:
         x: (B, d, H, W), any strides.
@@ -239,7 +237,7 @@ def group_norm(
 ) -> Tensor:
     """Normalize each image by one mean and deviation: `F.group_norm(x, 1, weight, bias, eps)`.
 
-    Can be differentiated once where the kernels run. Statistics and sums are float32 at least.
+    Statistics and sums are float32 at least.
 
     Args:
         x: (B, d, H, W), any strides.
@@ -309,7 +307,7 @@ def channel_mixer(
     """Apply FCViT's channel mixer: 1x1, 3x3 depthwise convolution, GELU, 1x1 convolution.
 
     A kernel runs in half precision and channels_last alone, and keeps nothing but x for the
-    backward pass. Can be differentiated once there.
+    backward pass.
 
     Args:
         x: (B, d, H, W).
@@ -336,7 +334,7 @@ def channel_mixer(
 def add_scaled(x: Tensor, *, scale: Tensor, branch: Tensor) -> Tensor:
     """Compute x + scale * branch, which is a layer scale and the residual addition.
 
-    A kernel runs in channels_last alone; can be differentiated once there.
+    A kernel runs in channels_last alone.
 
     Args:
         x, branch: (B, d, H, W).

@@ -18,10 +18,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .common import TILE, dense, is_channels_last, jit, launch, sum_dtype, tl, triton
+from ..global_context import add_weighted, inner_products, mean_over_positions
+from .common import (
+    TILE,
+    dense,
+    is_channels_last,
+    jit,
+    launch,
+    plain_gradients,
+    sum_dtype,
+    tl,
+    triton,
+)
 
 # for which these kernels are written
 HEADS = 8
@@ -435,6 +446,24 @@ def _small_constants(gap: Tensor) -> dict[str, int]:
     return {"size": size, "block_e": triton.next_power_of_2(size), "block_t": 32}
 
 
+def _plain(
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+) -> Tensor:
+    gap = mean_over_positions(x)
+    s = inner_products(x, gap, heads=HEADS, scale=(x.shape[1] // HEADS) ** -0.5)
+    std, mean = torch.std_mean(s, dim=(1, 2, 3), keepdim=True)
+    weights = alpha[:, None, None] * ((s - mean) / (std + 1e-5)) + beta[:, None, None]
+    halves = F.linear(gap.to(weight1.dtype), weight1, bias1).unflatten(1, (2, -1))
+    token = F.linear(halves.max(1).values, weight2, bias2)
+    return add_weighted(x, weights=weights, token=token)
+
+
 class GlobalContext(torch.autograd.Function):
     """x + S' * (W2 max(W1a gap, W1b gap)): (B, d, H, W) -> the same, in x's layout, of a dtype.
 
@@ -454,6 +483,7 @@ class GlobalContext(torch.autograd.Function):
         bias2: Tensor,
     ) -> Tensor:
         ctx.channels_last = is_channels_last(x)
+        inputs = x, alpha, beta, weight1, bias1, weight2, bias2
         x = dense(x, ctx.channels_last)
         batch, channels, height, width = x.shape
         positions, size = height * width, channels // HEADS
@@ -481,18 +511,20 @@ class GlobalContext(torch.autograd.Function):
             **constants,
         )
         ctx.save_for_backward(
-            *(x, gap, deviation, alpha, weight1, weight2),
-            *(scale, shift, deviations, middle, share, context),
+            *inputs,
+            *(gap, deviation, scale, shift, deviations, middle, share, context),
         )
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # unpacked once: activation checkpointing allows no more
-        x, gap, deviation, alpha, weight1, weight2, *small = ctx.saved_tensors
-        scale, shift, deviations, middle, share, context = small
-        grad = dense(grad, ctx.channels_last)
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *plain_gradients(_plain, saved[:7], grad)
+        x, alpha, _, weight1, _, weight2, _, *others = saved
+        gap, deviation, scale, shift, deviations, middle, share, context = others
+        x, grad = dense(x, ctx.channels_last), dense(grad, ctx.channels_last)
         grid, constants = _blocks(x, ctx.channels_last)
         (batch, channels), positions = gap.shape, deviation.shape[2]
         products = torch.empty_like(deviation)

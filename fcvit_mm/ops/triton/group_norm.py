@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .common import dense, is_channels_last, jit, launch, sum_dtype, tl, tl_sum_dtype, triton
+from .common import (
+    dense,
+    is_channels_last,
+    jit,
+    launch,
+    plain_gradients,
+    sum_dtype,
+    tl,
+    tl_sum_dtype,
+    triton,
+)
 
 # Of one image: programs that sum up, at most (a power of two), and elements of their tiles.
 PARTS, TILE = 128, 4096
@@ -164,7 +174,7 @@ class Norm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
     ) -> Tensor:
-        ctx.channels_last = is_channels_last(x)
+        ctx.channels_last, ctx.epsilon, given = is_channels_last(x), epsilon, x
         x = dense(x, ctx.channels_last)
         batch, channels, height, width = x.shape
         positions = height * width
@@ -186,14 +196,20 @@ class Norm(torch.autograd.Function):
             epsilon=epsilon,
             **constants,
         )
-        ctx.save_for_backward(x, weight, moments)
+        ctx.save_for_backward(given, weight, bias, moments)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, moments = ctx.saved_tensors
-        grad = dense(grad, ctx.channels_last)
+        x, weight, bias, moments = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                dtype = moments.dtype
+                return F.group_norm(x.to(dtype), 1, weight.to(dtype), bias.to(dtype), ctx.epsilon)
+
+            return *plain_gradients(plain, (x, weight, bias), grad), None, None
+        x, grad = dense(x, ctx.channels_last), dense(grad, ctx.channels_last)
         batch, channels, height, width = x.shape
         sizes = height * width, channels
         constants = {"channels_last": ctx.channels_last, "dtype": tl_sum_dtype(x)}

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .common import dense, jit, launch, rows, sum_dtype, tl, tl_sum_dtype, triton
 
@@ -47,15 +46,15 @@ class AddScaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
-        branch = dense(branch, channels_last=True)
         ctx.save_for_backward(scale, branch)
         return torch.addcmul(x, scale[:, None, None], branch)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         scale, branch = ctx.saved_tensors
-        grad = dense(grad, channels_last=True)
+        if torch.is_grad_enabled():  # to be differentiated again, which a kernel can't be
+            return grad, (grad * branch).sum((0, 2, 3)), grad * scale[:, None, None]
+        grad, branch = (dense(each, channels_last=True) for each in (grad, branch))
         positions, channels = rows(grad).shape
         parts = min(PARTS, triton.cdiv(positions, POSITIONS))
         out = torch.empty_like(branch)
