@@ -19,11 +19,13 @@ SHA256_KEY = "fcvit_mm.sha256"
 SHA256_PLACEHOLDER = "0" * 64
 
 
-def embed_sha256(content: bytes) -> bytes:
-    """Return a file's content with its SHA-256 in place of `SHA256_PLACEHOLDER`."""
-    return content.replace(
-        SHA256_PLACEHOLDER.encode(), hashlib.sha256(content).hexdigest().encode(), 1
-    )
+def embed_sha256(content: bytes, more: bytes = b"") -> bytes:
+    """Return a file's content with its SHA-256 in place of `SHA256_PLACEHOLDER`.
+
+    more: the content of a second file that belongs to it, of which the SHA-256 is, too.
+    """
+    digest = hashlib.sha256(content + more).hexdigest()
+    return content.replace(SHA256_PLACEHOLDER.encode(), digest.encode(), 1)
 
 
 def matches_sha256(content: bytes, digest: str) -> bool:

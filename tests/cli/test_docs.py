@@ -77,7 +77,7 @@ RUNS = (
 )
 # those that would run whole, as their own tests do
 WHOLE = (
-    r"(fcvit |deployment/)(analyze_logs|benchmark|browse_data|download|model_info|publish|run_onnx)"
+    r"(fcvit |deployment/)(analyze_logs|benchmark|browse_data|download|model_info|publish|run_exported)"
 )
 
 

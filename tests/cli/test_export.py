@@ -94,7 +94,7 @@ def exported(tool, small, predictors, tmp_path_factory) -> Callable[[str], Path]
 
 
 def run_script(model: Path, source: Path, out: Path) -> subprocess.CompletedProcess:
-    """tools/deployment/run_onnx.py where PyTorch and OpenMMLab can't be imported."""
+    """tools/deployment/run_exported.py where PyTorch and OpenMMLab can't be imported."""
     code = f"""
 import runpy, sys
 class Refuse:
@@ -102,8 +102,8 @@ class Refuse:
         if name.split('.')[0] in ('torch', 'torchvision', 'mmengine', 'mmcv', 'fcvit_mm'):
             raise ImportError(f'{{name}} is not to be needed')
 sys.meta_path.insert(0, Refuse())
-sys.argv = ['run_onnx.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
-runpy.run_path({str(ROOT / "tools/deployment/run_onnx.py")!r}, run_name='__main__')
+sys.argv = ['run_exported.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
+runpy.run_path({str(ROOT / "tools/deployment/run_exported.py")!r}, run_name='__main__')
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
@@ -145,7 +145,7 @@ def test_mask_rcnn_in_one_graph_predicts_what_mmdetection_does(predictors, size)
     torch.testing.assert_close(boxes, expected.bboxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-4)
     assert torch.equal(labels, expected.labels)
-    paste = load_tool("run_onnx").paste
+    paste = load_tool("run_exported").paste
     for mask, box, whole in zip(masks, boxes, expected.masks.numpy(), strict=True):
         pasted = paste(mask.numpy(), box.numpy(), height, width)
         assert (pasted != whole).mean() < 0.005
@@ -190,7 +190,7 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
     from mmcv.transforms import Resize
 
     image = make_image(0)
-    resized = load_tool("run_onnx").resize(image, steps)
+    resized = load_tool("run_exported").resize(image, steps)
     assert resized.shape[1::-1] == expected
     if len(steps) == 1:
         if "scale" in steps[0]:

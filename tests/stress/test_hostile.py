@@ -388,7 +388,7 @@ ABOUT = {"kind": "segmentor", "classes": ["a", "b", "c"], "palette": [[9, 9, 9]]
 @NUMBERS
 def test_a_damaged_onnx_file_is_refused(tmp_path, number):
     path = write_onnx(tmp_path / "a.onnx", ABOUT)
-    content, script = path.read_bytes(), load_tool("run_onnx")
+    content, script = path.read_bytes(), load_tool("run_exported")
     assert script.open_model(str(path))[1] == ABOUT
     for changed in damaged(content, number):
         path.write_bytes(changed)
@@ -420,13 +420,13 @@ def test_a_hostile_onnx_file_is_a_sentence(tmp_path, monkeypatch, capsys, about,
     Image.new("RGB", (20, 10)).save(folder / "a.png")
     path = write_onnx(folder / "a.onnx", about, location)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(path), "a.png", "out.png"])
+    monkeypatch.setattr(sys, "argv", ["run_exported.py", str(path), "a.png", "out.png"])
     if not words:
-        load_tool("run_onnx").main()
+        load_tool("run_exported").main()
         assert (folder / "out.png").exists()
         return
     with pytest.raises(SystemExit) as end:
-        load_tool("run_onnx").main()
+        load_tool("run_exported").main()
     text = capsys.readouterr().err
     assert end.value.code == 2 and text.startswith("error: ") and text.count("\n") == 1
     assert words in text.lower() and not (folder / "out.png").exists()

@@ -1,4 +1,4 @@
-"""Export models to ONNX and torch.export, and check what was written.
+"""Export models to ONNX, OpenVINO and torch.export, and check what was written.
 
 What is exported takes images as they are, (B, 3, H, W), RGB, 0 to 255, of any size. What can't be
 traced with an open size, or needs a loop over detections, is written here a second time with the
@@ -6,29 +6,29 @@ trained layers of the model.
 """
 
 import copy
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import Tensor
 from torch.export import Dim
 
+from ...engine.preflight import check_files, check_settings
 from ...models.fuse import fuse
-from ...utils.cli import require, writing
+from ...utils.cli import writing
 from ...utils.config import iter_leaf_datasets, task_of
 from ...utils.errors import ConfigError, name_failure
-from ...utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from ..predictor import Predictor
-from .comparison import as_list, check
+from .accuracy import Accuracy, CalibrationImages, measure, refuse_loss
+from .comparison import check
 from .graphs import Features, Graph, Segmentor, with_open_size
 from .mask_rcnn import MaskRCNN
+from .runtimes import ABOUT, RUNTIMES
 
-# Where a file says what it is, see `describe`.
-ABOUT = "fcvit_mm.json"
+__all__ = ["ABOUT", "RUNTIMES", "Exported", "kind_of", "run"]
+
 GRAPHS: dict[str, Callable[[Any], Graph]] = {
     "features": Features, "segmentor": Segmentor, "mask_rcnn": MaskRCNN
 }  # fmt: skip
@@ -94,42 +94,79 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
     }
 
 
-def run(predictor: Predictor, path: Path, part: str = "whole") -> float:
-    """Export a model and check what was written, before it gets its name.
+class Exported(NamedTuple):
+    """What was found out about a file.
+
+    difference: the largest one in fp32, relative, see `check`. accuracy: see `measure`.
+    """
+
+    difference: float
+    accuracy: Accuracy
+
+
+def run(
+    predictor: Predictor,
+    path: Path,
+    part: str = "whole",
+    precision: str = "fp32",
+    max_drop: float | None = None,
+) -> Exported:
+    """Export a model and check it before it is written.
 
     Args:
         predictor: on the CPU.
-        path: .onnx, or .pt2 for torch.export.
+        path: .onnx, .xml for OpenVINO, or .pt2 for torch.export.
         part: whole, or features for backbone and neck.
-
-    Returns:
-        The largest relative difference, see `check`.
+        precision: one of the runtime's `precisions`.
+        max_drop: by how much mAP, mIoU or top-1, 0 to 1, may be less than the model's own; None
+            measures neither.
 
     Raises:
-        ConfigError: the model can't be exported, differs, packages are missing, or the file can't
-            be written.
+        ConfigError: the model can't be exported, differs or loses too much, packages or data are
+            missing, or the file can't be written.
     """
-    kind = kind_of(predictor.cfg, part)
-    about = json.dumps(describe(predictor, kind))
-    if path.suffix == ".onnx":
-        for package in ("onnx", "onnxruntime", "onnxscript"):
-            require(package, "export")
+    cfg, runtime = predictor.cfg, RUNTIMES[path.suffix]
+    kind = kind_of(cfg, part)
+    about: dict[str, Any] = {**describe(predictor, kind), "precision": precision}
+    runtime.check(precision)
+    if precision != "fp32" or max_drop is not None:
+        check_measurable(cfg, part, precision)
     graph = GRAPHS[kind](with_open_size(fuse(copy.deepcopy(predictor.model)))).eval()
-    save = save_onnx if path.suffix == ".onnx" else save_program
-    with writing(path), atomic_write(path) as partial, warnings.catch_warnings(), torch.no_grad():
+    accuracy: Accuracy = {}
+    with warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
-        with name_failure(f"{predictor.cfg.filename} can't be exported"):
-            program = trace(graph, path.suffix)
-        return check(predictor, graph, save(program, partial, about))
+        with name_failure(f"{cfg.filename} can't be exported"):
+            model = runtime.convert(trace(graph, path.suffix))
+        difference = check(predictor, graph, runtime.run(model, "fp32"))
+        if precision == "int8":
+            with name_failure(f"{cfg.filename} can't be quantized"):
+                model = runtime.quantize(model, CalibrationImages(cfg))
+        if max_drop is not None:
+            accuracy = measure(predictor, graph.outputs, runtime.run(model, precision))
+            refuse_loss(accuracy, max_drop)
+            about["accuracy"] = accuracy
+    with writing(path):
+        runtime.save(model, path, about)
+    return Exported(difference, accuracy)
+
+
+def check_measurable(cfg: Config, part: str, precision: str) -> None:
+    """Make sure that there is what the accuracy of a file is measured by, before anything runs."""
+    if part == "features":
+        raise ConfigError(
+            "--part features is exported in fp32 and without --max-drop: maps have no accuracy"
+        )
+    check_settings(cfg, "test")
+    check_files(cfg, ("test_dataloader", *["train_dataloader"] * (precision == "int8")))
 
 
 def trace(graph: Graph, ending: str) -> Any:
-    """Trace a graph with open axes as a program of torch.export, or for .onnx of ONNX."""
+    """Trace a graph with open axes as a program of torch.export, or else of ONNX."""
     # a size of which no map has a single position, which would be assumed of all images
     images = torch.rand(2 if graph.batch else 1, 3, 160, 288) * 255
     axes = {2: "height", 3: "width"} | ({0: "batch"} if graph.batch else {})
-    if ending != ".onnx":
+    if ending == ".pt2":
         dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),)
         return torch.export.export(graph, (images,), dynamic_shapes=dynamic)
     return torch.onnx.export(
@@ -141,23 +178,3 @@ def trace(graph: Graph, ending: str) -> Any:
         input_names=["images"],
         output_names=list(graph.outputs) or None,
     )
-
-
-def save_program(program: Any, path: Path, about: str) -> Callable[[Tensor], list[Tensor]]:
-    """Write a file of torch.export, and return the program that is read back from it."""
-    torch.export.save(program, path, extra_files={ABOUT: about})
-    loaded = torch.export.load(path).module()
-    return lambda images: as_list(loaded(images))
-
-
-def save_onnx(program: Any, path: Path, about: str) -> Callable[[Tensor], list[Tensor]]:
-    """Write an ONNX file with its SHA-256 inside, and return what ONNX Runtime makes of it."""
-    import onnxruntime
-
-    program.model.metadata_props.update({ABOUT: about, SHA256_KEY: SHA256_PLACEHOLDER})
-    program.save(path, external_data=False)
-    path.write_bytes(embed_sha256(path.read_bytes()))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: [
-        torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})
-    ]

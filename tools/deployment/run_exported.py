@@ -1,8 +1,10 @@
 """Run an exported model on an image and draw what it finds, without PyTorch and OpenMMLab.
 
-    python run_onnx.py MODEL.onnx IMAGE OUT.png
+    python run_exported.py MODEL.onnx IMAGE OUT.png
+    python run_exported.py MODEL.xml IMAGE OUT.png
 
-needs numpy, opencv-python and onnxruntime alone; take it as a start for programs of your own.
+needs numpy and opencv-python, and onnxruntime for .onnx or openvino for .xml; take it as a start
+for programs of your own.
 """
 
 import argparse
@@ -10,38 +12,75 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import cv2
 import numpy as np
-import onnxruntime
 
 # The longest side of an image that a file may ask for.
 LONGEST = 16384
 # Where a file has its SHA-256, and what stood there when it was computed.
-SHA256_FIELD = re.compile(rb"fcvit_mm\.sha256..([0-9a-f]{64})", re.DOTALL)
+SHA256_FIELDS = {
+    ".onnx": re.compile(rb"fcvit_mm\.sha256..([0-9a-f]{64})", re.DOTALL),
+    ".xml": re.compile(rb'<sha256 value="([0-9a-f]{64})"'),
+}
 SHA256_PLACEHOLDER = b"0" * 64
+# images (1, 3, H, W) -> outputs
+Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
-def open_model(path: str) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+def check_sha256(content: bytes, weights: bytes, field: re.Pattern) -> None:
+    """Compare a file, and the weights that go with it, with the SHA-256 in it.
+
+    Raises:
+        ValueError: one is damaged, or it is no file of `fcvit export`.
+    """
+    found = field.search(content)
+    if not found:
+        raise ValueError("it has no SHA-256")
+    unmarked = content[: found.start(1)] + SHA256_PLACEHOLDER + content[found.end(1) :]
+    if hashlib.sha256(unmarked + weights).hexdigest().encode() != found[1]:
+        raise ValueError("it is damaged: its SHA-256 is another one than it notes")
+
+
+def open_model(path: str) -> tuple[Run, dict[str, Any]]:
     """Open a file of `fcvit export`, compare it with its SHA-256; return its description, too.
 
     Raises:
         ValueError: it is damaged, or no such file.
-        Exception: ONNX Runtime can't run it; its errors have no common class.
+        Exception: the runtime can't run it; its errors have no common class.
     """
+    suffix = Path(path).suffix
+    if suffix not in SHA256_FIELDS:
+        raise ValueError("its name does not end in .onnx or .xml")
     content = Path(path).read_bytes()
-    found = SHA256_FIELD.search(content)
-    if not found:
-        raise ValueError("it has no SHA-256")
-    unmarked = content[: found.start(1)] + SHA256_PLACEHOLDER + content[found.end(1) :]
-    if hashlib.sha256(unmarked).hexdigest().encode() != found[1]:
-        raise ValueError("it is damaged: its SHA-256 is another one than it notes")
-    # from the memory, so that it can name no other file
+    weights = Path(path).with_suffix(".bin").read_bytes() if suffix == ".xml" else b""
+    check_sha256(content, weights, SHA256_FIELDS[suffix])
+    return open_openvino(content, weights) if suffix == ".xml" else open_onnx(content)
+
+
+def open_onnx(content: bytes) -> tuple[Run, dict[str, Any]]:
+    """Open a model for ONNX Runtime; from the memory, so that it can name no other file."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return session, json.loads(session.get_modelmeta().custom_metadata_map["fcvit_mm.json"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["fcvit_mm.json"])
+    return lambda images: session.run(None, {"images": images}), about
+
+
+def open_openvino(content: bytes, weights: bytes) -> tuple[Run, dict[str, Any]]:
+    """Open a model for OpenVINO, in the precision that it was exported for."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(content, weights)
+    about = json.loads(model.get_rt_info(["fcvit_mm", "json"]).value)
+    # by itself OpenVINO would compute in bf16 wherever the processor can
+    hint = "f32" if about["precision"] == "fp32" else "bf16"
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return lambda images: [*compiled([images]).values()], about
 
 
 def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
@@ -84,16 +123,11 @@ def fail(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def draw(
-    session: onnxruntime.InferenceSession,
-    about: dict[str, Any],
-    image: np.ndarray,
-    threshold: float,
-) -> None:
+def draw(run: Run, about: dict[str, Any], image: np.ndarray, threshold: float) -> None:
     """Run a model on an image (H, W, 3), BGR, print what it finds and draw it, in place."""
     resized = resize(image, about["resize"])
     images = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-    outputs = session.run(None, {"images": np.ascontiguousarray(images)})
+    outputs = run(np.ascontiguousarray(images))
 
     height, width = image.shape[:2]
     if about["kind"] == "segmentor":
@@ -140,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(f"{args.image} is not an image that OpenCV can read")
     try:
         draw(*open_model(args.model), image, args.score_threshold)
-    except Exception as error:  # a file may hold anything, and ONNX Runtime has no class of errors
+    except Exception as error:  # a file may hold anything, and the runtimes' errors have no class
         fail(f"{args.model} can't be run as a model of fcvit export: {first_line(error)}")
     if not (cv2.haveImageWriter(args.out) and cv2.imwrite(args.out, image)):
         fail(f"{args.out} can't be written")
