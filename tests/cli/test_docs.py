@@ -77,7 +77,8 @@ RUNS = (
 )
 # those that would run whole, as their own tests do
 WHOLE = (
-    r"(fcvit |deployment/)(analyze_logs|benchmark|browse_data|download|model_info|publish|run_exported)"
+    r"(fcvit |deployment/)"
+    "(analyze_logs|benchmark|browse_data|download|model_info|publish|run_exported)"
 )
 
 

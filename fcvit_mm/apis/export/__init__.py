@@ -24,6 +24,7 @@ from ..predictor import Predictor
 from .accuracy import Accuracy, CalibrationImages, measure, refuse_loss
 from .comparison import check
 from .graphs import Features, Graph, Segmentor, with_open_size
+from .layers import for_runtimes
 from .mask_rcnn import MaskRCNN
 from .runtimes import ABOUT, RUNTIMES
 
@@ -131,23 +132,24 @@ def run(
     runtime.check(precision)
     if precision != "fp32" or max_drop is not None:
         check_measurable(cfg, part, precision)
-    graph = GRAPHS[kind](with_open_size(fuse(copy.deepcopy(predictor.model)))).eval()
+    model = for_runtimes(with_open_size(fuse(copy.deepcopy(predictor.model))))
+    graph = GRAPHS[kind](model).eval()
     accuracy: Accuracy = {}
     with warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
         with name_failure(f"{cfg.filename} can't be exported"):
-            model = runtime.convert(trace(graph, path.suffix))
-        difference = check(predictor, graph, runtime.run(model, "fp32"))
+            exported = runtime.convert(trace(graph, path.suffix))
+        difference = check(predictor, graph, runtime.run(exported, "fp32"))
         if precision == "int8":
             with name_failure(f"{cfg.filename} can't be quantized"):
-                model = runtime.quantize(model, CalibrationImages(cfg))
+                exported = runtime.quantize(exported, CalibrationImages(cfg))
         if max_drop is not None:
-            accuracy = measure(predictor, graph.outputs, runtime.run(model, precision))
+            accuracy = measure(predictor, graph.outputs, runtime.run(exported, precision))
             refuse_loss(accuracy, max_drop)
             about["accuracy"] = accuracy
     with writing(path):
-        runtime.save(model, path, about)
+        runtime.save(exported, path, about)
     return Exported(difference, accuracy)
 
 
