@@ -73,8 +73,8 @@ def find(filename: str) -> Path | None:
     if not is_released(filename):
         return path if path.is_file() else None
     wanted = filename.partition("/")[2]
-    files = [one for one in path.glob("[!.]*") if one.name.endswith(CHECKPOINTS)]
-    files = [one for one in files if wanted in ("", one.name)]
+    # a name with a leading dot is that of a download that has not ended
+    files = [one for one in path.glob("[!.]*") if wanted in ("", one.name)]
     return files[0] if len(files) == 1 else None
 
 
@@ -112,7 +112,8 @@ def download(filename: str, accept: Callable[[Path], None]) -> None:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         why = " ".join(str(cause).split())
         name = filename.partition("/")[0]
-        remedy = f"; a browser may: {RELEASED[name]}" if name in RELEASED else ""
+        browser = f"; download it in a browser from {RELEASED.get(name)} and give its path"
+        remedy = browser if name in RELEASED else ""
         raise CheckpointError(
             f"{filename} can't be downloaded: {type(cause).__name__} {why[:400]}{remedy}"
         ) from error

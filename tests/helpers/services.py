@@ -39,6 +39,7 @@ class Site:
         drive: of Google Drive, by folder id: a file's content by its name.
         commits: of the Hub: branch or tag to commit; a commit's files are `files` of
             `ORG/REPO/COMMIT/FILE`.
+        refusals: how many files still are not sent, since the server is busy.
         breaks: how many transfers still end in the middle.
         stalls: how many still stop in the middle for `pause` seconds.
         has_ranges: whether it sends parts of files.
@@ -55,7 +56,7 @@ class Site:
         self.files: dict[str, bytes] = {}
         self.drive: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, str] = {}
-        self.breaks, self.stalls, self.pause = 0, 0, 0.0
+        self.refusals, self.breaks, self.stalls, self.pause = 0, 0, 0, 0.0
         self.has_ranges, self.is_over_quota = True, False
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.uploaded: dict[str, bytes] = {}
@@ -179,10 +180,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _file(self, content: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.site.refusals:
+            self.site.refusals -= 1
+            self.send_error(503)
+            return
         tag = f'"{sha256(content).hexdigest()}"'
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
         is_same = self.headers["If-Range"] in (None, tag)
         start = int(wanted[1]) if wanted and is_same and self.site.has_ranges else 0
+        if start >= len(content):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         rest = content[start:]
         given = {"Content-Type": "application/octet-stream", "Content-Length": str(len(rest)),

@@ -2,24 +2,30 @@
 
 import io
 import json
+import os
 import random
 import threading
+from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from rich.console import Console
 
 from fcvit_mm import CheckpointError, FCViT, read_checkpoint
-from fcvit_mm.checkpoint import downloads
+from fcvit_mm.checkpoint import downloads, reader
 from fcvit_mm.checkpoint.downloads import LOCK, RELEASED
 from fcvit_mm.checkpoint.reader import fetch
+from fcvit_mm.engine.preflight import check_files
 from fcvit_mm.utils import cli
+from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.utils.files import sha256
+from helpers import ROOT
 from helpers.hostile import hostile
-from helpers.released import timm_checkpoint
 from helpers.services import Site, serve
 from helpers.tools import load_tool
 
@@ -108,6 +114,17 @@ def test_what_came_of_a_broken_download_is_kept_for_the_next_run(service, site, 
     assert int(start.removeprefix("bytes=").rstrip("-")) > len(packed()) * 0.8
 
 
+@pytest.mark.parametrize("refusals", [2, 3])
+def test_a_busy_server_is_asked_three_times(site, refusals):
+    site.refusals, name = refusals, f"{site.address}/a.pth"
+    if refusals == 2:
+        assert fetch(name).read_bytes() == packed()
+    else:
+        with pytest.raises(CheckpointError, match="HTTPError .*503"):
+            fetch(name)
+    assert len(site.asked) == 3
+
+
 def test_a_stalled_connection_counts_as_broken(site, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     site.stalls, site.pause = 1, 1.0
@@ -140,9 +157,9 @@ def test_without_ranges_or_tags_a_download_begins_anew(site):
 def test_a_download_that_was_killed_at_its_end_is_completed(site):
     name = name_of("web", site)
     done = fetch(name)
-    partial = done.rename(done.with_name(f".partial-{done.name}"))
-    tag = sha256(partial)
-    partial.with_name(f"{partial.name}.tag").write_text(f'"{tag}"')
+    left = done.rename(done.with_name(f".partial-{done.name}"))
+    tag = sha256(left)
+    left.with_name(f"{left.name}.tag").write_text(f'"{tag}"')
     assert fetch(name).read_bytes() == packed() and len(site.ranges) == 1
 
 
@@ -155,11 +172,13 @@ def test_what_is_not_there_is_a_sentence(service, site):
     with pytest.raises(CheckpointError, match=what[service]) as error:
         fetch(name_of(service, site))
     assert "\n" not in str(error.value)
+    # asking again would not help
+    assert len({path for _, path, _ in site.asked}) == len(site.asked)
 
 
 def test_a_quota_of_google_drive_is_a_sentence_with_the_address_for_a_browser(site):
     site.is_over_quota = True
-    remedy = f"can't be downloaded: .*; a browser may: {RELEASED[NAME]}"
+    remedy = f"can't be downloaded: .*Too many users .*in a browser from {RELEASED[NAME]} and give"
     with pytest.raises(CheckpointError, match=remedy):
         fetch(NAME)
 
@@ -189,16 +208,41 @@ def test_a_hostile_file_is_refused_before_it_runs_or_stays(service, site, tmp_pa
 
 
 def test_pretrained_weights_come_by_the_name_of_a_release(site):
-    file = io.BytesIO()
-    released = timm_checkpoint("tiny")
-    torch.save(released, file)
+    arch = dict(layers=(1,) * 4, dims=(8, 16, 16, 32), mlp_ratios=(2,) * 4)
+    weights, file = FCViT(arch).state_dict(), io.BytesIO()
+    torch.save({"state_dict": weights, "args": Namespace(lr=1e-3)}, file)
     put_on_drive(site, {"model_best.pth.tar": file.getvalue()}, "fcvit_tiny_in1k")
-    model = FCViT("tiny", init_cfg=dict(type="Pretrained", checkpoint="fcvit_tiny_in1k"))
+    model = FCViT(arch, init_cfg=dict(type="Pretrained", checkpoint="fcvit_tiny_in1k"))
     model.init_weights()
-    expected = released["state_dict_ema"]
-    assert model.patch_embed.proj.weight.equal(expected["patch_embed.proj.weight"])
-    loaded = FCViT.from_pretrained("fcvit_tiny_in1k")
-    assert loaded.patch_embed.proj.weight.equal(expected["patch_embed.proj.weight"])
+    for loaded in (model, FCViT.from_pretrained("fcvit_tiny_in1k")):
+        assert all(value.equal(weights[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_config_is_checked_with_what_it_names_before_anything_is_built(site):
+    put_on_drive(site, {"a.pth": packed()}, "fcvit_tiny_in1k")
+    config = str(ROOT / "configs/detection/mask_rcnn_fcvit_tiny_coco.py")
+    cfg = load_config(config, {"model.backbone.init_cfg.checkpoint": "fcvit_tiny_in1k"})
+    check_files(cfg, ())
+    assert (cache() / "fcvit_tiny_in1k/a.pth").read_bytes() == packed()
+    cfg.model.backbone.init_cfg.checkpoint = f"{site.address}/b.pth"
+    with pytest.raises(ConfigError, match=r"b\.pth can't be downloaded: .*\. To start from random"):
+        check_files(cfg, ())
+
+
+def test_only_the_first_process_of_a_machine_downloads(site, monkeypatch):
+    monkeypatch.setattr(reader, "get_local_rank", lambda: 1)
+    with pytest.raises(CheckpointError, match="not downloaded by this machine's first process"):
+        fetch(NAME)
+    assert not site.asked
+
+
+@pytest.mark.parametrize("service", ["web", "drive"])
+def test_a_terminal_shows_how_much_has_come(service, site, monkeypatch):
+    shown = io.StringIO()
+    terminal = partial(Console, file=shown, force_terminal=True, width=200)
+    monkeypatch.setattr(downloads, "Console", lambda **_: terminal())
+    fetch(name_of(service, site))
+    assert "100%" in shown.getvalue() and "401.6/401.6 kB" in shown.getvalue()
 
 
 # ------------------------------------------------------------------------------------- offline
@@ -268,6 +312,15 @@ def test_a_lock_file_of_the_project_is_compared_with_and_added_to(site):
         Path(LOCK).write_text(text)
         with pytest.raises(CheckpointError, match=f"^{LOCK} {problem}.*mend or delete it"):
             fetch(name, again=True)
+
+
+def test_a_lock_file_that_can_not_be_written_is_a_warning(site, monkeypatch):
+    """As in a container whose caches are read-only."""
+    said: list[str] = []
+    monkeypatch.setattr(downloads, "write_json", lambda *_: os.stat("absent"))
+    monkeypatch.setattr(downloads, "print_log", lambda text, *_: said.append(text))
+    assert fetch(name_of("web", site), again=True).read_bytes() == packed()
+    assert len(said) == 1 and f"{LOCK} can't be written: " in said[0]
 
 
 def test_several_may_ask_for_a_file_at_once(site):
