@@ -143,7 +143,7 @@ def _measure(made: Path, folder: Path) -> dict[str, float]:
         measured = runner.test(cfg)
     except ConfigError as error:
         raise ConfigError(f"{error} To publish without metrics, add --no-test.") from error
-    # MMDetection's metrics are -1 for sizes of which there are no objects; MMSegmentation's are NumPy's
+    # MMDetection's are -1 for sizes of which there are no objects; MMSegmentation's are NumPy's
     found = {key: round(float(value), 4) for key, value in measured.items()}
     return {key: value for key, value in found.items() if math.isfinite(value) and value >= 0}
 
