@@ -7,7 +7,7 @@ import signal
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -279,6 +279,15 @@ def many(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def started() -> Iterator[list[BaseProcess]]:
+    """Processes that end with the test."""
+    processes: list[BaseProcess] = []
+    yield processes
+    for process in processes:
+        process.kill()
+
+
 def start(words: Sequence[object], directory: Path, processes: int) -> list[BaseProcess]:
     """Start `fcvit infer` in several processes, as torchrun does."""
     common = {**os.environ, "WORLD_SIZE": str(processes)}
@@ -293,6 +302,10 @@ def start(words: Sequence[object], directory: Path, processes: int) -> list[Base
     ]
 
 
+def have_ended(processes: Sequence[BaseProcess]) -> bool:
+    return all(process.exitcode is not None for process in processes)
+
+
 def wait_for(is_so: Callable[[], bool], directory: Path) -> None:
     end = time.monotonic() + 120
     while not is_so():
@@ -302,7 +315,7 @@ def wait_for(is_so: Callable[[], bool], directory: Path) -> None:
 
 @pytest.mark.slow
 def test_four_processes_that_are_killed_leave_no_image_out_and_do_none_twice(
-    classifier, many, tmp_path
+    classifier, many, tmp_path, started
 ):
     out = tmp_path / "found"
     words = [*classifier, many, "--out", out, "--no-draw", "--batch-size", 5]
@@ -325,13 +338,13 @@ def test_four_processes_that_are_killed_leave_no_image_out_and_do_none_twice(
     before: list[bytes] = [b""] * 4
     for most, ended in ((500, -signal.SIGKILL), (1100, 128 + signal.SIGTERM)):
         running = start(words, tmp_path, 4)
+        started += running
         wait_for(partial(are_at_work, most), tmp_path)
         # torchrun, too, ends the others once one has been killed
         running[0].kill()
         for process in running[1:]:
             process.kill() if ended == -signal.SIGKILL else process.terminate()
-        for process in running:
-            process.join()
+        wait_for(partial(have_ended, running), tmp_path)
         # those that had done their part are gone; the first waits for them
         statuses = [process.exitcode for process in running]
         assert statuses[0] == -signal.SIGKILL and {*statuses[1:]} <= {ended, 0}
@@ -341,8 +354,8 @@ def test_four_processes_that_are_killed_leave_no_image_out_and_do_none_twice(
         before = now
     # one machine less
     running = start(words, tmp_path, 2)
-    for process in running:
-        process.join()
+    started += running
+    wait_for(partial(have_ended, running), tmp_path)
     output = (tmp_path / "said.txt").read_text()
     assert [process.exitcode for process in running] == [0, 0], output[-3000:]
     assert output.count(f"classes of 2000 images: {out / 'classes.json'}") == 1
