@@ -57,7 +57,7 @@ def train(cfg: Config, checked: bool = False, remedy: str = "--resume") -> Runne
     with (
         showing_progress(runner),
         naming_lost_processes(),
-        stop.listening(runner),
+        stop.listening(),
         naming_dead_workers(),
         naming_full_disk(cfg),
     ):

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
@@ -121,14 +122,28 @@ def exit_with_parent(parent: int, then: Callable | None, worker: int) -> None:
 
     Of a killed training it would wait for ever for somebody to read its last batch, and keep its
     memory. `then` is another `worker_init_fn` to call.
+
+    The signals that end a training after its iteration are for the training alone, though terminals
+    and clusters send them to all processes: of a worker that ended amid a batch, it would wait for
+    the rest for ever.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:  # killed before
             os._exit(1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_if_told, args=(parent,), daemon=True).start()
     sys.excepthook = quiet_excepthook
     if then:
         then(worker)
+
+
+def _exit_if_told(parent: int) -> None:
+    """End this process on the SIGTERM of its parent, which PyTorch sends to a worker that hangs."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class RepeatableRunner(Runner):

@@ -6,6 +6,7 @@ And what such a training leaves: its losses, as logged, and as each of several p
 import json
 import os
 import resource
+import subprocess
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -157,6 +158,7 @@ class Trouble(Hook):
             return
         while self.number is None:
             time.sleep(1)
-        for pid in (os.getpid(), *children(os.getpid())):
-            os.kill(pid, self.number)
+        everybody = [*map(str, (os.getpid(), *children(os.getpid())))]
+        # by another process, as terminals and clusters do: a worker obeys its training
+        subprocess.run(["kill", f"-{self.number}", *everybody], check=True)
         self.at = -1

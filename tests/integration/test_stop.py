@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 
@@ -22,6 +23,7 @@ from fcvit_mm.datasets import checks
 from fcvit_mm.engine import launch as engine_launch
 from fcvit_mm.engine import runner
 from fcvit_mm.engine.hooks.stop_hook import StopHook
+from fcvit_mm.engine.seeding import RepeatableRunner
 from helpers import ROOT, processes, warm
 from helpers.processes import assert_equal_runs, said
 from helpers.tools import assert_sentence, free_port, load_tool
@@ -142,7 +144,7 @@ def test_a_signal_amid_a_checkpoint_lets_it_be_finished_or_leaves_none(
     stop = StopHook(tmp_path / "stopped.pth", "--resume")
     at_once = number == signal.SIGINT and times == 2
     ended = pytest.raises(KeyboardInterrupt) if at_once else nullcontext()
-    with ended, stop.listening(None):
+    with ended, stop.listening():
         save_checkpoint({"a": 1}, str(tmp_path / "a.pth"))
     assert stop.signal == number
     assert [path.name for path in tmp_path.iterdir()] == ([] if at_once else ["a.pth"])
@@ -204,6 +206,43 @@ def test_the_launcher_refuses_in_a_sentence_before_it_starts_processes(example_d
         assert_sentence(result, words)
         assert result.stderr.splitlines()[-1].startswith("error: ")
     assert sorted(example_data.rglob("*")) == before
+
+
+class Slow(torch.utils.data.Dataset):
+    """Items that take half a second each, or for ever."""
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.5 if self.ends or index < 2 else 600)
+        return int(index)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_loaders_worker_ends_on_its_trainings_word_alone(ends):
+    """Clusters send SIGTERM to it, too: the batches that are begun still come."""
+    config = dict(
+        batch_size=1,
+        num_workers=1,
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        collate_fn=dict(type="default_collate"),
+        dataset=Slow(ends),
+    )
+    batches: Any = iter(RepeatableRunner.build_dataloader(config, seed=0))
+    found = [next(batches)]
+    (worker,) = batches._workers
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # of another process, as a worker's own parent is heard
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    found += [next(batches) for _ in range(3 if ends else 1)]
+    assert [int(batch) for batch in found] == [*range(4 if ends else 2)]
+    batches._shutdown_workers()  # waits five seconds for one that hangs
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.slow

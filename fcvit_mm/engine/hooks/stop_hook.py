@@ -18,8 +18,6 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed import ReduceOp, all_reduce, destroy_process_group, new_group
 
-from ...utils.errors import DeadWorkerError
-
 
 class RestOfEpoch:
     """A batch sampler without the first batches, of which `done` is how many."""
@@ -64,20 +62,14 @@ class StopHook(Hook):
         self.group: Any = new_group(backend="gloo", timeout=timeout) if is_distributed() else None
 
     @contextmanager
-    def listening(self, runner: Runner) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Note the signals in place of ending; what ignores them (nohup) goes on ignoring them."""
-        handlers, process = {}, os.getpid()
+        handlers = {}
         if threading.current_thread() is threading.main_thread():
             handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
         def note(number: int, _: FrameType | None) -> None:
-            if os.getpid() != process:
-                return  # a loader's worker, which ends with the training
             self.signal = number
-            if sys.platform != "win32":
-                # Loader workers that get the signal, too, end, which PyTorch would raise amid a
-                # step; without this, where their batches are asked for.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if number == signal.SIGINT:
                 signal.signal(number, handlers[signal.SIGINT])
                 if is_main_process():
@@ -88,11 +80,6 @@ class StopHook(Hook):
                 signal.signal(one, note)
         try:
             yield
-        except (DeadWorkerError, ConnectionError, EOFError, FileNotFoundError):
-            # the last ones by the socket over which a worker hands out its batches
-            if not self.signal:
-                raise
-            self._stop_if_asked(runner)
         finally:
             for one, handler in handlers.items():
                 signal.signal(one, handler)
