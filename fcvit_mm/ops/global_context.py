@@ -1,7 +1,7 @@
 """The products of a global context: heads of a map with one token per image, and back.
 
-Each is one matrix product for all heads, so that nothing of the map's size is written but the
-output.
+Each is one matrix product, so that nothing of the map's size is written but the output. In
+channels_last it has the tokens of all heads, where a head's channels do not lie side by side.
 """
 
 from contextlib import nullcontext
@@ -47,12 +47,12 @@ def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) 
     dtype = sum_dtype(x)
     with torch.autocast(x.device.type, enabled=False) if _is_autocast(x) else nullcontext():
         token, maps = token.to(dtype) * scale, x.to(dtype).flatten(2)  # (B, d), (B, d, N)
-        if _is_channels_last(x):  # a head's channels lie apart: all of them at once
+        if _is_channels_last(x):
             products = split_heads(token, heads) @ maps  # (B, h, N)
         else:
-            by_head = len(x) * heads, -1
+            by_head = x.shape[0] * heads, x.shape[1] // heads
             products = token.reshape(*by_head, 1).mT @ maps.reshape(*by_head, maps.shape[2])
-    return products.reshape(len(x), heads, *x.shape[2:])
+    return products.reshape(x.shape[0], heads, *x.shape[2:])
 
 
 def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
     if _is_channels_last(x):
         out = torch.baddbmm(maps.mT, factors.mT, split_heads(token, heads))  # (B, N, d)
         return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    by_head = len(x) * heads, -1
+    by_head = x.shape[0] * heads, x.shape[1] // heads
     out = torch.baddbmm(
         maps.reshape(*by_head, maps.shape[2]),
         token.reshape(*by_head, 1),
-        factors.reshape(*by_head, maps.shape[2]),
+        factors.reshape(by_head[0], 1, maps.shape[2]),
     )
     return out.reshape(x.shape)
