@@ -13,9 +13,9 @@ def load(
     """Load a trained model for images in memory.
 
     Args:
-        path: a work directory, whose config and best checkpoint are taken; or a config, with a
-            checkpoint.
-        checkpoint: path or URL.
+        path: a work directory, whose config and best checkpoint are taken; a folder that `fcvit
+            publish` wrote; or a config, with a checkpoint.
+        checkpoint: path, URL, `hf://ORG/REPO/FILE@REVISION`, or the name of a released model.
         device: such as cuda:1 or cpu (default: the GPU if there is one).
 
     Returns:

@@ -60,7 +60,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device | None = None)
 
     Args:
         cfg: changed in place as this machine needs it.
-        checkpoint: path or http(s) URL.
+        checkpoint: path, URL or name, see `checkpoint.reader.fetch`.
         device: see `find_device`.
 
     Raises:

@@ -74,8 +74,9 @@ def publish(folder: Path, out: Path, test: bool = True) -> list[Path]:
         make_folder(out.parent)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         made = Path(scratch, out.name)
-        write_weights(model.state_dict(), made / work_dir.PUBLISHED)
-        cfg.dump(made / config.name)
+        with writing(out):
+            write_weights(model.state_dict(), made / work_dir.PUBLISHED)
+            cfg.dump(made / config.name)
         facts = _describe(cfg, model.dataset_meta)
         if test:
             command, values = f"fcvit test {out.name}", _measure(made, folder)

@@ -116,7 +116,7 @@ def add_config(parser: argparse.ArgumentParser, checkpoint: bool = False) -> Non
         parser.add_argument(
             "checkpoint",
             nargs="?",
-            help="path or URL (default: the best of the work directory, or else its newest)",
+            help="path, URL or name (default: the best of the work directory, or else its newest)",
         )
     parser.add_argument(
         "--cfg-options",

@@ -1,6 +1,8 @@
 """fcvit publish: a folder that loads, tests and predicts as the model that it was made from."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +15,7 @@ from huggingface_hub import ModelCard, constants
 from mmengine.registry import MODELS, init_default_scope
 
 import fcvit_mm
+from fcvit_mm.apis import publish
 from fcvit_mm.utils.cli import run_tool
 from fcvit_mm.utils.config import load_config
 from helpers.images import make_image
@@ -32,12 +35,13 @@ def trained(data, tmp_path):
         config = config or CONFIGS[scope]
         cfg = load_config(str(config))
         make_smallest(cfg.model)
-        cfg.load_from, cfg.resume, cfg.work_dir = "start.pth", True, "/home/somebody/parts"
+        cfg.load_from, cfg.resume, cfg.work_dir = "start.pth", False, "/home/somebody/parts"
+        cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint="/home/somebody/a.pth")
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
             loader.num_workers, loader.persistent_workers = 0, False
         init_default_scope(scope)
         torch.manual_seed(0)
-        weights = MODELS.build(cfg.model).state_dict()
+        weights = MODELS.build(cfg.model).state_dict()  # random: nobody calls init_weights
         for key in ("rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight"):
             if key in weights:  # untrained scores are all but equal
                 weights[key] *= 100
@@ -73,7 +77,8 @@ def test_a_detector_predicts_the_same_to_the_bit_and_tests_as_its_card_says(trai
     weights = safetensors.torch.load_file(out / "model.safetensors")
     assert weights.keys() == ours.model.state_dict().keys()
     text = (out / config).read_text()
-    assert "somebody" not in text and "start.pth" not in text and "_base_" not in text
+    for word in ("somebody", "start.pth", str(folder), "resume", "_base_"):
+        assert word not in text
 
     facts = json.loads((out / "config.json").read_text())
     assert facts["classes"] == [*META["mmdet"]["classes"]] and facts["task"] == "detection"
@@ -81,6 +86,7 @@ def test_a_detector_predicts_the_same_to_the_bit_and_tests_as_its_card_says(trai
     assert any(step["type"] == "Resize" for step in facts["preprocessing"]["pipeline"])
     assert facts["metrics"]["command"] == "fcvit test parts"
     assert {"coco/bbox_mAP", "coco/segm_mAP"} <= facts["metrics"]["values"].keys()
+    assert min(facts["metrics"]["values"].values()) >= 0
 
     card = ModelCard.load(out / "README.md")
     assert card.data.pipeline_tag == "object-detection" and card.data.library_name == "fcvit_mm"
@@ -142,7 +148,11 @@ def test_it_is_uploaded_to_the_hub_and_comes_back(trained, tmp_path, monkeypatch
     assert all(v.equal(ours.model.state_dict()[k]) for k, v in loaded.model.state_dict().items())
 
 
-def test_what_can_not_be_published_is_a_sentence_and_leaves_nothing(trained, capsys):
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_can_not_be_published_is_a_sentence_and_leaves_nothing(trained, capsys, monkeypatch):
     folder = trained("mmpretrain")
 
     def refused(*words: str) -> str:
@@ -155,6 +165,11 @@ def test_what_can_not_be_published_is_a_sentence_and_leaves_nothing(trained, cap
     for path in Path("data").rglob("*.png"):
         path.unlink()
     assert "To publish without metrics, add --no-test" in refused(str(folder), "parts")
+    assert not [path for path in Path().iterdir() if "parts" in path.name]
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "write_json", full_disk)
+        line = refused(str(folder), "parts", "--no-test")
+        assert line == "error: parts can't be written: No space left on device"
     assert not [path for path in Path().iterdir() if "parts" in path.name]
     (folder / "best_score_iter_8.pth").write_bytes(b"PK")
     assert "is damaged" in refused(str(folder), "parts", "--no-test")
