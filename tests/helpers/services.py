@@ -90,7 +90,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif "/resolve/" in path:
             self._hub(path)
         elif path == "/drive.google.com/embeddedfolderview":
-            files = self.site.drive[query["id"][0]]
+            files = self.site.drive.get(query["id"][0])
+            if files is None:
+                self.send_error(404)
+                return
             entries = (ENTRY.format(drive_id(name), name) for name in files)
             self._send(LISTING.format("".join(entries)).encode(), "text/html")
         elif path == "/drive.google.com/uc":

@@ -359,5 +359,8 @@ def test_the_tool_downloads_records_and_copies(site, capsys):
     assert Path("pretrained/fcvit_s12.pth").read_bytes() == packed()
     assert said.startswith(f"{NAME}: 0.4 MB, SHA-256 {sha256('pretrained/fcvit_s12.pth')}, is ")
     assert [*recorded(Path(LOCK))] == [NAME] and LOCK in said
+    Path(LOCK).unlink()
+    assert cli.run_tool(tool.main, ["s24"]) == 2 and not Path(LOCK).exists()
+    capsys.readouterr()
     assert cli.run_tool(tool.main, ["s13"]) == 2
     assert capsys.readouterr().err.startswith("error: s13 is unknown; there are tiny, s12, ")

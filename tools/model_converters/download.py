@@ -6,7 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcvit_mm.checkpoint.downloads import LOCK, RELEASED, is_released
+from fcvit_mm.checkpoint.downloads import (
+    LOCK,
+    RELEASED,
+    compare_with_lock,
+    is_released,
+    is_storage,
+)
 from fcvit_mm.checkpoint.reader import fetch, is_url
 from fcvit_mm.models.arch import ALIASES, ARCHS
 from fcvit_mm.utils.cli import check_writable, run_tool, writing
@@ -36,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = ", ".join([*ARCHS, *RELEASED])
         raise ConfigError(f"{name} is unknown; there are {names}, hf://ORG/REPO/FILE and URLs")
     check_writable("--out", args.out)
-    lock = Path(LOCK)
-    if not lock.exists():
-        with writing(lock):
-            write_json(lock, {})
     path = fetch(name, again=True)
     print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(path)}, is {path}")
-    print(f"{lock} has its size and SHA-256, which every later use is compared with")
+    if not is_storage(name):
+        if not Path(LOCK).exists():
+            with writing(LOCK):
+                write_json(Path(LOCK), {})
+        compare_with_lock(name, path)
+        print(f"{LOCK} has its size and SHA-256, which every later use is compared with")
     if args.out:
         with writing(args.out), atomic_write(args.out) as partial:
             shutil.copyfile(path, partial)
