@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..utils.cli import writing
+from ..utils.cli import Terminated, writing
 from ..utils.errors import ConfigError
 from ..utils.files import make_folder, write_json
 from ..visualization.images import write_image
@@ -28,7 +28,11 @@ from .tracking import LEAST_SCORE, Tracker
 # Classes of an image that are noted.
 BEST = 5
 COLUMNS = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-INTERRUPTED = "interrupted: what was predicted before is written"
+# what is said after Ctrl-C and after SIGTERM
+STOPPED: dict[type[KeyboardInterrupt], str] = {
+    KeyboardInterrupt: "interrupted: what was predicted before is written",
+    Terminated: "terminated: what was predicted before is written",
+}
 
 
 class Results:
@@ -185,8 +189,8 @@ def run(
             for frame, result in _follow(found, threshold) if track else found:
                 results.add(frame, result.select(threshold, classes))
                 progress.advance(bar)
-        except KeyboardInterrupt:
-            problems.append(INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            problems.append(STOPPED[type(stop)])
         return results.close(), problems
 
 
@@ -240,11 +244,12 @@ def _read_all(
 def report(problems: Sequence[str]) -> None:
     """Print what could not be read; the last sentence as a ConfigError, which ends a tool.
 
-    Ctrl-C is raised again.
+    Ctrl-C and SIGTERM are raised again.
     """
     for problem in problems[:-1]:
         print(f"error: {problem}", file=sys.stderr)
-    if INTERRUPTED in problems:
-        raise KeyboardInterrupt(INTERRUPTED)
+    for kind, said in STOPPED.items():
+        if said in problems:
+            raise kind(said)
     if problems:
         raise ConfigError(problems[-1])

@@ -18,7 +18,7 @@ from fcvit_mm.apis import inference, sources
 from fcvit_mm.apis.predictor import Predictor
 from fcvit_mm.apis.result import Result
 from fcvit_mm.datasets import shapes
-from fcvit_mm.utils.cli import run_tool
+from fcvit_mm.utils.cli import Terminated, run_tool
 from fcvit_mm.utils.config import IGNORED, load_config
 from fcvit_mm.utils.errors import ConfigError
 from fcvit_mm.visualization.images import read_image, write_image
@@ -259,11 +259,19 @@ def test_a_webcam_until_ctrl_c(predictors, tmp_path, monkeypatch):
     assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 12)
 
 
-def test_what_was_predicted_before_an_interrupt_is_written(predictors, images, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "word"), [(KeyboardInterrupt, "interrupted"), (Terminated, "terminated")]
+)
+def test_what_was_predicted_before_an_interrupt_is_written(
+    predictors, images, tmp_path, kind, word
+):
     found = sources.find_sources([str(images / "clip.avi")], tmp_path)
-    stopped = Interrupted(predictors["mmdet"], KeyboardInterrupt())
+    stopped = Interrupted(predictors["mmdet"], kind())
     _, problems = inference.run(stopped, found, tmp_path)  # type: ignore[arg-type]
-    assert problems == ["interrupted: what was predicted before is written"]
+    assert problems == [f"{word}: what was predicted before is written"]
+    with pytest.raises(KeyboardInterrupt, match=word) as again:
+        inference.report(problems)
+    assert again.type is kind
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1
     video = cv2.VideoCapture(str(tmp_path / "drawn/clip.mp4"))
     assert video.read()[0] and not video.read()[0]
