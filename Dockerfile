@@ -25,7 +25,7 @@ RUN apt-get update \
 RUN pip install torch torchvision
 
 COPY . /src
-RUN pip install '/src[openmmlab,app,track]'
+RUN pip install '/src[openmmlab,app,hub,track]'
 
 # with --user, too, whoever that is
 ENV HOME=/home/fcvit \

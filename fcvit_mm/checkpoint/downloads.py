@@ -63,11 +63,9 @@ def is_storage(filename: str) -> bool:
 def find(filename: str) -> Path | None:
     """Return the file of an earlier download, without a network; None if there is none."""
     if filename.startswith("hf://"):
-        require("huggingface_hub", "hub")
-        from huggingface_hub import try_to_load_from_cache
-
+        client, arguments = _hub(filename)
         # None, or a mark that the repository has no such file
-        found = try_to_load_from_cache(**_hub_arguments(filename))
+        found = client.try_to_load_from_cache(**arguments)
         return Path(found) if isinstance(found, str) else None
     path = _place(filename)
     if not is_released(filename):
@@ -93,10 +91,8 @@ def download(filename: str, accept: Callable[[Path], None]) -> None:
     """
     try:
         if filename.startswith("hf://"):
-            require("huggingface_hub", "hub")
-            from huggingface_hub import hf_hub_download
-
-            hf_hub_download(**_hub_arguments(filename))
+            client, arguments = _hub(filename)
+            client.hf_hub_download(**arguments)
         elif is_released(filename):
             _from_drive(filename, accept)
         elif is_storage(filename):
@@ -119,13 +115,17 @@ def download(filename: str, accept: Callable[[Path], None]) -> None:
         ) from error
 
 
-def _hub_arguments(filename: str) -> dict[str, Any]:
+def _hub(filename: str) -> tuple[Any, dict[str, Any]]:
+    """Return the Hub's client, and what it calls a file."""
+    require("huggingface_hub", "hub")
+    import huggingface_hub
+
     found = HUB.fullmatch(filename)
     if not found:
         raise CheckpointError(
             f"{filename} must be hf://ORG/REPO/FILE or hf://ORG/REPO/FILE@REVISION"
         )
-    return found.groupdict()
+    return huggingface_hub, found.groupdict()
 
 
 def _place(filename: str) -> Path:

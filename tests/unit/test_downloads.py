@@ -125,16 +125,19 @@ def test_a_busy_server_is_asked_three_times(site, refusals):
     assert len(site.asked) == 3
 
 
-def test_a_stalled_connection_counts_as_broken(site, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
-    site.stalls, site.pause = 1, 1.0
-    assert fetch(name_of("web", site), again=True).read_bytes() == packed()
+@SERVICES
+def test_a_stalled_connection_counts_as_broken(service, site, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    site.stalls, site.pause = 1, 1.5
+    assert fetch(name_of(service, site), again=True).read_bytes() == packed()
     assert len(site.ranges) == 1
 
 
-def test_a_slow_server_is_waited_for(site):
+@SERVICES
+def test_a_slow_server_is_waited_for(service, site):
     site.stalls, site.pause = 1, 0.3
-    assert fetch(name_of("web", site), again=True).read_bytes() == packed()
+    assert fetch(name_of(service, site), again=True).read_bytes() == packed()
     assert not site.ranges
 
 
