@@ -27,8 +27,8 @@ SHA256_FIELDS = {
     ".xml": re.compile(rb'<sha256 value="([0-9a-f]{64})"'),
 }
 SHA256_PLACEHOLDER = b"0" * 64
-# images (1, 3, H, W) -> outputs
-Run = Callable[[np.ndarray], list[np.ndarray]]
+# images (1, 3, H, W) -> outputs by name
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def check_sha256(content: bytes, weights: bytes, field: re.Pattern) -> None:
@@ -67,7 +67,10 @@ def open_onnx(content: bytes) -> tuple[Run, dict[str, Any]]:
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["fcvit_mm.json"])
-    return lambda images: session.run(None, {"images": images}), about
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(
+        zip(names, session.run(None, {"images": images}), strict=True)
+    ), about
 
 
 def open_openvino(content: bytes, weights: bytes) -> tuple[Run, dict[str, Any]]:
@@ -80,14 +83,34 @@ def open_openvino(content: bytes, weights: bytes) -> tuple[Run, dict[str, Any]]:
     # by itself OpenVINO would compute in bf16 wherever the processor can
     hint = "f32" if about["precision"] == "fp32" else "bf16"
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    return lambda images: [*compiled([images]).values()], about
+    names = [output.get_any_name() for output in compiled.outputs]
+    return lambda images: dict(zip(names, compiled([images]).values(), strict=True)), about
+
+
+def resize_edge(image: np.ndarray, size: list[int], step: dict) -> np.ndarray:
+    """What MMPretrain's ResizeEdge did, by OpenCV or Pillow, whose filters differ."""
+    name = step.get("interpolation", "bilinear")
+    if step.get("backend", "cv2") == "cv2":
+        names = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos": 4}
+        return cv2.resize(image, size, interpolation=names[name])
+    from PIL import Image  # of these files alone
+
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling[name.upper()]))
 
 
 def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
     """What the test pipeline did before the network: (H, W, 3) -> (h, w, 3)."""
     for step in steps:
         height, width = image.shape[:2]
-        if "multiple" in step:
+        if "crop" in step:
+            top, left = (
+                max(0, round((a - b) / 2)) for a, b in zip(image.shape, step["crop"], strict=False)
+            )
+            image = image[top : top + step["crop"][0], left : left + step["crop"][1]]
+            continue
+        if "short" in step:
+            size = [int(step["short"] * n / min(height, width)) for n in (width, height)]
+        elif "multiple" in step:
             size = [-(-n // step["multiple"]) * step["multiple"] for n in (width, height)]
         elif "factor" in step:
             size = [int(n * step["factor"] + 0.5) for n in (width, height)]
@@ -99,7 +122,10 @@ def resize(image: np.ndarray, steps: list[dict]) -> np.ndarray:
             size = step["scale"]
         if max(size) > LONGEST:
             raise ValueError(f"its images would have sides of {size}")
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        if "short" in step:
+            image = resize_edge(image, size, step)
+        else:
+            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     return image
 
 
@@ -127,28 +153,56 @@ def draw(run: Run, about: dict[str, Any], image: np.ndarray, threshold: float) -
     """Run a model on an image (H, W, 3), BGR, print what it finds and draw it, in place."""
     resized = resize(image, about["resize"])
     images = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-    outputs = run(np.ascontiguousarray(images))
-
-    height, width = image.shape[:2]
-    if about["kind"] == "segmentor":
-        logits = outputs[0][0].transpose(1, 2, 0)
-        labels = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR).argmax(2)
-        for label in np.unique(labels):
-            shade(image, labels == label, about["palette"][label])
-            print(f"{about['classes'][label]}: {(labels == label).mean():.1%} of the image")
-    elif about["kind"] == "mask_rcnn":
-        scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2)
-        print(f"{(outputs[1] >= threshold).sum()} objects that score at least {threshold}")
-        for box, score, label, mask in reversed(list(zip(*outputs, strict=True))):
-            if score < threshold:
-                continue
-            box, color = box * scale, about["palette"][label]
-            shade(image, paste(mask, box, height, width), color)
-            left, top, right, bottom = (int(n) for n in box)
-            cv2.rectangle(image, (left, top), (right, bottom), color[::-1], 1)
-            print(f"{about['classes'][label]} {score:.3f} at {left}, {top}, {right}, {bottom}")
+    found = run(np.ascontiguousarray(images))
+    if "logits" in found:
+        draw_regions(about, image, found["logits"][0])
+    elif "boxes" in found:
+        if found["boxes"].ndim == 3:
+            found = {name: output[0] for name, output in found.items()}
+        draw_objects(about, image, found, resized.shape[:2], threshold)
+    elif "scores" in found:
+        for label in found["scores"][0].argsort()[:-6:-1]:
+            print(f"{about['classes'][label]} {found['scores'][0][label]:.3f}")
+        best = about["classes"][found["scores"][0].argmax()]
+        cv2.putText(image, best, (4, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 255), 2)
     else:
-        raise ValueError(f"it gives features, of shapes {[o.shape for o in outputs]}")
+        raise ValueError(f"it gives features, of shapes {[o.shape for o in found.values()]}")
+
+
+def draw_regions(about: dict[str, Any], image: np.ndarray, logits: np.ndarray) -> None:
+    """Draw and print the class of each pixel, of logits (classes, h, w)."""
+    size = image.shape[1::-1]
+    labels = cv2.resize(logits.transpose(1, 2, 0), size, interpolation=cv2.INTER_LINEAR).argmax(2)
+    for label in np.unique(labels):
+        shade(image, labels == label, about["palette"][label])
+        print(f"{about['classes'][label]}: {(labels == label).mean():.1%} of the image")
+
+
+def draw_objects(
+    about: dict[str, Any],
+    image: np.ndarray,
+    found: dict[str, np.ndarray],
+    size: Sequence[int],
+    threshold: float,
+) -> None:
+    """Draw and print what scores enough, best last drawn; size: (h, w) that the model was given."""
+    height, width = image.shape[:2]
+    scale = np.array([width / size[1], height / size[0]] * 2)
+    chosen = np.flatnonzero(found["scores"] >= threshold)
+    print(f"{len(chosen)} objects that score at least {threshold}")
+    for i in chosen[::-1]:
+        label, box = found["labels"][i], found["boxes"][i] * scale
+        color = about["palette"][label]
+        if "masks" in found:
+            shade(image, paste(found["masks"][i], box, height, width), color)
+        elif "mask_logits" in found:
+            # of 4x4 pixels each, also of those that were padded
+            whole = cv2.resize(found["mask_logits"][i], None, fx=4, fy=4)[: size[0], : size[1]]
+            shade(image, cv2.resize(whole, (width, height)) > 0, color)
+        left, top, right, bottom = (int(n) for n in box)
+        cv2.rectangle(image, (left, top), (right, bottom), color[::-1], 1)
+        name, score = about["classes"][label], found["scores"][i]
+        print(f"{name} {score:.3f} at {left}, {top}, {right}, {bottom}")
 
 
 def first_line(error: Exception) -> str:

@@ -6,8 +6,10 @@ trained layers of the model.
 """
 
 import copy
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,24 +25,38 @@ from ...utils.errors import ConfigError, name_failure
 from ..predictor import Predictor
 from .accuracy import Accuracy, CalibrationImages, measure, refuse_loss
 from .comparison import check
-from .graphs import Features, Graph, Segmentor, with_open_size
+from .graphs import Classifier, Features, Graph, Segmentor, with_open_size
 from .layers import for_runtimes
 from .mask_rcnn import MaskRCNN
+from .retinanet import RetinaNet
 from .runtimes import ABOUT, RUNTIMES
+from .transformers import DINO, Mask2Former, MaskSegmentor
 
 __all__ = ["ABOUT", "RUNTIMES", "Exported", "kind_of", "run"]
 
 GRAPHS: dict[str, Callable[[Any], Graph]] = {
-    "features": Features, "segmentor": Segmentor, "mask_rcnn": MaskRCNN
+    "features": Features, "segmentor": Segmentor, "mask_segmentor": MaskSegmentor,
+    "classifier": Classifier, "mask_rcnn": MaskRCNN, "retinanet": RetinaNet, "dino": DINO,
+    "mask2former": Mask2Former,
 }  # fmt: skip
-# The kind of a model's class, if this part of it is of one of these classes.
-WHOLE = {
-    "EncoderDecoder": ("segmentor", "decode_head", ("FPNHead", "UPerHead")),
-    "MaskRCNN": ("mask_rcnn", "roi_head", ("StandardRoIHead",)),
+# The kind of a model's class, by the class of this part of it.
+WHOLE: dict[str, tuple[str, dict[str, str]]] = {
+    "EncoderDecoder": (
+        "decode_head",
+        {"FPNHead": "segmentor", "UPerHead": "segmentor", "Mask2FormerHead": "mask_segmentor"},
+    ),
+    "ImageClassifier": ("head", {"LinearClsHead": "classifier"}),
+    "MaskRCNN": ("roi_head", {"StandardRoIHead": "mask_rcnn"}),
+    "CascadeRCNN": ("roi_head", {"CascadeRoIHead": "mask_rcnn"}),
+    "RetinaNet": ("bbox_head", {"RetinaHead": "retinanet"}),
+    "DINO": ("bbox_head", {"DINOHead": "dino"}),
+    "Mask2Former": ("panoptic_head", {"Mask2FormerHead": "mask2former"}),
 }
 # Steps of a test pipeline that a program can repeat from `describe`.
-STEPS = ("LoadImageFromFile", "LoadAnnotations", "Resize", "ResizeToMultiple",
-         "PackDetInputs", "PackSegInputs", "PackInputs")  # fmt: skip
+STEPS = ("LoadImageFromFile", "LoadAnnotations", "Resize", "ResizeToMultiple", "ResizeEdge",
+         "CenterCrop", "PackDetInputs", "PackSegInputs", "PackInputs")  # fmt: skip
+# What stands in ONNX's way, in the message of PyTorch's exporter.
+LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
 def kind_of(cfg: Config, part: str) -> str:
@@ -54,19 +70,33 @@ def kind_of(cfg: Config, part: str) -> str:
             f"{cfg.filename}: model.test_cfg.mode is {model.test_cfg.mode!r}, and a file predicts "
             "whole images: add --cfg-options model.test_cfg.mode=whole, or --part features"
         )
-    if model.get("data_preprocessor", {}).get("test_cfg"):
+    preprocessor = model.get("data_preprocessor", {})
+    if preprocessor.get("test_cfg"):
         raise ConfigError(
             f"{cfg.filename}: model.data_preprocessor.test_cfg pads images, which a file does "
             "not; take it out and add ResizeToMultiple to the test pipeline, or --part features"
         )
-    if model.type in WHOLE:
-        kind, name, heads = WHOLE[model.type]
-        if model[name].type in heads:
-            return kind
-    raise ConfigError(
-        f"{cfg.filename}: {model.type} is not exported whole (Semantic FPN, UperNet and Mask R-CNN "
-        "are); --part features exports backbone and neck"
-    )
+    name, kinds = WHOLE.get(model.type, ("", {}))
+    kind = kinds.get(model.get(name, {}).get("type"))
+    if kind is None:
+        raise ConfigError(
+            f"{cfg.filename}: {model.type} with these heads is not exported whole (Semantic FPN, "
+            "UperNet, Mask2Former, Mask R-CNN, Cascade Mask R-CNN, RetinaNet, DINO and linear "
+            "classifiers are); --part features exports backbone and neck"
+        )
+    if kind == "dino" and preprocessor.get("pad_size_divisor", 1) > 1:
+        raise ConfigError(
+            f"{cfg.filename}: DINO is exported for images that are not padded: add --cfg-options "
+            "model.data_preprocessor.pad_size_divisor=1"
+        )
+    if kind == "mask2former" and (
+        model.panoptic_head.num_stuff_classes or model.test_cfg.get("panoptic_on", True)
+    ):
+        raise ConfigError(
+            f"{cfg.filename}: Mask2Former is exported as an instance or a semantic segmentor, not "
+            "a panoptic one; --part features exports its backbone"
+        )
+    return kind
 
 
 def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
@@ -75,7 +105,7 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
     resize: list[dict[str, Any]] = []
     for step in dataset["pipeline"]:
         name = step["type"].rpartition(".")[2]
-        if name not in STEPS and kind != "features":
+        if kind != "features" and (name not in STEPS or step.get("edge", "short") != "short"):
             raise ConfigError(
                 f"{predictor.cfg.filename}: the test pipeline has {name}, which whoever runs the "
                 "file would have to repeat; take it out, or export --part features"
@@ -87,6 +117,12 @@ def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
             resize.append({"scale": scale, "keep_ratio": bool(step.get("keep_ratio", False))})
         elif name == "ResizeToMultiple":
             resize.append({"multiple": int(step["size_divisor"])})
+        elif name == "ResizeEdge":
+            how = {key: step[key] for key in ("backend", "interpolation") if key in step}
+            resize.append({"short": int(step["scale"]), **how})
+        elif name == "CenterCrop":
+            size = step["crop_size"]
+            resize.append({"crop": [size, size] if isinstance(size, int) else list(size)})
     return {
         "kind": kind,
         "classes": list(predictor.classes),
@@ -138,7 +174,7 @@ def run(
     with warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
-        with name_failure(f"{cfg.filename} can't be exported"):
+        with name_failure(f"{cfg.filename} can't be exported"), name_operator():
             exported = runtime.convert(trace(graph, path.suffix))
         difference = check(predictor, graph, runtime.run(exported, "fp32"))
         if precision == "int8":
@@ -163,20 +199,54 @@ def check_measurable(cfg: Config, part: str, precision: str) -> None:
     check_files(cfg, ("test_dataloader", *["train_dataloader"] * (precision == "int8")))
 
 
+@contextmanager
+def name_operator() -> Iterator[None]:
+    """Say which operator ONNX lacks where the exporter's message is pages long."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        found = LACKING.search(str(error))
+        if not found:
+            raise
+        raise ConfigError(
+            f"ONNX has no form of PyTorch's operator {found[1]}; export to .pt2, which needs none"
+        ) from error
+
+
 def trace(graph: Graph, ending: str) -> Any:
-    """Trace a graph with open axes as a program of torch.export, or else of ONNX."""
-    # a size of which no map has a single position, which would be assumed of all images
-    images = torch.rand(2 if graph.batch else 1, 3, 160, 288) * 255
+    """Trace a graph with open axes as a program of torch.export, or else of ONNX.
+
+    The time goes with the number of operators, each of which is looked at with sizes as formulas.
+    """
+    images = torch.rand(2 if graph.batch else 1, 3, *graph.traced) * 255
     axes = {2: "height", 3: "width"} | ({0: "batch"} if graph.batch else {})
+    dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),)
+    program = torch.export.export(graph, (images,), dynamic_shapes=dynamic)
     if ending == ".pt2":
-        dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),)
-        return torch.export.export(graph, (images,), dynamic_shapes=dynamic)
-    return torch.onnx.export(
-        graph,
-        (images,),
+        return program
+    # by itself, it would trace again by way of bytecode, and take as long for a few patterns
+    program = torch.onnx.export(
+        program,
         dynamo=True,
         verbose=False,
+        optimize=False,
         dynamic_shapes=(axes,),
         input_names=["images"],
         output_names=list(graph.outputs) or None,
     )
+    simplify(program.model)
+    return program
+
+
+def simplify(model: Any) -> None:
+    """Compute what is constant in an ONNX graph, and drop what occurs twice or nowhere, in place.
+
+    The patterns that runtimes fuse by themselves are left to them.
+    """
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+    from onnxscript import optimizer
+
+    optimizer.inline(model)
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    optimizer.remove_unused_nodes(model)
+    CommonSubexpressionEliminationPass()(model)

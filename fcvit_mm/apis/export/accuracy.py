@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from rich.progress import track
 from torch import Tensor
+from torch.nn import functional
 
 from ...utils.config import iter_leaf_datasets
 from ...utils.errors import ConfigError, name_failure
@@ -110,13 +111,25 @@ def as_sample(model: Any, found: dict[str, Tensor], sample: Any) -> Any:
     if "boxes" not in found:
         scores = found["scores"][0]
         return sample.set_pred_score(scores).set_pred_label(scores.argmax())
+    if found["boxes"].ndim == 3:
+        found = {name: output[0] for name, output in found.items()}
     boxes = found["boxes"] / torch.tensor(sample.scale_factor).repeat(2)
     instances = InstanceData(bboxes=boxes, scores=found["scores"], labels=found["labels"])
     if "masks" in found:
         threshold = model.roi_head.test_cfg.mask_thr_binary
         instances.masks = paste(found["masks"], boxes, sample.ori_shape, threshold)
+    elif "mask_logits" in found:
+        instances.masks = enlarge(found["mask_logits"], sample.img_shape, sample.ori_shape) > 0
     sample.pred_instances = instances
     return sample
+
+
+def enlarge(logits: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """Resize logits (N, h, w), one per 4x4 pixels of an image of a size, to its original size."""
+    # also of pixels that were padded
+    whole = functional.interpolate(logits[None], scale_factor=4.0, mode="bilinear")
+    whole = whole[..., : size[0], : size[1]]
+    return functional.interpolate(whole, original, mode="bilinear")[0]
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Graphs with an open image size: layers, normalization, backbone with neck, segmentors."""
+"""Graphs with an open image size: layers, normalization, backbone with neck, simple heads."""
 
 from typing import Any
 
@@ -11,11 +11,25 @@ class Graph(nn.Module):
     """A model as it is exported.
 
     outputs: their names; none where they are one map per stride. batch: whether the number of
-    images is open too.
+    images is open too, and detections have an axis for it. traced, checked: sizes (H, W) of the
+    images that it is traced and compared with.
     """
 
     outputs: tuple[str, ...] = ()
     batch = True
+    # no map has a single position, which would be assumed of all images
+    traced: tuple[int, int] = (160, 288)
+    # larger than any stride; the first has sides that are multiples of 32, so that none is padded
+    checked: tuple[tuple[int, int], ...] = ((192, 160), (136, 200))
+
+    def own(self, model: Any, inputs: Tensor, sample: Any) -> list[Tensor]:
+        """Return what OpenMMLab's model predicts for one image, in the form of the outputs.
+
+        Args:
+            inputs: after the data preprocessor, (1, 3, H, W).
+            sample: data sample, whose sizes are those of the inputs.
+        """
+        raise NotImplementedError
 
 
 class AdaptivePool(nn.Module):
@@ -43,9 +57,11 @@ class AdaptivePool(nn.Module):
 
 
 def with_open_size(model: nn.Module) -> nn.Module:
-    """Replace layers that can't be traced with an open size, in place."""
+    """Replace layers that can't be traced with an open size, or do nothing, in place."""
     for name, child in model.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
+        if isinstance(child, nn.Dropout):
+            setattr(model, name, nn.Identity())
+        elif isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
             setattr(model, name, AdaptivePool(child.output_size))
         elif type(child).__name__ == "Upsample" and getattr(child, "scale_factor", None):
             # MMSegmentation's turns the size into a number
@@ -79,8 +95,10 @@ class Normalize(nn.Module):
         x = images.flip(1) if self.reverse else images
         x = (x - self.mean) / self.std
         if self.divisor > 1:
-            height, width = x.shape[2:]
-            x = functional.pad(x, (0, -width % self.divisor, 0, -height % self.divisor))
+            # rounded up, from which the exporter knows that maps of all strides fit each other
+            height, width = ((n + self.divisor - 1) // self.divisor for n in x.shape[2:])
+            right, below = width * self.divisor - x.shape[3], height * self.divisor - x.shape[2]
+            x = functional.pad(x, (0, right, 0, below))
         return x
 
 
@@ -98,6 +116,10 @@ class Features(Graph):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.neck(self.backbone(self.normalize(images))))
 
+    def own(self, model: Any, inputs: Tensor, sample: Any) -> list[Tensor]:
+        stage = {"stage": "backbone"} if hasattr(model, "head") else {}
+        return list(model.extract_feat(inputs, **stage))
+
 
 class Segmentor(Graph):
     """Run Semantic FPN or UperNet: images -> logits (B, classes, H, W)."""
@@ -114,3 +136,24 @@ class Segmentor(Graph):
         logits = head(self.features(images))
         size: Any = images.shape[2:]
         return functional.interpolate(logits, size, None, "bilinear", head.align_corners)
+
+    def own(self, model: Any, inputs: Tensor, sample: Any) -> list[Tensor]:
+        return [model.inference(inputs, [sample.metainfo])]
+
+
+class Classifier(Graph):
+    """Run an image classifier: images -> probabilities (B, classes)."""
+
+    outputs = ("scores",)
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.features = Features(model)
+        self.neck, self.head = model.neck, model.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.neck(self.features(images))).softmax(1)
+
+    def own(self, model: Any, inputs: Tensor, sample: Any) -> list[Tensor]:
+        (sample,) = model.predict(inputs, [sample])
+        return [sample.pred_score[None]]

@@ -1,10 +1,11 @@
-"""Mask R-CNN as one graph, without a loop over detections and with an open image size."""
+"""Mask R-CNN, also as a cascade, as one graph, without a loop over detections."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchvision.ops import nms
 
 from .graphs import Graph, Normalize
@@ -13,11 +14,11 @@ from .graphs import Graph, Normalize
 class MaskRCNN(Graph):
     """Detect the objects of an image (1, 3, H, W), best first.
 
-    Return boxes (N, 4), left, top, right, bottom in pixels; scores (N,), 0 to 1; labels (N,);
-    masks (N, 28, 28), probabilities over the box.
+    Return boxes (N, 4), left, top, right, bottom in pixels; scores (N,), 0 to 1; labels (N,); and,
+    if the model has a mask head, masks (N, 28, 28), probabilities over the box.
     """
 
-    outputs = ("boxes", "scores", "labels", "masks")
+    outputs: tuple[str, ...] = ("boxes", "scores", "labels", "masks")
     batch = False
 
     def __init__(self, model: Any) -> None:
@@ -26,16 +27,25 @@ class MaskRCNN(Graph):
         self.normalize = Normalize(preprocessor, preprocessor.pad_size_divisor)
         self.backbone, self.neck = model.backbone, model.neck
         self.rpn, self.roi = model.rpn_head, model.roi_head
+        if not self.roi.with_mask:
+            self.outputs = self.outputs[:3]
         for module in self.roi.modules():
             # mmcv's RoIAlign: compiled operators of mmcv's own are not exported
             if hasattr(module, "use_torchvision"):
                 module.use_torchvision = True
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def stages(self, part: str) -> list[tuple[Any, Any]]:
+        """Return extractor and head of each stage, of which only a cascade has several."""
+        pair = getattr(self.roi, f"{part}_roi_extractor"), getattr(self.roi, f"{part}_head")
+        return list(zip(*pair, strict=True)) if hasattr(self.roi, "num_stages") else [pair]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         height, width = image.shape[2:]
         maps = self.neck(self.backbone(self.normalize(image)))
         proposals, valid = self.propose(maps, height, width)
         boxes, scores, labels = self.classify(maps, proposals, valid, height, width)
+        if "masks" not in self.outputs:
+            return boxes, scores, labels
         return boxes, scores, labels, self.masks(maps, boxes, labels)
 
     def propose(self, maps: Sequence[Tensor], height: Any, width: Any) -> tuple[Tensor, Tensor]:
@@ -75,15 +85,26 @@ class MaskRCNN(Graph):
         return out
 
     def classify(
-        self, maps: Sequence[Tensor], proposals: Tensor, valid: Tensor, height: Any, width: Any
+        self, maps: Sequence[Tensor], boxes: Tensor, valid: Tensor, height: Any, width: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (N, 4), scores (N,) and labels (N,), best first."""
-        head, cfg = self.roi.bbox_head, self.roi.test_cfg
-        logits, deltas = head(self.extract(self.roi.bbox_roi_extractor, maps, proposals))
+        """Return boxes (N, 4), scores (N,) and labels (N,) of proposals (M, 4), best first."""
+        total: Any = 0
+        *stages, (extractor, head) = self.stages("bbox")
         n = head.num_classes
+        for earlier, earlier_head in stages:
+            logits, deltas = earlier_head(self.extract(earlier, maps, boxes))
+            total = total + logits
+            if not earlier_head.reg_class_agnostic:
+                best = logits[:, :n].argmax(1)[:, None, None].expand(-1, 1, 4)
+                deltas = deltas.unflatten(1, (n, 4)).gather(1, best)[:, 0]
+            boxes = earlier_head.bbox_coder.decode(boxes, deltas, (height, width))
+        logits, deltas = head(self.extract(extractor, maps, boxes))
+        # the mean over the stages
+        logits = (total + logits) / (len(stages) + 1)
         scores = logits.softmax(1)[:, :n] * valid[:, None]
-        boxes = head.bbox_coder.decode(proposals, deltas, (height, width))
+        boxes = head.bbox_coder.decode(boxes, deltas, (height, width))
         boxes = boxes.unflatten(1, (-1, 4)).expand(-1, n, 4).reshape(-1, 4)
+        cfg = self.roi.test_cfg
         (found,) = torch.where(scores.flatten() > cfg.score_thr)
         score, label, box = scores.flatten()[found], found % n, boxes[found]
         keep = suppress(box, score, label, height + width, cfg.nms.iou_threshold)
@@ -91,12 +112,31 @@ class MaskRCNN(Graph):
         return box[keep], score[keep], label[keep]
 
     def masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the mask probabilities of boxes (N, 4): (N, 28, 28)."""
-        logits = self.roi.mask_head(self.extract(self.roi.mask_roi_extractor, maps, boxes))
-        if not self.roi.mask_head.class_agnostic:
-            index = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-            logits = logits.gather(1, index)
-        return logits[:, 0].sigmoid()
+        """Return the mask probabilities of boxes (N, 4): (N, 28, 28), the mean over the stages."""
+        stages = self.stages("mask")
+        total: Any = 0
+        for extractor, head in stages:
+            logits = head(self.extract(extractor, maps, boxes))
+            if not head.class_agnostic:
+                index = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])
+                logits = logits.gather(1, index)
+            total = total + logits[:, 0].sigmoid()
+        return total / len(stages)
+
+    def own(self, model: Any, inputs: Tensor, sample: Any) -> list[Tensor]:
+        (sample,) = model.predict(inputs, [sample], rescale=False)
+        found = sample.pred_instances
+        outputs = [found.bboxes, found.scores, found.labels]
+        if "masks" in self.outputs:
+            roi = model.roi_head
+            maps, rois = model.extract_feat(inputs), functional.pad(found.bboxes, (1, 0))
+            stages = [(i,) for i in range(getattr(roi, "num_stages", 0))] or [()]
+            # before they are pasted into the image
+            logits = [roi._mask_forward(*stage, maps, rois)["mask_preds"] for stage in stages]
+            masks = torch.stack(logits).sigmoid().mean(0)
+            labels = found.labels * (masks.shape[1] > 1)
+            outputs.append(masks[torch.arange(len(labels)), labels])
+        return outputs
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, apart: Any, threshold: float) -> Tensor:
