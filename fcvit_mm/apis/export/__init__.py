@@ -221,7 +221,7 @@ def trace(graph: Graph, ending: str) -> Any:
     images = torch.rand(2 if graph.batch else 1, 3, *graph.traced) * 255
     axes = {2: "height", 3: "width"} | ({0: "batch"} if graph.batch else {})
     dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),)
-    program = torch.export.export(graph, (images,), dynamic_shapes=dynamic)
+    program: Any = torch.export.export(graph, (images,), dynamic_shapes=dynamic)
     if ending == ".pt2":
         return program
     # by itself, it would trace again by way of bytecode, and take as long for a few patterns

@@ -130,7 +130,8 @@ class MaskRCNN(Graph):
         if "masks" in self.outputs:
             roi = model.roi_head
             maps, rois = model.extract_feat(inputs), functional.pad(found.bboxes, (1, 0))
-            stages = [(i,) for i in range(getattr(roi, "num_stages", 0))] or [()]
+            # of which only a cascade has several
+            stages: Any = [(i,) for i in range(getattr(roi, "num_stages", 0))] or [()]
             # before they are pasted into the image
             logits = [roi._mask_forward(*stage, maps, rois)["mask_preds"] for stage in stages]
             masks = torch.stack(logits).sigmoid().mean(0)

@@ -131,8 +131,8 @@ def encode(encoder: Any, maps: Sequence[Tensor], embeddings: Tensor, positions: 
         positions(None, input=x[:1]).flatten(2).mT + embedding
         for x, embedding in zip(maps, embeddings, strict=True)
     ]
-    points = torch.cat([centers(*size, maps[0]) for size in sizes])
     memory = torch.cat([x.flatten(2).mT for x in maps], 1)
+    points = torch.cat([centers(height, width, memory) for height, width in sizes])
     for layer in encoder.layers:
         memory = layer(
             query=memory,
