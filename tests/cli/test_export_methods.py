@@ -200,7 +200,7 @@ def predictor_of(tmp_path_factory) -> Callable[[str], Predictor]:
             for name, parameter in built.named_parameters():
                 # offsets and boxes start as zeros
                 parameter += 0.05 * torch.randn_like(parameter)
-                if any(part in name for part in SPREAD):
+                if parameter.ndim > 1 and any(part in name for part in SPREAD):
                     parameter *= 3
         classes = shapes.SEMANTIC_CLASSES if task == "segmentation" else shapes.CLASSES
         content = {"state_dict": built.state_dict(), "meta": {"dataset_meta": {"classes": classes}}}
@@ -265,7 +265,7 @@ def test_a_segmentor_and_a_classifier(predictor_of):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "dino"])
+@pytest.mark.parametrize("method", METHODS)
 def test_an_onnx_file_of_each_method(predictor_of, tmp_path, capsys, method):
     """Checked by the export itself; here several images, and the program without PyTorch."""
     predictor = predictor_of(method)
@@ -282,7 +282,7 @@ def test_an_onnx_file_of_each_method(predictor_of, tmp_path, capsys, method):
         assert difference < 1e-4 * np.abs(alone[best]).max()
     cv2.imwrite(str(tmp_path / "a.png"), make_image(0, 90, 71))
     script.main([str(path), str(tmp_path / "a.png"), str(tmp_path / "b.png"),
-                 "--score-threshold", "0.02"])  # fmt: skip
+                 "--score-threshold", "0.005"])  # fmt: skip
     assert not np.array_equal(cv2.imread(str(tmp_path / "b.png")), make_image(0, 90, 71))
     printed = capsys.readouterr().out
     assert any(name in printed for name in about["classes"])
