@@ -6,6 +6,7 @@ trained layers of the model.
 """
 
 import copy
+import gc
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -174,7 +175,7 @@ def run(
     with warnings.catch_warnings(), torch.no_grad():
         # of PyTorch, about its own parts
         warnings.simplefilter("ignore")
-        with name_failure(f"{cfg.filename} can't be exported"), name_operator():
+        with name_failure(f"{cfg.filename} can't be exported"), name_operator(), uncollected():
             exported = runtime.convert(trace(graph, path.suffix))
         difference = check(predictor, graph, runtime.run(exported, "fp32"))
         if precision == "int8":
@@ -211,6 +212,18 @@ def name_operator() -> Iterator[None]:
         raise ConfigError(
             f"ONNX has no form of PyTorch's operator {found[1]}; export to .pt2, which needs none"
         ) from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage: it would be searched for in graphs of thousands of nodes, all in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def trace(graph: Graph, ending: str) -> Any:
