@@ -11,6 +11,7 @@ import argparse
 import copy
 import os
 import runpy
+import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,11 +21,14 @@ from typing import Any
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 import fcvit_mm
 from fcvit_mm import FCViT
-from fcvit_mm.analysis.benchmark import PEERS, Call, medians, processor
+from fcvit_mm.analysis.benchmark import PEERS, Call, interleave, medians, processor
+from fcvit_mm.apis.export import RUNTIMES, trace
+from fcvit_mm.apis.export.graphs import Graph
+from fcvit_mm.apis.export.layers import for_runtimes
 from fcvit_mm.ops.depthwise_conv import weight_gradient
 from fcvit_mm.utils.cli import whole_number
 from fcvit_mm.utils.config import load_config
@@ -161,6 +165,48 @@ def mask_rcnn(repeats: int) -> Iterator[Row]:
     yield from compare("Mask R-CNN, a training iteration, 2 images of 640x400", calls, repeats)
 
 
+class Backbone(Graph):
+    """A backbone as it is exported: images -> its maps."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.backbone(images))
+
+
+def exported(repeats: int) -> Iterator[Row]:
+    """Compare ONNX Runtime and OpenVINO, in each precision, with PyTorch.
+
+    With one thread, processor time is compared, which other programs change less:
+    taskset --cpu-list 0 python benchmarks/speed.py exported --threads 1.
+    """
+    x = torch.randn(1, 3, 512, 512)
+    fast, _ = models()
+    networks = {f"FCViT-{ARCH}": fast, "ResNet-50": MODELS.build(PEERS["ResNet-50"])}
+    calls: dict[str, Call] = {}
+    for name, network in networks.items():
+        network.eval()
+        calls[f"{name}, PyTorch"] = partial(network, x)
+        with torch.no_grad():
+            program = trace(Backbone(for_runtimes(copy.deepcopy(network))), ".onnx")
+        for runtime in (RUNTIMES[".onnx"], RUNTIMES[".xml"]):
+            for precision in runtime.precisions:
+                model = runtime.convert(program)
+                if precision == "int8":
+                    model = runtime.quantize(model, [x.numpy()])
+                run = runtime.run(model, precision)
+                calls[f"{name}, {runtime.name} {precision}"] = partial(run, x)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    with torch.no_grad():
+        times = interleave(calls, repeats, clock)
+    found = {name: statistics.median(each) for name, each in times.items()}
+    for name, time_ms in found.items():
+        own = found[f"{name.partition(',')[0]}, PyTorch"]
+        yield f"{name}, 1x3x512x512", "PyTorch", f"{time_ms / own:.2f}", f"{time_ms:.0f}, {own:.0f}"
+
+
 MEASURES = {
     "inference": inference,
     "compiled": compiled,
@@ -169,6 +215,7 @@ MEASURES = {
     "pixels": pixels,
     "peers": peers,
     "mask_rcnn": mask_rcnn,
+    "exported": exported,
 }
 
 

@@ -1,5 +1,6 @@
 """Exported models in OpenVINO and in 8 bits: their accuracy, damage, and what is refused."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +9,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 from torch.nn import functional
 
-from fcvit_mm import engine
+from fcvit_mm import FCViT, engine
 from fcvit_mm.apis import export
 from fcvit_mm.apis.export import accuracy, comparison
+from fcvit_mm.apis.export.layers import for_runtimes
 from fcvit_mm.apis.model import build_model
 from fcvit_mm.apis.predictor import Predictor
+from fcvit_mm.models.layers import GlobalContext, Norm
 from fcvit_mm.utils import cli
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
@@ -64,6 +69,31 @@ def predictor(trained):
 
 def about(path: Path) -> dict:
     return load_tool("run_exported").open_model(str(path))[1]
+
+
+# --------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("weighted", [True, False])
+def test_layers_compute_the_same_in_the_form_of_the_runtimes(weighted):
+    backbone = FCViT(
+        {"layers": (1,) * 4, "dims": (8, 16, 16, 32), "mlp_ratios": (2,) * 4},
+        weighted_context=weighted,
+        layer_scale_init=0.5,
+    )
+    for parameter in backbone.parameters():
+        # biases, too, which are 0 at first
+        nn.init.normal_(parameter, std=0.5)
+    backbone = backbone.double().eval()
+    images = torch.randn(2, 3, 45, 70, dtype=torch.float64)
+    with torch.no_grad():
+        expected = backbone(images)
+        changed = for_runtimes(copy.deepcopy(backbone)).double()
+        for given, wanted in zip(changed(images), expected, strict=True):
+            torch.testing.assert_close(given, wanted)
+    kinds = {type(module) for module in changed.modules()}
+    assert not kinds & {Norm, GlobalContext}
 
 
 # ------------------------------------------------------------------------------- accuracy
@@ -117,6 +147,26 @@ def test_a_file_that_finds_the_ground_truth_is_perfect(data, predictor, task, ou
     assert found.keys() == expected.keys()
     for name, values in found.items():
         assert expected[name] <= values["file"] <= 1 and 0 <= values["model"] < 0.9
+
+
+def test_masks_of_whole_images_come_to_the_size_of_the_image():
+    """As Mask2Former gives them: for a padded image, a position per 4x4 pixels, in a batch."""
+    sample = DetDataSample(
+        metainfo={"img_shape": (40, 56), "ori_shape": (20, 28), "scale_factor": (2.0, 2.0)}
+    )
+    logits = torch.full((1, 1, 16, 16), -1.0)
+    # in the image from its column 14 to the right, and over what is padded
+    logits[..., 7:] = 1.0
+    found = {
+        "boxes": torch.tensor([[[28.0, 0, 56, 40]]]),
+        "scores": torch.ones(1, 1),
+        "labels": torch.zeros(1, 1, dtype=torch.long),
+        "mask_logits": logits,
+        "queries": torch.zeros(1, 9),
+    }
+    instances = accuracy.as_sample(None, found, sample).pred_instances
+    assert instances.bboxes.tolist() == [[14, 0, 28, 20]] and instances.masks.shape == (1, 20, 28)
+    assert instances.masks[0].float().mean(0).tolist() == [0.0] * 14 + [1.0] * 14
 
 
 def test_the_models_own_accuracy_is_that_of_a_test(data, predictor, trained):
