@@ -273,7 +273,8 @@ def test_extras_exist():
     named = set(re.findall(r"'(?:\.|fcvit-mm)\[([\w,-]+)\]'", "".join(PAGES.values())))
     named = {name for group in named for name in group.split(",")}
     assert named == {"openmmlab", "openmmlab-official", "app", "data", "export", "faster-eval",
-                     "hub", "mlflow", "openvino", "tensorboard", "timm", "track", "wandb"}  # fmt: skip
+                     "hub", "mlflow", "openvino", "tensorboard", "timm", "track",
+                     "wandb"}  # fmt: skip
     assert named <= parser["options.extras_require"].keys()
 
 
