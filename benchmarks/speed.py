@@ -179,8 +179,7 @@ class Backbone(Graph):
 def exported(repeats: int) -> Iterator[Row]:
     """Compare ONNX Runtime and OpenVINO, in each precision, with PyTorch.
 
-    With one thread, processor time is compared, which other programs change less:
-    taskset --cpu-list 0 python benchmarks/speed.py exported --threads 1.
+    With one thread, processor time is compared, which other programs change less.
     """
     x = torch.randn(1, 3, 512, 512)
     fast, _ = models()
@@ -196,7 +195,7 @@ def exported(repeats: int) -> Iterator[Row]:
                 model = runtime.convert(program)
                 if precision == "int8":
                     model = runtime.quantize(model, [x.numpy()])
-                run = runtime.run(model, precision)
+                run = runtime.run(model, precision, torch.get_num_threads())
                 calls[f"{name}, {runtime.name} {precision}"] = partial(run, x)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.no_grad():

@@ -111,16 +111,16 @@ def perfect(cfg, scale: float = 1.0):
         if "gt_sem_seg" in sample:
             labels = sample.gt_sem_seg.data
             return [functional.one_hot(labels.long(), 5).permute(0, 3, 1, 2).float()]
-        truth = sample.gt_instances
-        boxes = torch.as_tensor(truth.bboxes.tensor)
-        masks = truth.masks.to_ndarray()
+        wanted = sample.gt_instances
+        boxes = torch.as_tensor(wanted.bboxes.tensor)
+        masks = wanted.masks.to_ndarray()
         masks = [
             cv2.resize(mask[top:bottom, left:right], (28, 28), interpolation=cv2.INTER_NEAREST)
             for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True)
         ]
         assert images.shape[2:] == tuple(int(n * scale) for n in sample.ori_shape)
         scores = torch.ones(len(boxes))
-        return [boxes * scale, scores, truth.labels, torch.from_numpy(np.stack(masks)).float()]
+        return [boxes * scale, scores, wanted.labels, torch.from_numpy(np.stack(masks)).float()]
 
     return run
 

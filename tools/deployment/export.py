@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--max-drop",
         type=fraction,
         metavar="DROP",
-        help="measure the file beside the model, as test does, and write none that loses more mAP, "
+        help="measure file and model, as test does, and write none that loses more mAP, "
         f"mIoU or top-1, 0 to 1 (default: {MAX_DROP} for bf16 and int8; fp32 is not measured)",
     )
     args = parse_model(parser, argv)

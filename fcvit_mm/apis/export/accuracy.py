@@ -1,4 +1,4 @@
-"""Measure an exported model beside the model itself, as `fcvit test` does; images to calibrate."""
+"""Measure an exported model and the model itself, as `fcvit test` does; images to calibrate."""
 
 import copy
 import re

@@ -56,8 +56,8 @@ class Runtime:
         """Make a model of this runtime from what `trace` returned."""
         return program
 
-    def run(self, model: Any, precision: str) -> Run:
-        """Return what runs a model: images -> outputs."""
+    def run(self, model: Any, precision: str, threads: int = 0) -> Run:
+        """Return what runs a model: images -> outputs. threads: 0 leaves them to the runtime."""
         raise NotImplementedError
 
     def quantize(self, model: Any, images: Sequence[np.ndarray]) -> Any:
@@ -78,7 +78,7 @@ class TorchExport(Runtime):
 
     name = "torch.export"
 
-    def run(self, model: Any, precision: str) -> Run:
+    def run(self, model: Any, precision: str, threads: int = 0) -> Run:
         file = io.BytesIO()
         torch.export.save(model, file)
         file.seek(0)
@@ -100,11 +100,13 @@ class ONNXRuntime(Runtime):
     def convert(self, program: Any) -> Any:
         return program.model_proto
 
-    def run(self, model: Any, precision: str) -> Run:
+    def run(self, model: Any, precision: str, threads: int = 0) -> Run:
         import onnxruntime
 
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         return lambda images: [
             torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})
@@ -146,12 +148,13 @@ class OpenVINO(Runtime):
         passes.run_passes(model)
         return model
 
-    def run(self, model: Any, precision: str) -> Run:
+    def run(self, model: Any, precision: str, threads: int = 0) -> Run:
         import openvino
 
         # without it, a processor that has bf16 uses it
-        hint = {"INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
-        compiled = openvino.Core().compile_model(model, "CPU", hint)
+        hint = "f32" if precision == "fp32" else "bf16"
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
 
         def run(images: Tensor) -> list[Tensor]:
             found = compiled([images.numpy()])
