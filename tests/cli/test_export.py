@@ -23,6 +23,7 @@ from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import make_image, read
+from helpers.tensorrt import assert_tensorrt_reads
 from helpers.tools import assert_sentence, load_tool
 
 # One block per stage: the time of an export grows with the number of layers.
@@ -238,6 +239,12 @@ def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method
     ]
     assert result.stdout.splitlines() == [*expected, f"drawn: {tmp_path / 'out.png'}"]
     assert not np.array_equal(read(tmp_path / "out.png"), make_image(1, 72, 56))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CONFIGS)
+def test_tensorrt_has_the_operators_of_a_file(exported, method):
+    assert_tensorrt_reads(exported(method))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import make_image
+from helpers.tensorrt import assert_tensorrt_reads
 from helpers.tools import load_tool
 
 DIMS = (16, 16, 24, 32)
@@ -277,6 +278,7 @@ def test_an_onnx_file_of_each_method(predictor_of, tmp_path, capsys, method):
     predictor = predictor_of(method)
     path = tmp_path / "a.onnx"
     assert export.run(predictor, path).difference < comparison.TOLERANCE
+    assert_tensorrt_reads(path)
     script = load_tool("run_exported")
     run, about = script.open_model(str(path))
     if graph_of(predictor).batch:

@@ -1,5 +1,9 @@
 """The operators of ONNX that TensorRT reads."""
 
+from pathlib import Path
+
+import onnx
+
 # As the documentation of TensorRT 10.15 lists them (docs/operators.md of its ONNX parser); for
 # opsets 9 to 24.
 OPSETS = range(9, 25)
@@ -22,3 +26,12 @@ NAMES = """
     TopK Transpose Trilu Unsqueeze Upsample Where Xor
 """
 OPERATORS = frozenset(NAMES.split())
+
+
+def assert_tensorrt_reads(path: Path) -> None:
+    """All operators of an ONNX file are among those that TensorRT's documentation lists."""
+    model = onnx.load(path)
+    (opset,) = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    # what others are made of would be functions of their own
+    assert opset in OPSETS and not model.functions
+    assert {node.op_type for node in model.graph.node} <= OPERATORS
