@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...utils.cli import require
-from ...utils.errors import ConfigError
+from ...utils.errors import ConfigError, name_failure
 from ...utils.files import SHA256_KEY, SHA256_PLACEHOLDER, atomic_write, embed_sha256
 from .comparison import as_list
 
@@ -83,7 +83,13 @@ class TorchExport(Runtime):
         torch.export.save(model, file)
         file.seek(0)
         loaded = torch.export.load(file).module()
-        return lambda images: as_list(loaded(images))
+
+        def run(images: Tensor) -> list[Tensor]:
+            # what the trace took for granted of all sizes
+            with name_failure("the exported program does not run; export to .onnx instead"):
+                return as_list(loaded(images))
+
+        return run
 
     def save(self, model: Any, path: Path, about: dict[str, Any]) -> None:
         with atomic_write(path) as partial:
