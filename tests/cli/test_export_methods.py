@@ -291,7 +291,8 @@ def test_an_onnx_file_of_each_method(predictor_of, tmp_path, capsys, method):
     cv2.imwrite(str(tmp_path / "a.png"), make_image(0, 90, 71))
     script.main([str(path), str(tmp_path / "a.png"), str(tmp_path / "b.png"),
                  "--score-threshold", "0.005"])  # fmt: skip
-    assert not np.array_equal(cv2.imread(str(tmp_path / "b.png")), make_image(0, 90, 71))
+    drawn = cv2.imread(str(tmp_path / "b.png"))
+    assert drawn is not None and not np.array_equal(drawn, make_image(0, 90, 71))
     printed = capsys.readouterr().out
     assert any(name in printed for name in about["classes"])
     if method in DETECTORS:
@@ -352,12 +353,16 @@ def test_what_is_not_exported_is_a_sentence(predictor_of):
         cfg = load_config(config, {f"model.{name}": eval(value)})
         with pytest.raises(ConfigError, match="not a panoptic one"):
             export.kind_of(cfg, "whole")
-    options = {"model.data_preprocessor.pad_size_divisor": 32}
+    padded = load_config(
+        predictor_of("dino").cfg.filename, {"model.data_preprocessor.pad_size_divisor": 32}
+    )
     with pytest.raises(ConfigError, match="pad_size_divisor=1"):
-        export.kind_of(load_config(predictor_of("dino").cfg.filename, options), "whole")
-    options = {"model.bbox_head.type": "FCOSHead"}
+        export.kind_of(padded, "whole")
+    other = load_config(
+        predictor_of("retinanet").cfg.filename, {"model.bbox_head.type": "FCOSHead"}
+    )
     with pytest.raises(ConfigError, match="RetinaNet with these heads is not exported whole"):
-        export.kind_of(load_config(predictor_of("retinanet").cfg.filename, options), "whole")
+        export.kind_of(other, "whole")
 
 
 def test_the_operator_that_onnx_lacks_is_named(predictor_of, tmp_path, monkeypatch):
