@@ -11,7 +11,6 @@ machine that has been lost, and would have all others begin anew.
 """
 
 import errno
-import fcntl
 import json
 import sys
 import time
@@ -33,6 +32,9 @@ from .inference import COLUMNS, Results
 from .predictor import Predictor
 from .result import Result, coco_content, labels_of
 from .sources import Frame, Source, iter_images, read_frames
+
+if sys.platform != "win32":
+    import fcntl
 
 # In the folder of results: the shards, the list of images, and what the run was begun with.
 FOLDER = "shards"
@@ -234,7 +236,9 @@ def _fill(
 
 
 def _lock(file: IO[bytes]) -> None:
-    """Keep other processes from writing a file, until it is closed."""
+    """Keep other processes from writing a file, until it is closed; not on Windows."""
+    if sys.platform == "win32":
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -115,12 +115,7 @@ def as_sample(model: Any, found: dict[str, Tensor], sample: Any) -> Any:
         found = {name: output[0] for name, output in found.items()}
     boxes = found["boxes"] / torch.tensor(sample.scale_factor).repeat(2)
     instances = InstanceData(bboxes=boxes, scores=found["scores"], labels=found["labels"])
-    if "mask_logits" in found:
-        height, width = sample.img_shape[:2]
-        whole = functional.interpolate(found["mask_logits"][None], scale_factor=4, mode="bilinear")
-        whole = whole[..., :height, :width]
-        instances.masks = functional.interpolate(whole, sample.ori_shape, mode="bilinear")[0] > 0
-    elif "masks" in found:
+    if "masks" in found:
         threshold = model.roi_head.test_cfg.mask_thr_binary
         instances.masks = paste(found["masks"], boxes, sample.ori_shape, threshold)
     elif "mask_logits" in found:
