@@ -1,7 +1,7 @@
 """The products of a global context: heads of a map with one token per image, and back.
 
-Each is one matrix product, so that nothing of the map's size is written but the output. In
-channels_last it has the tokens of all heads, where a head's channels do not lie side by side.
+Each is one matrix product, so that nothing of the map's size is written but the output: for all
+heads at once, or on a GPU head by head, where building the matrix takes longer than it saves.
 """
 
 from contextlib import nullcontext
@@ -28,6 +28,11 @@ def _is_channels_last(x: Tensor) -> bool:
     return not is_transformed() and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def is_by_head(x: Tensor) -> bool:
+    """Tell whether heads are taken one by one: on a GPU, where their channels lie side by side."""
+    return x.is_cuda and not _is_channels_last(x)
+
+
 def _is_autocast(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
@@ -47,12 +52,12 @@ def inner_products(x: Tensor, token: Tensor, *, heads: int, scale: float = 1.0) 
     dtype = sum_dtype(x)
     with torch.autocast(x.device.type, enabled=False) if _is_autocast(x) else nullcontext():
         token, maps = token.to(dtype) * scale, x.to(dtype).flatten(2)  # (B, d), (B, d, N)
-        if _is_channels_last(x):
-            products = split_heads(token, heads) @ maps  # (B, h, N)
-        else:
+        if is_by_head(x):
             by_head = x.shape[0] * heads, x.shape[1] // heads
             products = token.reshape(*by_head, 1).mT @ maps.reshape(*by_head, maps.shape[2])
-    return products.reshape(x.shape[0], heads, *x.shape[2:])
+            return products.reshape(x.shape[0], heads, *x.shape[2:])
+        products = split_heads(token, heads) @ maps  # (B, h, N)
+    return products.unflatten(2, x.shape[2:])
 
 
 def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
@@ -65,14 +70,17 @@ def add_weighted(x: Tensor, *, weights: Tensor, token: Tensor) -> Tensor:
     maps, factors, heads = x.flatten(2), weights.flatten(2), weights.shape[1]  # (B, d or h, N)
     if not _is_autocast(x):  # which rounds all three to its dtype
         token, factors = token.to(x.dtype), factors.to(x.dtype)
+    if is_by_head(x):
+        by_head = x.shape[0] * heads, x.shape[1] // heads
+        out = torch.baddbmm(
+            maps.reshape(*by_head, maps.shape[2]),
+            token.reshape(*by_head, 1),
+            factors.reshape(by_head[0], 1, maps.shape[2]),
+        )
+        return out.reshape(x.shape)
+    tokens = split_heads(token, heads)  # (B, h, d)
     # a product keeps no memory format: it is written in the order that the next layer reads
     if _is_channels_last(x):
-        out = torch.baddbmm(maps.mT, factors.mT, split_heads(token, heads))  # (B, N, d)
+        out = torch.baddbmm(maps.mT, factors.mT, tokens)  # (B, N, d)
         return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    by_head = x.shape[0] * heads, x.shape[1] // heads
-    out = torch.baddbmm(
-        maps.reshape(*by_head, maps.shape[2]),
-        token.reshape(*by_head, 1),
-        factors.reshape(by_head[0], 1, maps.shape[2]),
-    )
-    return out.reshape(x.shape)
+    return torch.baddbmm(maps, tokens.mT, factors).unflatten(2, x.shape[2:])

@@ -12,6 +12,7 @@ from fcvit_mm import ops
 from fcvit_mm.models.fcvit import FCViT
 from fcvit_mm.models.layers import Block, ChannelMixer, GlobalContext, PatchEmbed, TokenMixer
 from fcvit_mm.models.layers import init_layer as init
+from fcvit_mm.ops import global_context
 from helpers.plain import PlainFCViT
 
 HEADS = 8
@@ -167,6 +168,16 @@ def test_layer_equals_plain_loops(layer, channels, loop):
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_heads_one_by_one_as_on_a_gpu_are_the_same(monkeypatch):
+    layer = randomized(GlobalContext(16))
+    x = torch.randn(2, 16, 5, 6, dtype=torch.float64)
+    expected = layer(x)
+    monkeypatch.setattr(global_context, "is_by_head", lambda x: True)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+    other = layer(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(other, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_initialization():
     torch.manual_seed(0)
     block = Block(256, 4, (11, 11)).apply(init)
@@ -206,6 +217,7 @@ def test_on_a_gpu_there_are_no_more_operators_than_as_published(monkeypatch):
     """Under autocast layers take none of the forms that are for CPUs; the layout is a GPU's."""
     for name in ("for_layers", "for_heads"):
         monkeypatch.setattr(ops, name, lambda x, **_: x)
+    monkeypatch.setattr(global_context, "is_by_head", lambda x: True)
     counts = []
     for model in (PlainFCViT("tiny"), FCViT("tiny")):
         with Operators() as operators:
