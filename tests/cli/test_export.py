@@ -1,8 +1,6 @@
 """Exported models: against OpenMMLab, in a program without PyTorch, and broken ones."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,7 +22,7 @@ from fcvit_mm.utils.errors import ConfigError
 from helpers import ROOT
 from helpers.images import make_image, read
 from helpers.tensorrt import assert_tensorrt_reads
-from helpers.tools import assert_sentence, load_tool
+from helpers.tools import assert_sentence, load_tool, run_exported
 
 # One block per stage: the time of an export grows with the number of layers.
 SMALL = {"layers": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2)}
@@ -92,21 +90,6 @@ def exported(tool, small, predictors, tmp_path_factory) -> Callable[[str], Path]
         return path
 
     return export_once
-
-
-def run_script(model: Path, source: Path, out: Path) -> subprocess.CompletedProcess:
-    """tools/deployment/run_exported.py where PyTorch and OpenMMLab can't be imported."""
-    code = f"""
-import runpy, sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'torchvision', 'mmengine', 'mmcv', 'fcvit_mm'):
-            raise ImportError(f'{{name}} is not to be needed')
-sys.meta_path.insert(0, Refuse())
-sys.argv = ['run_exported.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
-runpy.run_path({str(ROOT / "tools/deployment/run_exported.py")!r}, run_name='__main__')
-"""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 # ------------------------------------------------------------------------ the parts of a graph
@@ -208,7 +191,7 @@ def test_the_script_resizes_as_mmcv_does(steps, expected):
 def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
     image = make_image(0, 64, 64)
     cv2.imwrite(str(tmp_path / "a.png"), image)
-    result = run_script(exported("mask_rcnn"), tmp_path / "a.png", tmp_path / "out.png")
+    result = run_exported(exported("mask_rcnn"), tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
     (sample,) = predictors["mask_rcnn"].predict_samples([image])
     found = sample.pred_instances[sample.pred_instances.scores >= 0.5]
@@ -228,7 +211,7 @@ def test_a_detector_runs_without_pytorch(predictors, exported, tmp_path):
 )
 def test_a_segmentor_runs_without_pytorch(predictors, exported, tmp_path, method):
     cv2.imwrite(str(tmp_path / "a.png"), make_image(1, 72, 56))
-    result = run_script(exported(method), tmp_path / "a.png", tmp_path / "out.png")
+    result = run_exported(exported(method), tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
     (sample,) = predictors[method].predict_samples([make_image(1, 72, 56)])
     labels = sample.pred_sem_seg.data.numpy()
@@ -453,14 +436,14 @@ def test_missing_packages_are_named(predictors, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_script_refuses_what_it_cannot_read(exported, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
-    result = run_script(exported("semantic_fpn"), tmp_path / "text.jpg", tmp_path / "out.png")
+    result = run_exported(exported("semantic_fpn"), tmp_path / "text.jpg", tmp_path / "out.png")
     assert_sentence(result, "text.jpg is not an image")
     cv2.imwrite(str(tmp_path / "a.png"), make_image(0))
-    result = run_script(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
+    result = run_exported(tmp_path / "text.jpg", tmp_path / "a.png", tmp_path / "out.png")
     assert_sentence(result, "can't be run as a model of fcvit export")
-    result = run_script(exported("semantic_fpn"), tmp_path / "a.png", tmp_path / "out.txt")
+    result = run_exported(exported("semantic_fpn"), tmp_path / "a.png", tmp_path / "out.txt")
     assert_sentence(result, "out.txt can't be written")
     # an image of one pixel is one for it as well
     cv2.imwrite(str(tmp_path / "one.png"), make_image(0)[:1, :1])
-    result = run_script(exported("mask_rcnn"), tmp_path / "one.png", tmp_path / "out.png")
+    result = run_exported(exported("mask_rcnn"), tmp_path / "one.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr

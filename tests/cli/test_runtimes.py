@@ -1,8 +1,6 @@
 """Exported models in OpenVINO and in 8 bits: their accuracy, damage, and what is refused."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -25,10 +23,9 @@ from fcvit_mm.models.layers import GlobalContext, Norm
 from fcvit_mm.utils import cli
 from fcvit_mm.utils.config import load_config
 from fcvit_mm.utils.errors import ConfigError
-from helpers import ROOT
 from helpers.images import make_image
 from helpers.models import CONFIGS, META, make_smallest
-from helpers.tools import TEST, load_tool
+from helpers.tools import TEST, load_tool, run_exported
 
 SCOPES = {"detection": "mmdet", "segmentation": "mmseg", "classification": "mmpretrain"}
 OPTIONS = {
@@ -241,24 +238,9 @@ def test_a_damaged_openvino_file_is_refused(segmentor, tmp_path):
         script.open_model(str(tmp_path / "a.xml"))
 
 
-def run_script(model: Path, source: Path, out: Path) -> subprocess.CompletedProcess:
-    """tools/deployment/run_exported.py where PyTorch and OpenMMLab can't be imported."""
-    code = f"""
-import runpy, sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'mmengine', 'mmcv', 'fcvit_mm', 'onnxruntime'):
-            raise ImportError(f'{{name}} is not to be needed')
-sys.meta_path.insert(0, Refuse())
-sys.argv = ['run_exported.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
-runpy.run_path({str(ROOT / "tools/deployment/run_exported.py")!r}, run_name='__main__')
-"""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-
-
 def test_openvino_runs_it_without_pytorch(segmentor, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), make_image(1))
-    result = run_script(segmentor, tmp_path / "a.png", tmp_path / "out.png")
+    result = run_exported(segmentor, tmp_path / "a.png", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
     assert "% of the image" in result.stdout and (tmp_path / "out.png").exists()
 

@@ -1,7 +1,10 @@
 """To run the tools: short trainings, and what a refusal looks like."""
 
 import socket
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 
 from helpers import ROOT
@@ -51,3 +54,20 @@ def load_tool(name: str) -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_exported(model: Path, source: Path, out: Path) -> subprocess.CompletedProcess:
+    """Run run_exported.py where neither PyTorch, OpenMMLab nor another runtime can be imported."""
+    other = "onnxruntime" if model.suffix == ".xml" else "openvino"
+    refused = ("torch", "torchvision", "mmengine", "mmcv", "fcvit_mm", other)
+    code = f"""
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {refused}:
+            raise ImportError(f'{{name}} is not to be needed')
+sys.meta_path.insert(0, Refuse())
+sys.argv = ['run_exported.py', {str(model)!r}, {str(source)!r}, {str(out)!r}]
+runpy.run_path({str(ROOT / "tools/deployment/run_exported.py")!r}, run_name='__main__')
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)

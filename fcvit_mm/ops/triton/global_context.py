@@ -446,15 +446,8 @@ def _small_constants(gap: Tensor) -> dict[str, int]:
     return {"size": size, "block_e": triton.next_power_of_2(size), "block_t": 32}
 
 
-def _plain(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-) -> Tensor:
+def _plain(x: Tensor, *parameters: Tensor) -> Tensor:
+    alpha, beta, weight1, bias1, weight2, bias2 = parameters
     gap = mean_over_positions(x)
     s = inner_products(x, gap, heads=HEADS, scale=(x.shape[1] // HEADS) ** -0.5)
     std, mean = torch.std_mean(s, dim=(1, 2, 3), keepdim=True)
